@@ -1,0 +1,38 @@
+# Everything a newcomer needs: `make grid` runs the demo study, `make test` all tests.
+# Both build their own environment in .venv from constraints.txt.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: grid test fast-test check format clean
+
+grid: .venv/.run-ready
+	$(BIN)/python ablations/run_grid.py $(ARGS)
+
+test: .venv/.dev-ready
+	$(BIN)/python -m pytest $(ARGS)
+
+fast-test: .venv/.dev-ready
+	$(BIN)/python -m pytest -m "not slow and not ray" $(ARGS)
+
+check: .venv/.dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/.dev-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.run-ready: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.dev-ready: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.run-ready
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,1 @@
+"""Sound event localization and detection: everything that is not orchestration, free of Ray."""

@@ -1,0 +1,41 @@
+"""The one error users see: what is wrong, where, and what was expected."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    Args:
+        where: file, option or setting group that holds the bad value.
+        field: column, key or property within it.
+        value: what was found there.
+        expected: what would have been accepted.
+    """
+
+    def __init__(self, where: str | Path, field: str, value: object, expected: str) -> None:
+        super().__init__(where, field, value, expected)
+        self.where = str(where)
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.field} is {self.value!r}, expected {self.expected}"
+
+
+def exit_on_input_error(main: Callable[[], int | None]) -> None:
+    """Run a command; an :class:`InputError` becomes one line on stderr and exit code 2."""
+    try:
+        code = main() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

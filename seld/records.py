@@ -1,0 +1,251 @@
+"""What a trial leaves on disk, and its schema.
+
+A study's results are one folder::
+
+    results/<study>/
+      study.json            the question, arms, budgets, seeds, baseline, command
+      reference/*.csv       the test recordings' annotations, once
+      trials/<trial id>/
+        record.json         everything below but the tables (written last, atomically)
+        counts.parquet      additive metric statistics per test recording and class
+        history.csv         stage,step,name,value: training curves and probes over time
+        predictions/*.csv   DCASE predictions of the test recordings
+      trials.parquet, trials.csv, report/index.html
+
+``analysis`` reads this and nothing else. Scores are fractions and degrees as the metric gives
+them; points (×100) are made when a table is printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from seld.errors import InputError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["finished", "failed", "running", "stopped"]
+
+#: Failure kinds, each with what it means to the reader of a table.
+FAILURE_KINDS: dict[str, str] = {
+    "gpu_memory": "the accelerator ran out of memory",
+    "host_memory": "the machine ran out of memory",
+    "non_finite_loss": "a loss or gradient was not finite",
+    "bad_data": "a shard or recording could not be used",
+    "disk_full": "the disk or bucket had no room",
+    "lost_node": "a machine or worker process died",
+    "timeout": "a stage made no progress for too long",
+    "code_error": "an exception in the code",
+}
+
+#: The columns of ``trials.parquet`` and ``trials.csv`` that hold scores.
+SCORE_COLUMNS: tuple[str, ...] = ("seld_error", "er20", "f20", "le_cd_deg", "lr_cd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a trial did not finish."""
+
+    kind: str
+    message: str
+    traceback: str
+    stage: str
+    policy: str
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageUse:
+    """One stage as a trial used it; ``computed`` is false where another trial had made it."""
+
+    name: str
+    key: str
+    computed: bool
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial: an arm with a seed and an annotation budget, and what came of it.
+
+    ``config`` holds every setting, nested; ``parameters`` the few that vary in the study
+    (flat, dotted names), which is what sweeps are analysed by. ``metrics`` has the keys of
+    :data:`SCORE_COLUMNS`; ``per_class`` and ``per_room`` rows carry the same scores under a
+    ``class_name`` or ``room``. ``probes`` are diagnostics of the pretrained encoder (retrieval,
+    linear probes, embedding spread; chance levels under ``<name>_chance``).
+    """
+
+    study: str
+    trial_id: str
+    arm: str
+    seed: int
+    annotation_minutes: float
+    status: Status
+    config: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    per_room: list[dict[str, Any]] = field(default_factory=list)
+    probes: Mapping[str, float] = field(default_factory=dict)
+    pretraining_learnt: bool | None = None
+    failure: Failure | None = None
+    stages: list[StageUse] = field(default_factory=list)
+    durations_s: Mapping[str, float] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    unannotated_classes: list[str] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    git_dirty: bool = False
+    data_fingerprint: str = ""
+    test_fingerprint: str = ""
+    code_fingerprint: str = ""
+    metric_version: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.failure is not None and self.failure.kind not in FAILURE_KINDS:
+            raise InputError("trial record", "failure.kind", self.failure.kind, str(FAILURE_KINDS))
+        if (self.status == "failed") != (self.failure is not None):
+            raise InputError("trial record", "failure", self.failure, f"to fit {self.status!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """What was asked: written before the first trial so that a report can say what is missing.
+
+    ``cells`` lists every planned trial as ``{trial_id, arm, seed, annotation_minutes}``.
+    """
+
+    name: str
+    question: str
+    arms: list[str]
+    baseline: str
+    budgets_minutes: list[float]
+    seeds: list[int]
+    scale: str
+    command: str
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+
+def trial_folder(study_folder: Path, trial_id: str) -> Path:
+    """Where the trial's files are."""
+    return study_folder / "trials" / trial_id
+
+
+def write_study(study: StudyRecord, study_folder: Path) -> None:
+    """Write ``study.json``."""
+    write_atomically(study_folder / "study.json", _as_json(study))
+
+
+def read_study(study_folder: Path) -> StudyRecord:
+    """Read ``study.json``; :class:`InputError` where it is missing or not of this schema."""
+    return StudyRecord(**_read_json(study_folder / "study.json", StudyRecord))
+
+
+def write_record(record: TrialRecord, study_folder: Path) -> None:
+    """Write ``record.json``; the trial's other files must be there already."""
+    write_atomically(trial_folder(study_folder, record.trial_id) / "record.json", _as_json(record))
+
+
+def read_record(folder: Path) -> TrialRecord:
+    """Read one trial's ``record.json``; :class:`InputError` says what is wrong with it."""
+    values = _read_json(folder / "record.json", TrialRecord)
+    try:
+        if values.get("failure") is not None:
+            values["failure"] = Failure(**values["failure"])
+        values["stages"] = [StageUse(**stage) for stage in values.get("stages", [])]
+        return TrialRecord(**values)
+    except TypeError as error:
+        raise InputError(folder / "record.json", "record", str(error), "a trial record") from error
+
+
+def read_records(study_folder: Path) -> Iterator[TrialRecord | InputError]:
+    """Every trial of a study in order of id; a broken record comes as the error that says why."""
+    for folder in sorted((study_folder / "trials").glob("*")):
+        if not folder.is_dir():
+            continue
+        try:
+            yield read_record(folder)
+        except InputError as error:
+            yield error
+
+
+def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
+    """One row per trial, as in ``trials.parquet``: identity, scores, probes, provenance.
+
+    Swept parameters come as ``parameter.<dotted name>``, probes as ``probe.<name>``, durations
+    as ``duration_s.<stage>``; nested config stays in ``record.json``.
+    """
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {
+            "study": record.study,
+            "trial_id": record.trial_id,
+            "arm": record.arm,
+            "seed": record.seed,
+            "annotation_minutes": record.annotation_minutes,
+            "status": record.status,
+            "failure_kind": record.failure.kind if record.failure else None,
+            "failure_message": record.failure.message if record.failure else None,
+            **{column: record.metrics.get(column) for column in SCORE_COLUMNS},
+            "pretraining_learnt": record.pretraining_learnt,
+            "stages_computed": sum(stage.computed for stage in record.stages),
+            "stages_shared": sum(not stage.computed for stage in record.stages),
+            "git_commit": record.git_commit,
+            "data_fingerprint": record.data_fingerprint,
+            "test_fingerprint": record.test_fingerprint,
+            "code_fingerprint": record.code_fingerprint,
+            "metric_version": record.metric_version,
+            "started_at": record.started_at,
+            "finished_at": record.finished_at,
+        }
+        row |= {f"parameter.{name}": value for name, value in record.parameters.items()}
+        row |= {f"probe.{name}": value for name, value in record.probes.items()}
+        row |= {f"duration_s.{name}": value for name, value in record.durations_s.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _as_json(record: TrialRecord | StudyRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False)
+
+
+def _read_json(path: Path, kind: type) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "file", "missing", f"a {kind.__name__} as JSON") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(path, "content", str(error), f"a {kind.__name__} as JSON") from error
+    if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
+        found = values.get("schema_version") if isinstance(values, dict) else type(values).__name__
+        raise InputError(path, "schema_version", found, str(SCHEMA_VERSION))
+    known = {item.name for item in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InputError(path, "keys", unknown, f"only the fields of {kind.__name__}")
+    return values

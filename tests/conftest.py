@@ -1,0 +1,20 @@
+"""What several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(
+    os.environ.get("SELD_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real recordings and annotations that live outside the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real data: {SHARED_DATA} is missing (set SELD_SHARED_DATA to use another)")
+    return SHARED_DATA
