@@ -75,7 +75,7 @@ def _convert(annotation: Any, value: Any, where: str, key: str) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         if not isinstance(value, Mapping):
-            raise InputError(where, key, value, f"the settings of {annotation.__name__}")
+            raise InputError(where, key, value, f"the settings of {_name(annotation)}")
         return from_mapping(typing.cast(type, annotation), value, f"{where}.{key}")
     if origin in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
