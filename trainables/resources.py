@@ -1,0 +1,142 @@
+"""What fits the cluster: how many trials compute at once and what each part of one gets.
+
+Ray Data's tasks and Ray Train's workers draw on the same CPUs. A run whose trials hold them all
+waits for ever (Ray issues #54305, #24304), so every lane is given its CPUs once, split between
+the train workers and the data tasks that feed them, and all lanes together never exceed the
+cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from seld.errors import InputError
+
+#: CPUs one GPU's train worker keeps busy itself (launching kernels, collating, moving batches).
+GPU_WORKER_CPUS = 1.0
+#: Shares of a lane's CPUs; a CPU worker computes and is worth more than its feeding.
+CPU_WORKER_SHARE = 0.5
+#: Below this Ray's bookkeeping of fractional resources rounds to nothing.
+SMALLEST_CPU_SHARE = 0.1
+#: What a trial's own process holds while its stages compute elsewhere: nothing that matters.
+TRIAL_CPUS = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The CPUs and GPUs of one lane, and how many lanes there are.
+
+    A lane is the room one computing trial has. While it pretrains, ``train_workers`` workers
+    hold ``worker_cpus`` and ``worker_gpus`` each and Ray Data has ``data_cpus``; while it
+    fine-tunes, one task holds ``finetune_cpus`` and ``worker_gpus``.
+    """
+
+    lanes: int
+    train_workers: int
+    worker_cpus: float
+    worker_gpus: float
+    data_cpus: float
+    cluster_cpus: float
+    cluster_gpus: float
+
+    @property
+    def finetune_cpus(self) -> float:
+        """CPUs of a fine-tuning task: what a train worker and its data share hold."""
+        return min(self.worker_cpus + self.data_cpus, max(1.0, self.worker_cpus))
+
+    @property
+    def worker_threads(self) -> int:
+        """Compute threads of one worker process."""
+        lane_cpus = self.train_workers * self.worker_cpus + self.data_cpus
+        return max(1, math.floor(lane_cpus / self.train_workers))
+
+    def describe(self) -> str:
+        """One line for the person who started the run."""
+        worker = f"{self.worker_cpus:g} CPU"
+        if self.worker_gpus:
+            worker += f" + {self.worker_gpus:g} GPU"
+        cluster = f"{self.cluster_cpus:g} CPUs"
+        if self.cluster_gpus:
+            cluster += f", {self.cluster_gpus:g} GPUs"
+        trials = "1 trial" if self.lanes == 1 else f"{self.lanes} trials"
+        workers = "1 train worker" if self.train_workers == 1 else f"{self.train_workers} workers"
+        return (
+            f"{cluster}: {trials} at once, each with {workers} ({worker}) "
+            f"and {self.data_cpus:g} CPU for Ray Data"
+        )
+
+
+def plan_placement(
+    cluster: Mapping[str, float],
+    *,
+    train_workers: int = 1,
+    gpus_per_worker: float | None = None,
+    most_lanes: int | None = None,
+) -> Placement:
+    """Divide a cluster into lanes so that Ray Data always has its share.
+
+    Args:
+        cluster: totals as ``ray.cluster_resources()`` gives them (``CPU``, ``GPU``), or what
+            an autoscaling cluster may grow to.
+        train_workers: workers of one pretraining.
+        gpus_per_worker: GPUs of one worker, fractions allowed; by default 1 where the cluster
+            has GPUs, else 0.
+        most_lanes: an upper bound on trials at once.
+
+    Raises:
+        InputError: where one lane does not fit, saying what would.
+    """
+    cpus, gpus = float(cluster.get("CPU", 0)), float(cluster.get("GPU", 0))
+    if train_workers < 1:
+        raise InputError("--train-workers", "count", train_workers, "at least 1")
+    worker_gpus = (1.0 if gpus >= 1 else 0.0) if gpus_per_worker is None else gpus_per_worker
+    if worker_gpus < 0:
+        raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "0 or more")
+    if worker_gpus > 1 and worker_gpus != int(worker_gpus):
+        raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "a fraction or a whole number")
+    if worker_gpus * train_workers > gpus:
+        raise InputError(
+            "cluster",
+            "GPUs",
+            f"{gpus:g}",
+            f"at least {worker_gpus * train_workers:g} for {train_workers} train workers with "
+            f"{worker_gpus:g} GPU each; fewer workers or --gpus-per-worker "
+            f"{gpus / train_workers:g} would fit",
+        )
+    # A worker and its feeding need room even on one CPU; then both take fractions of it.
+    smallest_lane = SMALLEST_CPU_SHARE * (train_workers + 1)
+    if cpus < smallest_lane:
+        raise InputError(
+            "cluster",
+            "CPUs",
+            f"{cpus:g}",
+            f"at least {smallest_lane:g} for {train_workers} train workers and Ray Data",
+        )
+    if worker_gpus > 0:
+        fitting = math.floor(gpus / (worker_gpus * train_workers) + 1e-9)
+        fitting = min(fitting, max(1, math.floor(cpus / smallest_lane)))
+    else:
+        fitting = max(1, math.floor(cpus / train_workers))
+    lanes = max(1, min(fitting, most_lanes or fitting))
+    lane_cpus = cpus / lanes
+    if worker_gpus > 0 and lane_cpus >= 2 * GPU_WORKER_CPUS * train_workers:
+        worker_cpus = GPU_WORKER_CPUS
+    else:
+        worker_cpus = _whole_or_share(lane_cpus * CPU_WORKER_SHARE / train_workers)
+    data_cpus = _whole_or_share(lane_cpus - worker_cpus * train_workers)
+    return Placement(
+        lanes=lanes,
+        train_workers=train_workers,
+        worker_cpus=worker_cpus,
+        worker_gpus=worker_gpus,
+        data_cpus=data_cpus,
+        cluster_cpus=cpus,
+        cluster_gpus=gpus,
+    )
+
+
+def _whole_or_share(cpus: float) -> float:
+    """Ray schedules requests above one CPU only as whole numbers."""
+    return float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 100) / 100

@@ -1,0 +1,401 @@
+"""Finished work, stored once under what it was made from, and shared between trials.
+
+A stage's key is a digest of its settings, of the data it reads, of the stages it builds on and
+of the code that matters to it. Its folder in the store::
+
+    <root>/<stage>/<key>/
+      lease-00000.json       who computes it, with a heartbeat (numbered: a takeover adds one)
+      partial/...            checkpoints of the computation under way
+      attempt-<id>/...       the files of one attempt
+      committed.json         the attempt that counts; written last, so seeing it is seeing all
+
+Everything goes through fsspec, so the root is a local or shared folder or a bucket URI.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from seld.errors import InputError
+
+#: A lease whose heartbeat is older than this belongs to nobody any more.
+LEASE_EXPIRY_S = 45.0
+HEARTBEAT_S = 5.0
+POLL_S = 0.5
+
+OUR_PACKAGES = ("seld", "trainables")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKey:
+    """Name and digest of one stage."""
+
+    name: str
+    digest: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.name}/{self.digest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """A committed stage: its files in a local folder, and how it came about."""
+
+    key: StageKey
+    folder: Path
+    computed: bool
+    duration_s: float
+    summary: Mapping[str, Any]
+
+
+def stage_key(
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    data_fingerprint: str,
+    inputs: tuple[StageKey, ...] = (),
+    code_of: str,
+) -> StageKey:
+    """Key of a stage.
+
+    Args:
+        name: ``pretrain``, ``finetune`` or ``evaluate``.
+        settings: everything the outcome depends on, seed included (plain nested values).
+        data_fingerprint: digest of the shards it reads.
+        inputs: stages whose results it reads.
+        code_of: module whose code, with all of ours that it imports, makes the outcome.
+    """
+    content = {
+        "settings": settings,
+        "data": data_fingerprint,
+        "inputs": [key.digest for key in inputs],
+        "code": code_fingerprint(code_of),
+    }
+    text = json.dumps(content, sort_keys=True)
+    return StageKey(name=name, digest=hashlib.sha256(text.encode()).hexdigest()[:20])
+
+
+@cache
+def code_fingerprint(module: str) -> str:
+    """Digest of a module and of our modules it imports, ignoring comments, docs and layout."""
+    digest = hashlib.sha256()
+    for name in sorted(_imported_modules(module)):
+        tree = _syntax_tree(name)
+        for node in ast.walk(tree):
+            _drop_docstring(node)
+        digest.update(name.encode())
+        digest.update(ast.dump(tree, annotate_fields=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def _imported_modules(module: str) -> set[str]:
+    found: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for node in ast.walk(_syntax_tree(name)):
+            if isinstance(node, ast.Import):
+                candidates = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                candidates = [node.module]
+                candidates += [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            pending += [
+                candidate
+                for candidate in candidates
+                if candidate.partition(".")[0] in OUR_PACKAGES and _source_file(candidate)
+            ]
+    return found
+
+
+def _source_file(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _syntax_tree(module: str) -> ast.Module:
+    source = _source_file(module)
+    assert source is not None, f"{module} has no source file"
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+def _drop_docstring(node: ast.AST) -> None:
+    if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        return
+    first = node.body[0] if node.body else None
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        node.body = node.body[1:]
+
+
+class StageStore:
+    """Where finished stages are kept.
+
+    Args:
+        root: folder or URI (``s3://``, ``gs://``, …).
+        cache_dir: where a remote stage's files are fetched to; unused for local roots.
+    """
+
+    def __init__(self, root: str | Path, *, cache_dir: str | Path | None = None) -> None:
+        self.root = str(root)
+        self._files, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        self._local = "file" in self._files.protocol
+        self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / "seld-stages")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_open_store, (self.root, str(self._cache)))
+
+    def find(self, key: StageKey) -> StageResult | None:
+        """The committed stage, fetched to a local folder; None where there is none."""
+        commit = self._read_json(f"{key.path}/committed.json")
+        if commit is None:
+            return None
+        return StageResult(
+            key=key,
+            folder=self._fetch(key, commit),
+            computed=False,
+            duration_s=commit["duration_s"],
+            summary=commit["summary"],
+        )
+
+    def is_committed(self, key: StageKey) -> bool:
+        """Whether the stage is finished, without fetching it."""
+        return self._files.exists(f"{self._base}/{key.path}/committed.json")
+
+    def durations_s(self, name: str) -> list[float]:
+        """How long the committed stages of this name took, for the plan of a later run."""
+        pattern = f"{self._base}/{name}/*/committed.json"
+        commits = [json.loads(self._files.cat_file(path)) for path in self._files.glob(pattern)]
+        return [commit["duration_s"] for commit in commits]
+
+    def obtain(
+        self,
+        key: StageKey,
+        compute: Callable[[Path], Mapping[str, Any]],
+        *,
+        waiting: Callable[[str], None] = lambda owner: None,
+    ) -> StageResult:
+        """The stage's result: stored, or computed here, or awaited from whoever computes it.
+
+        Args:
+            key: which stage.
+            compute: fills the folder it is given and returns a JSON-ready summary.
+            waiting: told, at intervals, who is being waited for.
+
+        Returns:
+            The result; ``computed`` says whether it was made by this call.
+        """
+        while True:
+            result = self.find(key)
+            if result is not None:
+                return result
+            with self._lease(key) as held:
+                if held:
+                    # It may have been committed between the look and the lease.
+                    return self.find(key) or self._compute_and_commit(key, compute)
+            waiting(self._holder(key))
+            time.sleep(POLL_S)
+
+    def partial_uri(self, key: StageKey) -> str:
+        """Where the computation under way may keep its checkpoints."""
+        return f"{self.root.rstrip('/')}/{key.path}/partial"
+
+    def _compute_and_commit(
+        self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
+    ) -> StageResult:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"seld-{key.name}-") as scratch:
+            folder = Path(scratch)
+            summary = dict(compute(folder))
+            duration_s = time.monotonic() - started
+            commit = self._commit(key, folder, summary, duration_s)
+        return StageResult(
+            key=key,
+            folder=self._fetch(key, commit),
+            computed=True,
+            duration_s=duration_s,
+            summary=summary,
+        )
+
+    def _commit(
+        self, key: StageKey, folder: Path, summary: dict[str, Any], duration_s: float
+    ) -> dict[str, Any]:
+        attempt = f"attempt-{uuid.uuid4().hex[:12]}"
+        names = sorted(
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+        )
+        for name in names:
+            target = f"{self._base}/{key.path}/{attempt}/{name}"
+            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(folder / name), target)
+        commit = {
+            "attempt": attempt,
+            "files": {name: (folder / name).stat().st_size for name in names},
+            "summary": summary,
+            "duration_s": duration_s,
+            "host": socket.gethostname(),
+        }
+        self._write_json(f"{key.path}/committed.json", commit)
+        # Checkpoints of a finished computation have served their purpose.
+        partial = f"{self._base}/{key.path}/partial"
+        if self._files.exists(partial):
+            self._files.rm(partial, recursive=True)
+        return commit
+
+    def _fetch(self, key: StageKey, commit: Mapping[str, Any]) -> Path:
+        source = f"{self._base}/{key.path}/{commit['attempt']}"
+        if self._local:
+            folder = Path(source)
+        else:
+            folder = self._cache / key.path / commit["attempt"]
+            if not folder.exists():
+                self._download(source, folder, list(commit["files"]))
+        for name, size in commit["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+                raise InputError(
+                    path, "committed file", found, f"{size} bytes; remove {source} to redo it"
+                )
+        return folder
+
+    def _download(self, source: str, folder: Path, names: list[str]) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetch-"))
+        for name in names:
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(f"{source}/{name}", str(scratch / name))
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process fetched the same files first
+            shutil.rmtree(scratch)
+
+    @contextmanager
+    def _lease(self, key: StageKey) -> Iterator[bool]:
+        """Hold the right to compute ``key`` for the block's time, or yield False."""
+        number, lease = self._latest_lease(key)
+        if lease is not None and not _abandoned(lease):
+            yield False
+            return
+        path = f"{key.path}/lease-{number + 1:05d}.json"
+        content = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._files.makedirs(f"{self._base}/{key.path}", exist_ok=True)
+        try:
+            # Exclusive creation: of several takers exactly one gets this number.
+            beat = json.dumps(content | {"heartbeat": time.time()}).encode()
+            self._files.pipe_file(f"{self._base}/{path}", beat, mode="create")
+        except FileExistsError:
+            yield False
+            return
+        done = threading.Event()
+        beating = threading.Thread(
+            target=self._keep_beating, args=(path, content, done), daemon=True
+        )
+        beating.start()
+        try:
+            yield True
+        finally:
+            done.set()
+            beating.join()
+            self._write_json(path, content | {"heartbeat": 0.0})
+
+    def _keep_beating(self, path: str, content: dict[str, Any], done: threading.Event) -> None:
+        while not done.wait(HEARTBEAT_S):
+            self._write_json(path, content | {"heartbeat": time.time()})
+
+    def _latest_lease(self, key: StageKey) -> tuple[int, dict[str, Any] | None]:
+        folder = f"{self._base}/{key.path}"
+        if not self._files.exists(folder):
+            return -1, None
+        paths = [path for path in self._files.ls(folder, detail=False) if "/lease-" in path]
+        if not paths:
+            return -1, None
+        latest = max(paths)
+        number = int(latest.rpartition("lease-")[2].removesuffix(".json"))
+        return number, self._read_json(f"{key.path}/lease-{number:05d}.json")
+
+    def _holder(self, key: StageKey) -> str:
+        _, lease = self._latest_lease(key)
+        return f"{lease['host']} (process {lease['pid']})" if lease else "another trial"
+
+    def _read_json(self, path: str) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._files.cat_file(f"{self._base}/{path}"))
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:
+            # Only a lease caught while its first bytes are written can be empty; a commit is
+            # moved into place whole.
+            return {"host": "unknown", "pid": 0, "heartbeat": time.time()}
+
+    def _write_json(self, path: str, content: Mapping[str, Any]) -> None:
+        target = f"{self._base}/{path}"
+        data = json.dumps(content).encode()
+        if self._local:
+            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+            Path(temporary).write_bytes(data)
+            os.replace(temporary, target)
+        else:
+            self._files.pipe_file(target, data)  # a bucket shows an object whole or not at all
+
+
+def _open_store(root: str, cache_dir: str) -> StageStore:
+    return StageStore(root, cache_dir=cache_dir)
+
+
+def _abandoned(lease: Mapping[str, Any]) -> bool:
+    if time.time() - lease["heartbeat"] > LEASE_EXPIRY_S:
+        return True
+    if lease["host"] != socket.gethostname():
+        return False
+    return not _process_runs(lease["pid"])
+
+
+def _process_runs(pid: int) -> bool:
+    if pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def summary_of_sharing(results: list[StageResult]) -> dict[str, tuple[int, int]]:
+    """Per stage name: how many were computed and how many uses were served from the store."""
+    counts: dict[str, tuple[int, int]] = {}
+    for result in results:
+        computed, shared = counts.get(result.key.name, (0, 0))
+        counts[result.key.name] = (computed + result.computed, shared + (not result.computed))
+    return counts
