@@ -106,7 +106,7 @@ def plan_placement(
             f"{gpus / train_workers:g} would fit",
         )
     # A worker and its feeding need room even on one CPU; then both take fractions of it.
-    smallest_lane = SMALLEST_CPU_SHARE * (train_workers + 1)
+    smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
     if cpus < smallest_lane:
         raise InputError(
             "cluster",
@@ -139,4 +139,4 @@ def plan_placement(
 
 def _whole_or_share(cpus: float) -> float:
     """Ray schedules requests above one CPU only as whole numbers."""
-    return float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 100) / 100
+    return float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 100 + 1e-6) / 100

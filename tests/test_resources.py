@@ -1,0 +1,84 @@
+"""Placement: what one trial gets, and that Ray Data is never left without CPUs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seld.errors import InputError
+from trainables.resources import SMALLEST_CPU_SHARE, plan_placement
+
+
+@given(
+    cpus=st.integers(1, 512),
+    gpus=st.integers(0, 64),
+    train_workers=st.integers(1, 8),
+    gpus_per_worker=st.sampled_from([None, 0.0, 0.25, 0.5, 1.0, 2.0]),
+    most_lanes=st.sampled_from([None, 1, 3, 100]),
+)
+def test_all_lanes_with_their_data_share_fit_the_cluster(
+    cpus: int,
+    gpus: int,
+    train_workers: int,
+    gpus_per_worker: float | None,
+    most_lanes: int | None,
+) -> None:
+    try:
+        placement = plan_placement(
+            {"CPU": cpus, "GPU": gpus},
+            train_workers=train_workers,
+            gpus_per_worker=gpus_per_worker,
+            most_lanes=most_lanes,
+        )
+    except InputError:
+        lowest_cpus = 2 * SMALLEST_CPU_SHARE * train_workers
+        wanted_gpus = gpus_per_worker or 0 if gpus_per_worker is not None else min(gpus, 1.0)
+        assert cpus < lowest_cpus or wanted_gpus * train_workers > gpus
+        return
+    lane_cpus = placement.train_workers * placement.worker_cpus + placement.data_cpus
+    assert placement.lanes * lane_cpus <= cpus + 1e-9
+    assert placement.lanes * placement.train_workers * placement.worker_gpus <= gpus + 1e-9
+    assert placement.data_cpus >= SMALLEST_CPU_SHARE
+    assert placement.worker_cpus >= SMALLEST_CPU_SHARE - 1e-9
+    # While lanes fine-tune instead, they need no more than they were given.
+    assert placement.finetune_cpus <= max(lane_cpus, 1.0)
+    if most_lanes is not None:
+        assert placement.lanes <= most_lanes
+    # Ray refuses requests above one CPU that are not whole.
+    for request in (placement.worker_cpus, placement.data_cpus, placement.finetune_cpus):
+        assert request <= 1 or request == int(request)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "lanes", "worker_cpus", "data_cpus"),
+    [
+        ({"CPU": 1}, 1, 0.5, 0.5),
+        ({"CPU": 2}, 2, 0.5, 0.5),
+        ({"CPU": 4}, 4, 0.5, 0.5),
+        ({"CPU": 16, "GPU": 1}, 1, 1.0, 15.0),
+        ({"CPU": 32, "GPU": 4}, 4, 1.0, 7.0),
+    ],
+)
+def test_known_clusters(
+    cluster: dict[str, float], lanes: int, worker_cpus: float, data_cpus: float
+) -> None:
+    placement = plan_placement(cluster)
+    assert (placement.lanes, placement.worker_cpus, placement.data_cpus) == (
+        lanes,
+        worker_cpus,
+        data_cpus,
+    )
+
+
+def test_several_trials_share_a_gpu_when_asked() -> None:
+    placement = plan_placement({"CPU": 16, "GPU": 1}, gpus_per_worker=0.25)
+    assert placement.lanes == 4
+    assert placement.worker_gpus == 0.25
+
+
+def test_what_cannot_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(InputError, match=r"at least 4 for 4 train workers.*per-worker 0.5 would"):
+        plan_placement({"CPU": 8, "GPU": 2}, train_workers=4)
+    with pytest.raises(InputError, match="CPUs is '0'"):
+        plan_placement({"CPU": 0})
