@@ -1,0 +1,73 @@
+"""Ray Data: training batches streamed to a worker, and recordings decoded in parallel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import ray.data
+import torch
+from ray.data import ExecutionResources
+
+from trainables.clips import Batch
+
+#: Steps read ahead of the one that trains.
+PREFETCHED_STEPS = 2
+#: Most bytes of the object store one stream's steps may take.
+OBJECT_STORE_SHARE_BYTES = 1.5e9
+
+
+def stream_batches(
+    read_step: Callable[[int], dict[str, np.ndarray]],
+    *,
+    start_step: int,
+    steps: int,
+    cpus: float,
+) -> Iterator[Batch]:
+    """Batches of steps ``start_step`` … ``steps - 1``, read by Ray Data tasks, in order.
+
+    The stream is over *steps*, not over clips: which windows a step sees is a pure function of
+    its number (:func:`trainables.clips.clip_schedule`), so a restarted worker continues with
+    the batch it has not seen, and each rank reads its own part without a coordinating actor.
+
+    Args:
+        read_step: gives one step's batch as arrays whose first axis is the batch; runs in Ray
+            Data's tasks and must be picklable.
+        start_step: the first step to deliver.
+        steps: one past the last step.
+        cpus: what this stream may use of the cluster, as the placement gives it.
+    """
+    _quiet()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    options = context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources(
+        cpu=cpus, object_store_memory=OBJECT_STORE_SHARE_BYTES
+    )
+    blocks = [pd.DataFrame({"step": [step]}) for step in range(start_step, steps)]
+    task_cpus = min(1.0, cpus)
+
+    def read_block(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        step = int(block["step"][0])
+        batch = read_step(step)
+        size = len(next(iter(batch.values())))
+        return batch | {"step": np.full(size, step)}
+
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        read_block, batch_size=1, num_cpus=task_cpus
+    )
+    size = len(next(iter(read_step(start_step).values())))
+    for batch in dataset.iter_batches(
+        batch_size=size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
+    ):
+        step = batch.pop("step")
+        assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
+        yield {name: torch.as_tensor(np.array(values)) for name, values in batch.items()}
+
+
+def _quiet() -> None:
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.WARNING)
