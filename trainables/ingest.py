@@ -24,6 +24,7 @@ def stream_batches(
     *,
     start_step: int,
     steps: int,
+    batch_size: int,
     cpus: float,
 ) -> Iterator[Batch]:
     """Batches of steps ``start_step`` … ``steps - 1``, read by Ray Data tasks, in order.
@@ -37,6 +38,7 @@ def stream_batches(
             Data's tasks and must be picklable.
         start_step: the first step to deliver.
         steps: one past the last step.
+        batch_size: windows in every step's batch.
         cpus: what this stream may use of the cluster, as the placement gives it.
     """
     _quiet()
@@ -52,16 +54,13 @@ def stream_batches(
 
     def read_block(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         step = int(block["step"][0])
-        batch = read_step(step)
-        size = len(next(iter(batch.values())))
-        return batch | {"step": np.full(size, step)}
+        return read_step(step) | {"step": np.full(batch_size, step)}
 
     dataset = ray.data.from_blocks(blocks).map_batches(
         read_block, batch_size=1, num_cpus=task_cpus
     )
-    size = len(next(iter(read_step(start_step).values())))
     for batch in dataset.iter_batches(
-        batch_size=size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
+        batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
     ):
         step = batch.pop("step")
         assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
