@@ -1,0 +1,198 @@
+"""The visual encoder: one embedding per perspective clip, by R(2+1)D (Tran et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
+from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
+
+from seld.errors import InputError
+
+#: Mean and deviation of RGB in [0, 1] that torchvision's Kinetics-400 weights were trained with.
+RGB_MEAN = (0.43216, 0.394666, 0.37645)
+RGB_DEVIATION = (0.22803, 0.22145, 0.216989)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualEncoderSettings:
+    """Widths of the stages; the defaults are torchvision's ``r2plus1d_18``, the ``paper`` size.
+
+    ``weights`` is ``none``, ``kinetics400`` (downloaded by torchvision) or the path of a local
+    ``r2plus1d_18`` state dict; the latter two need the default widths and blocks.
+    """
+
+    stage_channels: tuple[int, ...] = (64, 128, 256, 512)
+    stage_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    #: Of the stem's spatial convolution; 1 keeps small crops from vanishing.
+    stem_stride: int = 2
+    #: Halve the frame count with the picture at every stage after the first.
+    time_stride: bool = True
+    embedding_dim: int = 128
+    weights: str = "none"
+
+    def __post_init__(self) -> None:
+        if not self.stage_channels or min(self.stage_channels) < 1:
+            raise InputError(
+                "visual encoder", "stage_channels", self.stage_channels, "positive whole numbers"
+            )
+        if len(self.stage_blocks) != len(self.stage_channels) or min(self.stage_blocks) < 1:
+            raise InputError(
+                "visual encoder",
+                "stage_blocks",
+                self.stage_blocks,
+                f"{len(self.stage_channels)} positive whole numbers",
+            )
+        if self.stem_stride not in (1, 2):
+            raise InputError("visual encoder", "stem_stride", self.stem_stride, "1 or 2")
+        if self.embedding_dim < 1:
+            raise InputError("visual encoder", "embedding_dim", self.embedding_dim, "at least 1")
+        if self.weights != "none" and not self.is_torchvision_size:
+            raise InputError(
+                "visual encoder",
+                "weights",
+                self.weights,
+                "none, since only the paper size (r2plus1d_18) has pretrained weights",
+            )
+
+    @property
+    def is_torchvision_size(self) -> bool:
+        """Whether this is torchvision's own ``r2plus1d_18``."""
+        return (
+            self.stage_channels == (64, 128, 256, 512)
+            and self.stage_blocks == (2, 2, 2, 2)
+            and self.stem_stride == 2
+            and self.time_stride
+        )
+
+
+VISUAL_ENCODER_PRESETS: dict[str, VisualEncoderSettings] = {
+    "demo": VisualEncoderSettings(
+        stage_channels=(16, 32, 64),
+        stage_blocks=(1, 1, 1),
+        stem_stride=1,
+        time_stride=False,
+        embedding_dim=64,
+    ),
+    "small": VisualEncoderSettings(
+        stage_channels=(32, 64, 128),
+        stage_blocks=(1, 1, 1),
+        stem_stride=2,
+        time_stride=False,
+        embedding_dim=128,
+    ),
+    "paper": VisualEncoderSettings(),
+}
+
+
+class VisualEncoder(nn.Module):
+    """Clips (batch, 3, time, height, width), float in [0, 1] → (batch, embedding)."""
+
+    rgb_mean: Tensor
+    rgb_deviation: Tensor
+
+    def __init__(self, settings: VisualEncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("rgb_mean", torch.tensor(RGB_MEAN).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer(
+            "rgb_deviation", torch.tensor(RGB_DEVIATION).view(3, 1, 1, 1), persistent=False
+        )
+        if settings.is_torchvision_size:
+            self.trunk: nn.Module = _torchvision_trunk(settings.weights)
+        else:
+            self.trunk = NarrowR2Plus1D(settings)
+        self.embed = nn.Linear(settings.stage_channels[-1], settings.embedding_dim)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Embed each clip by itself."""
+        clips = (clips - self.rgb_mean) / self.rgb_deviation
+        return self.embed(self.trunk(clips.contiguous(memory_format=torch.channels_last_3d)))
+
+
+class NarrowR2Plus1D(nn.Module):
+    """R(2+1)D of any width from torchvision's own blocks: clips → (batch, last channels)."""
+
+    def __init__(self, settings: VisualEncoderSettings) -> None:
+        super().__init__()
+        first = settings.stage_channels[0]
+        self.stem = nn.Sequential(
+            nn.Conv3d(
+                3,
+                first,
+                (1, 3, 3),
+                (1, settings.stem_stride, settings.stem_stride),
+                (0, 1, 1),
+                bias=False,
+            ),
+            nn.BatchNorm3d(first),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(first, first, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            nn.BatchNorm3d(first),
+            nn.ReLU(inplace=True),
+        )
+        make_convolution = Conv2Plus1D if settings.time_stride else _SpatialStrideConv2Plus1D
+        blocks: list[nn.Module] = []
+        channels = first
+        for stage, (width, depth) in enumerate(
+            zip(settings.stage_channels, settings.stage_blocks, strict=True)
+        ):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(_block(channels, width, stride, make_convolution))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(batch, 3, time, height, width) → (batch, channels)."""
+        return self.blocks(self.stem(clips)).mean((2, 3, 4))
+
+
+class _SpatialStrideConv2Plus1D(Conv2Plus1D):
+    """Torchvision's factorised convolution, striding over the picture but not over time."""
+
+    def __init__(self, in_planes: int, out_planes: int, midplanes: int, stride: int = 1) -> None:
+        super().__init__(in_planes, out_planes, midplanes, stride)
+        self[3] = nn.Conv3d(midplanes, out_planes, (3, 1, 1), padding=(1, 0, 0), bias=False)
+
+    @staticmethod
+    def get_downsample_stride(stride: int) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 1, stride, stride
+
+
+def _block(
+    channels: int, width: int, stride: int, make_convolution: Callable[..., nn.Module]
+) -> BasicBlock:
+    shortcut = None
+    if stride != 1 or channels != width:
+        shortcut = nn.Sequential(
+            nn.Conv3d(
+                channels, width, 1, make_convolution.get_downsample_stride(stride), bias=False
+            ),
+            nn.BatchNorm3d(width),
+        )
+    return BasicBlock(channels, width, make_convolution, stride, shortcut)
+
+
+def _torchvision_trunk(weights: str) -> nn.Module:
+    trunk = r2plus1d_18(
+        weights=R2Plus1D_18_Weights.KINETICS400_V1 if weights == "kinetics400" else None
+    )
+    if weights not in ("none", "kinetics400"):
+        _load_local(trunk, Path(weights))
+    trunk.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    return trunk
+
+
+def _load_local(trunk: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise InputError("visual encoder", "weights", str(path), "none, kinetics400 or a file")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        trunk.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise InputError(path, "state dict", str(error).splitlines()[0], "r2plus1d_18's") from error
