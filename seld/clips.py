@@ -1,0 +1,455 @@
+"""Clip shards: the one form in which training reads sound, pictures and annotations.
+
+A shard is an uncompressed Parquet file with one clip per row group, so that any clip is read at
+random, straight from the memory-mapped file. What a clip is, without its payload, stands in the
+shard's footer; ``index.parquet`` beside the shards gathers the footers and can be rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from seld.errors import InputError
+from seld.storage import file_system, is_local, join, list_files, written_whole
+
+SAMPLE_RATE_HZ = 24_000
+LABEL_FRAME_S = 0.1
+SHARD_SUFFIX = ".shard.parquet"
+INDEX_NAME = "index.parquet"
+
+FrameEncoding = Literal["raw", "jpeg"]
+
+EVENT_COLUMNS = ("frame", "class_id", "source_id", "azimuth_deg", "elevation_deg")
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("recording_id", pa.string()),
+        ("corpus", pa.string()),
+        ("split", pa.string()),
+        ("room", pa.string()),
+        ("start_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("foa", pa.binary()),  # int16 little-endian (4, time), ACN/SN3D at 24 kHz
+        ("frames", pa.list_(pa.binary())),  # RGB (height, width, 3) uint8, or a JPEG file, each
+        ("frame_encoding", pa.string()),
+        ("frame_rate_hz", pa.float64()),
+        ("frame_height_px", pa.int32()),
+        ("frame_width_px", pa.int32()),
+        (
+            "events",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("frame", pa.int32()),  # 100 ms, from the clip's start
+                        ("class_id", pa.int32()),
+                        ("source_id", pa.int32()),
+                        ("azimuth_deg", pa.float32()),
+                        ("elevation_deg", pa.float32()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+
+_PAYLOAD_COLUMNS = ("foa", "frames", "events")
+_FOOTER_KEY = b"seld.shard"
+_OPEN_SHARDS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One clip of a recording as it is stored.
+
+    ``foa`` is int16 (4, time); ``frames`` encoded pictures, empty for corpora without video;
+    ``events`` has the columns :data:`EVENT_COLUMNS`, frames counted from the clip's start.
+    """
+
+    recording_id: str
+    corpus: str
+    split: str
+    room: str
+    start_s: float
+    foa: NDArray[np.int16]
+    frames: list[bytes]
+    frame_encoding: FrameEncoding
+    frame_rate_hz: float
+    frame_height_px: int
+    frame_width_px: int
+    events: pd.DataFrame
+
+    @property
+    def clip_id(self) -> str:
+        """Unique within the corpus: the recording and where in it the clip starts."""
+        return f"{self.recording_id}@{self.start_s:.1f}"
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the sound."""
+        return self.foa.shape[-1] / SAMPLE_RATE_HZ
+
+    def _row(self) -> dict[str, Any]:
+        row = {name: getattr(self, name) for name in CLIP_SCHEMA.names}
+        row["foa"] = self.foa.astype("<i2").tobytes()
+        row["events"] = self.events[list(EVENT_COLUMNS)].to_dict("records")
+        return row
+
+    def _summary(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The clip without its payload, as the index lists it."""
+        digest = hashlib.sha256(row["foa"])
+        for frame in row["frames"]:
+            digest.update(frame)
+        digest.update(json.dumps(row["events"]).encode())
+        counts = self.events.groupby("class_id")["frame"].nunique()
+        return {
+            **{name: value for name, value in row.items() if name not in _PAYLOAD_COLUMNS},
+            "frame_count": len(self.frames),
+            "class_frames": {str(class_id): int(count) for class_id, count in counts.items()},
+            "content": digest.hexdigest()[:32],
+        }
+
+
+def write_shard(path: str, clips: Iterable[Clip], footer: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one shard and return its footer: ``footer`` (JSON values) and the clips' summaries.
+
+    The shard appears under ``path`` whole or not at all. It may hold no clips.
+    """
+    summaries = []
+    with (
+        written_whole(path) as temporary,
+        pq.ParquetWriter(
+            temporary, CLIP_SCHEMA, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer,
+    ):
+        for clip in clips:
+            row = clip._row()
+            writer.write_table(pa.Table.from_pylist([row], schema=CLIP_SCHEMA))
+            summaries.append(clip._summary(row))
+        written = {**footer, "clips": summaries}
+        writer.add_key_value_metadata({_FOOTER_KEY.decode(): json.dumps(written)})
+    return written
+
+
+def read_footer(path: str) -> dict[str, Any]:
+    """What :func:`write_shard` put into the footer.
+
+    Raises:
+        InputError: not a shard, or not a whole one.
+    """
+    try:
+        metadata = _open_parquet(path).metadata.metadata or {}
+        return json.loads(metadata[_FOOTER_KEY])
+    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
+        raise InputError(path, "content", str(error), "a clip shard") from error
+
+
+def encode_frame(
+    frame: NDArray[np.uint8], encoding: FrameEncoding, jpeg_quality: int = 90
+) -> bytes:
+    """RGB (height, width, 3) uint8 → the bytes a shard keeps."""
+    if encoding == "raw":
+        return frame.tobytes()
+    stream = io.BytesIO()
+    Image.fromarray(frame).save(stream, "JPEG", quality=jpeg_quality)
+    return stream.getvalue()
+
+
+def decode_frames(
+    frames: Sequence[bytes | memoryview | pa.Buffer],
+    encoding: FrameEncoding,
+    *,
+    height_px: int,
+    width_px: int,
+) -> NDArray[np.uint8]:
+    """Stored frames → RGB (time, 3, height, width) uint8."""
+    if encoding == "raw":
+        stacked = np.stack([np.frombuffer(frame, np.uint8) for frame in frames])
+        return stacked.reshape(-1, height_px, width_px, 3).transpose(0, 3, 1, 2)
+    decoded = np.empty((len(frames), height_px, width_px, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        with Image.open(io.BytesIO(frame)) as image:
+            decoded[number] = np.asarray(image)
+    return decoded.transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """All clips of a folder of shards, or some of them, without their payload.
+
+    ``clips`` has one row per clip: the columns of :data:`CLIP_SCHEMA` but the payload, and
+    ``shard``, ``row_group``, ``frame_count``, ``class_frames`` (class id → labelled 100 ms
+    frames) and ``content`` (hash of the payload). Its row labels are the row numbers of the whole
+    index, which :class:`ClipReader` takes; they outlive every selection.
+    """
+
+    folder: str
+    clips: pd.DataFrame
+
+    @classmethod
+    def open(cls, folder: str) -> ShardIndex:
+        """Index of ``folder`` (path or URI), from ``index.parquet`` or else from the footers.
+
+        Raises:
+            InputError: no shards, or index and shards do not belong together.
+        """
+        folder = str(folder)
+        sizes = {
+            name: size
+            for name, size in list_files(folder).items()
+            if "/" not in name and (name.endswith(SHARD_SUFFIX) or name == INDEX_NAME)
+        }
+        if sizes.pop(INDEX_NAME, None) is None:
+            return cls(folder, _clips_from_footers(folder, sizes))
+        table = _open_parquet(join(folder, INDEX_NAME)).read()
+        stored = json.loads((table.schema.metadata or {}).get(b"seld.shards", b"null"))
+        if stored != sizes:
+            differing = sorted({*(stored or {})} ^ {*sizes}) or "shards of other sizes"
+            expected = f"the shards it was written for (delete {INDEX_NAME} to rebuild it)"
+            raise InputError(join(folder, INDEX_NAME), "shards", differing, expected)
+        clips = table.to_pandas()
+        clips["class_frames"] = [
+            {int(class_id): frames for class_id, frames in json.loads(text).items()}
+            for text in clips["class_frames"]
+        ]
+        return cls(folder, clips)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the clips' ids, splits, rooms and contents: equal exactly when the data are."""
+        columns = self.clips[["corpus", "clip_id", "split", "room", "content"]]
+        rows = sorted("\t".join(row) for row in columns.itertuples(index=False))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:32]
+
+    @property
+    def minutes(self) -> float:
+        """Summed length of the clips."""
+        return float(self.clips["duration_s"].sum() / 60)
+
+    def select(
+        self,
+        *,
+        splits: Sequence[str] | None = None,
+        rooms: Sequence[str] | None = None,
+        corpora: Sequence[str] | None = None,
+        minimum_s: float = 0.0,
+    ) -> ShardIndex:
+        """The clips of these splits, rooms and corpora (None: all) that last ``minimum_s``."""
+        kept = self.clips["duration_s"] >= minimum_s
+        for column, wanted in (("split", splits), ("room", rooms), ("corpus", corpora)):
+            if wanted is not None:
+                kept &= self.clips[column].isin(list(wanted))
+        return ShardIndex(self.folder, self.clips[kept])
+
+
+def write_index(folder: str, names: Sequence[str] | None = None) -> ShardIndex:
+    """Gather the footers of a folder's shards into ``index.parquet``."""
+    sizes = {
+        name: size
+        for name, size in list_files(folder).items()
+        if name.endswith(SHARD_SUFFIX) and "/" not in name
+    }
+    assert names is None or sorted(names) == sorted(sizes), (names, sizes)
+    clips = _clips_from_footers(folder, sizes)
+    stored = clips.assign(class_frames=clips["class_frames"].map(json.dumps))
+    table = pa.Table.from_pandas(stored, preserve_index=False)
+    table = table.replace_schema_metadata({"seld.shards": json.dumps(sizes)})
+    with written_whole(join(folder, INDEX_NAME)) as temporary:
+        pq.write_table(table, temporary)
+    return ShardIndex(folder, clips)
+
+
+def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
+    """The first ``minutes`` of annotated training clips in a seeded order spread over rooms and
+    classes.
+
+    The order does not depend on ``minutes``, so that a smaller budget is a subset of a larger
+    one. Each next clip comes from the room with the least time so far; of eight clips of that
+    room drawn at random the one is taken that adds most of the classes still rare [ours].
+
+    Raises:
+        InputError: there is less annotated training time than ``minutes``.
+    """
+    training = index.select(splits=["train"])
+    if not 0 < minutes <= training.minutes + 1e-6:
+        expected = f"more than 0 and at most the {training.minutes:.2f} annotated minutes"
+        raise InputError(index.folder, "annotation budget (minutes)", minutes, expected)
+    clips = training.clips.sort_values(["corpus", "clip_id"])
+    class_count = 1 + max((max(counts, default=0) for counts in clips["class_frames"]), default=0)
+    class_frames = np.zeros((len(clips), class_count))
+    for row, counts in enumerate(clips["class_frames"]):
+        for class_id, frames in counts.items():
+            class_frames[row, class_id] = frames
+    durations_s = clips["duration_s"].to_numpy()
+
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(clips))
+    waiting: dict[str, list[int]] = {}
+    for row in shuffled:
+        waiting.setdefault(clips["room"].iat[row], []).append(row)
+    room_s = dict.fromkeys(waiting, 0.0)
+    frames_so_far = np.zeros(class_count)
+    taken: list[int] = []
+    taken_s = 0.0
+    while taken_s < minutes * 60 - 1e-6:
+        room = min((room for room in waiting if waiting[room]), key=room_s.__getitem__)
+        candidates = waiting[room][:8]
+        rarity = 1 / (1 + frames_so_far)
+        best = max(candidates, key=lambda row: float(class_frames[row] @ rarity))
+        waiting[room].remove(best)
+        taken.append(best)
+        taken_s += durations_s[best]
+        room_s[room] += durations_s[best]
+        frames_so_far += class_frames[best]
+    return ShardIndex(index.folder, clips.iloc[taken])
+
+
+class ClipReader:
+    """Reads windows of clips at random; keeps the shards it used last open.
+
+    Local shards are memory-mapped, URIs are read by ranges. An instance may be pickled to
+    another process, where it opens its own files; it is not for sharing between threads.
+    """
+
+    def __init__(self, folder: str, index: ShardIndex | None = None) -> None:
+        self.index = ShardIndex.open(folder) if index is None else index
+        self._rows = dict(zip(self.index.clips["clip_id"], self.index.clips.index, strict=True))
+        self._records = {
+            row: record
+            for row, record in zip(
+                self.index.clips.index, self.index.clips.to_dict("records"), strict=True
+            )
+        }
+        self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": OrderedDict()}
+
+    def read(
+        self,
+        clips: Sequence[int | str],
+        *,
+        window_start_s: float | Sequence[float] | NDArray[np.float64] = 0.0,
+        window_s: float,
+        frame_count: int = 0,
+    ) -> dict[str, NDArray[Any]]:
+        """One window of each clip.
+
+        Args:
+            clips: row numbers of the index, or clip ids.
+            window_start_s: from each clip's start; one number for all or one per clip.
+            window_s: length; the window must end within the clip.
+            frame_count: pictures per window, those nearest to the middles of as many equal
+                parts of it.
+
+        Returns:
+            ``foa`` int16 (clip, 4, time) and, with ``frame_count``, ``frames`` uint8
+            (clip, time, 3, height, width).
+
+        Raises:
+            InputError: a window that leaves its clip, or frames wanted where there are none.
+        """
+        starts_s = np.broadcast_to(np.asarray(window_start_s, np.float64), (len(clips),))
+        sample_count = round(window_s * SAMPLE_RATE_HZ)
+        foa = np.empty((len(clips), 4, sample_count), np.int16)
+        frames: list[NDArray[np.uint8]] = []
+        columns = ["foa", "frames"] if frame_count else ["foa"]
+        for position, (clip, start_s) in enumerate(zip(clips, starts_s.tolist(), strict=True)):
+            record = self._record(clip)
+            first = round(start_s * SAMPLE_RATE_HZ)
+            row_group = self._row_group(record, columns)
+            stored = np.frombuffer(row_group.column("foa")[0].as_buffer(), "<i2").reshape(4, -1)
+            if not 0 <= first <= stored.shape[1] - sample_count:
+                expected = f"a window within its {record['duration_s']:.2f} s"
+                window = (start_s, start_s + window_s)
+                raise InputError(f"clip {record['clip_id']}", "window (s)", window, expected)
+            foa[position] = stored[:, first : first + sample_count]
+            if frame_count:
+                frames.append(self._frames(record, row_group, start_s, window_s, frame_count))
+        return {"foa": foa, "frames": np.stack(frames)} if frames else {"foa": foa}
+
+    def events(
+        self, clip: int | str, *, window_start_s: float = 0.0, window_s: float | None = None
+    ) -> pd.DataFrame:
+        """Annotations of a window (None: to the clip's end), frames counted from its start.
+
+        ``window_start_s`` must be a multiple of the 100 ms label frame.
+        """
+        row_group = self._row_group(self._record(clip), ["events"])
+        events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(EVENT_COLUMNS))
+        first = round(window_start_s / LABEL_FRAME_S)
+        assert abs(first * LABEL_FRAME_S - window_start_s) < 1e-6, window_start_s
+        events["frame"] -= first
+        end = np.inf if window_s is None else round(window_s / LABEL_FRAME_S)
+        return events[events["frame"].between(0, end, inclusive="left")].reset_index(drop=True)
+
+    def _frames(
+        self,
+        record: Mapping[str, Any],
+        row_group: pa.Table,
+        start_s: float,
+        window_s: float,
+        frame_count: int,
+    ) -> NDArray[np.uint8]:
+        if not record["frame_count"]:
+            raise InputError(f"clip {record['clip_id']}", "frames", 0, "a clip with video")
+        middles_s = start_s + (np.arange(frame_count) + 0.5) * (window_s / frame_count)
+        numbers = np.rint(middles_s * record["frame_rate_hz"]).astype(int)
+        numbers = np.minimum(numbers, record["frame_count"] - 1)
+        stored = row_group.column("frames")[0].values
+        return decode_frames(
+            [stored[int(number)].as_buffer() for number in numbers],
+            record["frame_encoding"],
+            height_px=record["frame_height_px"],
+            width_px=record["frame_width_px"],
+        )
+
+    def _record(self, clip: int | str) -> Mapping[str, Any]:
+        return self._records[self._rows[clip] if isinstance(clip, str) else int(clip)]
+
+    def _row_group(self, record: Mapping[str, Any], columns: list[str]) -> pa.Table:
+        name = record["shard"]
+        shard = self._shards.pop(name, None)
+        if shard is None:
+            shard = _open_parquet(join(self.index.folder, name))
+        self._shards[name] = shard
+        if len(self._shards) > _OPEN_SHARDS:
+            _, oldest = self._shards.popitem(last=False)
+            oldest.close()
+        return shard.read_row_group(record["row_group"], columns=columns, use_threads=False)
+
+
+def _open_parquet(path: str) -> pq.ParquetFile:
+    if is_local(path):
+        return pq.ParquetFile(path.removeprefix("file://"), memory_map=True)
+    files, inner = file_system(path)
+    return pq.ParquetFile(files.open(inner, "rb", cache_type="none"), pre_buffer=True)
+
+
+def _clips_from_footers(folder: str, shards: Iterable[str]) -> pd.DataFrame:
+    rows = [
+        {**summary, "shard": name, "row_group": row_group}
+        for name in sorted(shards)
+        for row_group, summary in enumerate(read_footer(join(folder, name))["clips"])
+    ]
+    if not rows:
+        raise InputError(folder, "clips", "none", f"*{SHARD_SUFFIX} files that hold clips")
+    clips = pd.DataFrame(rows)
+    clips["class_frames"] = [
+        {int(class_id): frames for class_id, frames in counts.items()}
+        for counts in clips["class_frames"]
+    ]
+    return clips.sort_values(["corpus", "recording_id", "start_s"], ignore_index=True)

@@ -1,0 +1,59 @@
+"""The manifest row that every corpus reader yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from seld.errors import InputError
+
+Split = Literal["unannotated", "train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One recording of a corpus: where its sound, picture and annotations are.
+
+    Paths are local or URIs. A path names where the corpus keeps the file, whether or not it is
+    there: what is missing or broken shows when the recording is decoded.
+
+    Args:
+        recording_id: unique within the corpus; prediction files are named after it.
+        room: what must not be shared between training and test: the room of STARSS, the
+            YouTube video of a web corpus.
+        channel_map: channel on disk that holds each ACN component; None: as the file says
+            (its ``SA3D`` box), else already W, Y, Z, X.
+        start_s: where in the file the recording starts (None: at its beginning).
+        duration_s: its length where the corpus fixes it (None: to the end of the file).
+        from_web: uploaded by anyone, so judged by Sphere360's rules for silent sound and static
+            pictures; studio recordings may be quiet, and stand still.
+    """
+
+    recording_id: str
+    corpus: str
+    split: Split
+    room: str
+    foa_path: str
+    video_path: str | None = None
+    annotation_path: str | None = None
+    channel_map: tuple[int, int, int, int] | None = None
+    start_s: float | None = None
+    duration_s: float | None = None
+    from_web: bool = False
+
+
+def in_order(recordings: list[Recording], root: str, layout: str) -> list[Recording]:
+    """``recordings`` sorted by id.
+
+    Raises:
+        InputError: there are none under ``root``, where ``layout`` was expected, or an id
+            appears twice.
+    """
+    if not recordings:
+        raise InputError(root, "recordings", "none", f"files laid out as {layout}")
+    recordings = sorted(recordings, key=lambda recording: recording.recording_id)
+    for first, second in zip(recordings, recordings[1:], strict=False):
+        if first.recording_id == second.recording_id:
+            found = f"{first.foa_path} and {second.foa_path}"
+            raise InputError(root, f"recording {first.recording_id}", found, "one file per id")
+    return recordings

@@ -1,0 +1,56 @@
+"""The folder layout that STARSS22, STARSS23 and the embedded benchmark share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from seld.corpora.recording import Recording, Split, in_order
+from seld.errors import InputError
+from seld.storage import join, list_files
+
+LAYOUT = "foa_dev/<part>/fold<F>_room<R>_mix<NNN>.wav and metadata_dev/<part>/….csv"
+
+_NAME = re.compile(r"fold(?P<fold>\d+)_room(?P<room>\d+)_mix\d+")
+_SPLITS: dict[int, Split] = {3: "train", 4: "test"}
+
+
+def read_layout(root: str, corpus: str, *, with_video: bool) -> list[Recording]:
+    """Recordings named by sound, annotations or picture; fold 3 trains, fold 4 tests.
+
+    A part whose name starts with ``unannotated`` needs no annotation files, of any fold.
+    """
+    top_folders = {"foa_dev": ".wav", "metadata_dev": ".csv"}
+    if with_video:
+        top_folders["video_dev"] = ".mp4"
+    places: dict[str, PurePosixPath] = {}
+    for name in list_files(root):
+        path = PurePosixPath(name)
+        hidden = path.name.startswith(".")
+        if hidden or len(path.parts) != 3 or top_folders.get(path.parts[0]) != path.suffix:
+            continue
+        part_and_stem = PurePosixPath(*path.parts[1:]).with_suffix("")
+        if not _NAME.fullmatch(path.stem):
+            raise InputError(join(root, name), "file name", path.stem, "fold<F>_room<R>_mix<NNN>")
+        places[str(part_and_stem)] = part_and_stem
+
+    recordings = []
+    for place in places.values():
+        match = _NAME.fullmatch(place.name)
+        assert match
+        annotated = not place.parent.name.startswith("unannotated")
+        fold = int(match["fold"])
+        if annotated and fold not in _SPLITS:
+            raise InputError(join(root, str(place)), "fold", fold, "3 (training) or 4 (test)")
+        recordings.append(
+            Recording(
+                recording_id=place.name,
+                corpus=corpus,
+                split=_SPLITS[fold] if annotated else "unannotated",
+                room=f"room{match['room']}",
+                foa_path=join(root, f"foa_dev/{place}.wav"),
+                video_path=join(root, f"video_dev/{place}.mp4") if with_video else None,
+                annotation_path=join(root, f"metadata_dev/{place}.csv") if annotated else None,
+            )
+        )
+    return in_order(recordings, root, LAYOUT)

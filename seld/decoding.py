@@ -1,0 +1,307 @@
+"""One recording → its clips, or the reason why it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from seld.clips import (
+    EVENT_COLUMNS,
+    LABEL_FRAME_S,
+    SAMPLE_RATE_HZ,
+    Clip,
+    FrameEncoding,
+    encode_frame,
+    write_shard,
+)
+from seld.corpora.recording import Recording
+from seld.errors import InputError
+from seld.media import MediaError, PictureReader, Reason, read_foa
+from seld.storage import local_copy
+
+_LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
+#: Below this the sound of a studio recording was not recorded at all.
+_DIGITAL_SILENCE_DBFS = -90.0
+#: Below this mean squared difference of grey values, frames are one and the same.
+_FROZEN_MSE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreeningSettings:
+    """What makes a readable recording unusable.
+
+    The silence and static-picture rules with these numbers are Sphere360's and apply to corpora
+    uploaded by anyone (``Recording.from_web``). Studio recordings are set aside only where
+    nothing was recorded: digital silence, or one frame throughout.
+    """
+
+    silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
+    silent_share: float = 0.9  #: of the moments, above which a recording is silent
+    static_mse: float = 5.0  #: grey-value MSE of frames half a second apart that are the same
+    static_share: float = 0.85  #: of such pairs, above which the picture is static
+    length_tolerance_s: float = 1.0  #: difference of sound and picture that is put up with [ours]
+
+    def __post_init__(self) -> None:
+        for name in ("silent_share", "static_share"):
+            value = getattr(self, name)
+            if not 0 < value <= 1:
+                raise InputError("screening", name, value, "a share in (0, 1]")
+        for name in ("static_mse", "length_tolerance_s"):
+            value = getattr(self, name)
+            if value < 0:
+                raise InputError("screening", name, value, "zero or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """Form of the clips. Raw frames read fastest; JPEG is for paper-size pictures."""
+
+    clip_s: float = 5.0
+    hop_s: float | None = None  #: between clip starts; None: clips do not overlap
+    frame_rate_hz: float = 4.0
+    frame_height_px: int = 64
+    frame_width_px: int = 128
+    frame_encoding: FrameEncoding = "raw"
+    jpeg_quality: int = 90
+    shard_s: float = 300.0  #: recordings of known length share a shard up to this length
+    screening: ScreeningSettings = field(default_factory=ScreeningSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("clip_s", "hop_s"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value <= 0 or abs(value / LABEL_FRAME_S - round(value / LABEL_FRAME_S)) > 1e-6:
+                raise InputError("shards", name, value, "a positive multiple of 0.1 s")
+        if self.hop_s is not None and self.hop_s > self.clip_s:
+            raise InputError("shards", "hop_s", self.hop_s, f"at most clip_s = {self.clip_s}")
+        for name in ("frame_rate_hz", "frame_height_px", "frame_width_px", "shard_s"):
+            if getattr(self, name) <= 0:
+                raise InputError("shards", name, getattr(self, name), "more than zero")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise InputError("shards", "jpeg_quality", self.jpeg_quality, "1 to 100")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A recording set aside."""
+
+    recording_id: str
+    reason: Reason
+    detail: str
+    path: str
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to make: its recordings, its path and what it must be made with."""
+
+    path: str
+    recordings: tuple[Recording, ...]
+    settings: ShardSettings
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A finished shard: how many clips it holds and what was set aside."""
+
+    path: str
+    recording_count: int
+    clip_count: int
+    clip_s: float
+    rejected: tuple[Rejected, ...]
+
+    @classmethod
+    def from_footer(cls, path: str, footer: dict[str, Any]) -> ShardResult:
+        """As :func:`decode_shard` wrote it."""
+        return cls(
+            path=path,
+            recording_count=footer["recording_count"],
+            clip_count=len(footer["clips"]),
+            clip_s=sum(clip["duration_s"] for clip in footer["clips"]),
+            rejected=tuple(Rejected(**values) for values in footer["rejected"]),
+        )
+
+
+def decode_shard(job: ShardJob) -> ShardResult:
+    """Decode a shard's recordings and write it; what was rejected is kept in its footer."""
+    clips: list[Clip] = []
+    rejected: list[Rejected] = []
+    for recording in job.recordings:
+        outcome = decode_recording(recording, job.settings)
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
+        else:
+            clips += outcome
+    footer = {
+        "recording_count": len(job.recordings),
+        "rejected": [asdict(item) for item in rejected],
+    }
+    return ShardResult.from_footer(job.path, write_shard(job.path, clips, footer))
+
+
+def decode_recording(recording: Recording, settings: ShardSettings) -> list[Clip] | Rejected:
+    """All clips of one recording, or why it is set aside. Memory holds one recording's clips."""
+    path = recording.foa_path
+    try:
+        with local_copy(path) as sound:
+            foa = read_foa(
+                sound,
+                sample_rate_hz=SAMPLE_RATE_HZ,
+                channel_map=recording.channel_map,
+                start_s=recording.start_s or 0.0,
+                duration_s=recording.duration_s,
+            )
+        _check_length(foa, recording, settings)
+        _check_level(foa, recording, settings.screening)
+        spans = clip_spans(foa.shape[1], settings)
+        frames: dict[float, bytes] = {}
+        if recording.video_path is not None:
+            path = recording.video_path
+            frames = _read_frames(recording, path, spans, foa.shape[1] / SAMPLE_RATE_HZ, settings)
+        events = pd.DataFrame(columns=list(EVENT_COLUMNS))
+        if recording.annotation_path is not None:
+            path = recording.annotation_path
+            from seld.annotations import read_annotations
+
+            with local_copy(path) as table:
+                events = read_annotations(table)
+    except MediaError as error:
+        return Rejected(recording.recording_id, error.reason, error.detail, path)
+    except FileNotFoundError:
+        return Rejected(recording.recording_id, "missing file", path, path)
+    except InputError as error:
+        return Rejected(recording.recording_id, "bad annotations", str(error), path)
+    return [_clip(recording, foa, frames, events, span, settings) for span in spans]
+
+
+def clip_spans(sample_count: int, settings: ShardSettings) -> list[tuple[int, int]]:
+    """(first sample, sample after the last) of each clip; together they cover the recording.
+
+    A remainder of at least half a clip is a clip of its own, a shorter one joins the last clip:
+    no clip is shorter than half of ``clip_s``, and none as long as one and a half.
+    """
+    clip = round(settings.clip_s / LABEL_FRAME_S) * _LABEL_SAMPLES
+    hop = round((settings.hop_s or settings.clip_s) / LABEL_FRAME_S) * _LABEL_SAMPLES
+    spans = [(start, start + clip) for start in range(0, sample_count - clip + 1, hop)]
+    covered = spans[-1][1] if spans else 0
+    if sample_count - covered >= clip / 2:
+        start = spans[-1][0] + hop if spans else 0
+        spans.append((start, sample_count))
+    elif spans:
+        spans[-1] = (spans[-1][0], sample_count)
+    return spans
+
+
+def _clip(
+    recording: Recording,
+    foa: NDArray[np.int16],
+    frames: dict[float, bytes],
+    events: pd.DataFrame,
+    span: tuple[int, int],
+    settings: ShardSettings,
+) -> Clip:
+    first, last = span
+    first_frame, end_frame = first // _LABEL_SAMPLES, -(-last // _LABEL_SAMPLES)
+    inside = events[events["frame"].between(first_frame, end_frame, inclusive="left")]
+    times_s = _frame_times_s(span, settings) if frames else []
+    return Clip(
+        recording_id=recording.recording_id,
+        corpus=recording.corpus,
+        split=recording.split,
+        room=recording.room,
+        start_s=round(first / SAMPLE_RATE_HZ, 3),
+        foa=foa[:, first:last],
+        frames=[frames[time_s] for time_s in times_s],
+        frame_encoding=settings.frame_encoding,
+        frame_rate_hz=settings.frame_rate_hz,
+        frame_height_px=settings.frame_height_px,
+        frame_width_px=settings.frame_width_px,
+        events=inside.assign(frame=inside["frame"] - first_frame),
+    )
+
+
+def _frame_times_s(span: tuple[int, int], settings: ShardSettings) -> list[float]:
+    """Times of a clip's frames in its recording; the same instant always gives the same float."""
+    first, last = span
+    count = max(1, int((last - first) / SAMPLE_RATE_HZ * settings.frame_rate_hz + 1e-6))
+    start_s = first / SAMPLE_RATE_HZ
+    return [round(start_s + number / settings.frame_rate_hz, 6) for number in range(count)]
+
+
+def _read_frames(
+    recording: Recording,
+    path: str,
+    spans: Sequence[tuple[int, int]],
+    sound_s: float,
+    settings: ShardSettings,
+) -> dict[float, bytes]:
+    """Encoded frames by their time in the recording, after screening picture and length."""
+    screening = settings.screening
+    start_s = recording.start_s or 0.0
+    times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
+    frames: dict[float, bytes] = {}
+    differences: list[float] = []
+    compared_s, compared = -np.inf, None
+    with local_copy(path) as video:
+        reader = PictureReader(
+            video,
+            [start_s + time_s for time_s in times_s],
+            height_px=settings.frame_height_px,
+            width_px=settings.frame_width_px,
+        )
+        # The reader first: exhausted, it knows how long the video lasts.
+        for frame, time_s in zip(reader, times_s, strict=True):
+            frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
+            if time_s >= compared_s + 0.5 - 1e-6:
+                grey = frame.astype(np.float32).mean(axis=2)
+                if compared is not None:
+                    differences.append(float(np.square(grey - compared).mean()))
+                compared_s, compared = time_s, grey
+    assert reader.duration_s is not None
+    _check_same_length(sound_s, reader.duration_s - start_s, recording, screening)
+    limit, share = (
+        (screening.static_mse, screening.static_share)
+        if recording.from_web
+        else (_FROZEN_MSE, 0.999)
+    )
+    static = float(np.mean(np.array(differences) < limit)) if differences else 0.0
+    if static > share:
+        detail = f"{static:.0%} of the frames half a second apart differ by an MSE under {limit:g}"
+        raise MediaError("static picture", detail)
+    return frames
+
+
+def _check_same_length(
+    sound_s: float, picture_s: float, recording: Recording, screening: ScreeningSettings
+) -> None:
+    missing_s = sound_s - picture_s
+    # A recording cut out of a longer file leaves the rest of the file's picture unused.
+    surplus_s = 0.0 if recording.duration_s is not None else -missing_s
+    if max(missing_s, surplus_s) > screening.length_tolerance_s:
+        detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
+        raise MediaError("different length", detail)
+
+
+def _check_length(foa: NDArray[np.int16], recording: Recording, settings: ShardSettings) -> None:
+    length_s = foa.shape[1] / SAMPLE_RATE_HZ
+    if length_s < settings.clip_s / 2:
+        detail = f"{length_s:.2f} s, expected at least half a clip of {settings.clip_s:g} s"
+        raise MediaError("too short", detail)
+
+
+def _check_level(
+    foa: NDArray[np.int16], recording: Recording, screening: ScreeningSettings
+) -> None:
+    moments = foa[0, : foa.shape[1] // _LABEL_SAMPLES * _LABEL_SAMPLES].reshape(-1, _LABEL_SAMPLES)
+    power = np.square(moments.astype(np.float32) / 32768).mean(axis=1)
+    levels_dbfs = 10 * np.log10(power + 1e-20)
+    limit_dbfs = screening.silence_dbfs if recording.from_web else _DIGITAL_SILENCE_DBFS
+    silent = float(np.mean(levels_dbfs < limit_dbfs))
+    if silent > screening.silent_share:
+        raise MediaError("silent", f"under {limit_dbfs:g} dBFS for {silent:.0%} of the time")

@@ -1,0 +1,292 @@
+"""Decoding sound and picture files: any rate and frame rate in, fixed ones out, in bounded memory.
+
+Sound is decoded, checked and resampled block by block; of the picture only the frames that are
+wanted are converted. What is wrong with a file comes as a :class:`MediaError` with its reason.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from seld import mp4
+
+#: Every way a recording can be unusable; `rejected.csv` holds one of these per row.
+Reason = Literal[
+    "missing file",
+    "unreadable",
+    "truncated",
+    "no audio stream",
+    "wrong channel count",
+    "not finite",
+    "silent",
+    "no video stream",
+    "static picture",
+    "different length",
+    "too short",
+    "bad annotations",
+]
+
+_MP4_SUFFIXES = (".mp4", ".m4a", ".m4v", ".mov")
+_SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".w64", ".rf64", ".aif", ".aiff")
+_BLOCK_SAMPLES = 1 << 16
+#: A container may declare this much more than it holds (codec padding, rounding) and be whole.
+_DECLARED_TOLERANCE_S = 0.25
+
+
+class MediaError(Exception):
+    """A file that cannot be used, and why."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+def read_foa(
+    path: Path,
+    *,
+    sample_rate_hz: int,
+    channel_map: Sequence[int] | None = None,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+) -> NDArray[np.int16]:
+    """Sound of a four-channel file as ACN/SN3D int16 (4, time) at ``sample_rate_hz``.
+
+    16-bit files at that rate come through bit for bit; others are resampled by soxr's HQ filter.
+    Without ``channel_map`` an MP4's ``SA3D`` box is obeyed.
+
+    Raises:
+        MediaError: with the reason.
+    """
+    if channel_map is None:
+        channel_map = _stored_channel_map(path)
+    order = list(channel_map)
+    blocks, resampler = [], None
+    skipped = 0
+    for rate_hz, block in _sound_blocks(path):
+        if block.shape[1] != 4:
+            raise MediaError("wrong channel count", f"{block.shape[1]} channels, expected 4")
+        if not np.isfinite(block).all():
+            raise MediaError("not finite", "NaN or infinite samples")
+        if resampler is None and rate_hz != sample_rate_hz:
+            resampler = soxr.ResampleStream(rate_hz, sample_rate_hz, 4, dtype="float32")
+        if resampler is not None:
+            block = resampler.resample_chunk(np.ascontiguousarray(block))
+        first = min(max(round(start_s * sample_rate_hz) - skipped, 0), len(block))
+        skipped += first
+        blocks.append(_as_int16(block[first:, order]))
+        if duration_s is not None and _length(blocks) >= round(duration_s * sample_rate_hz):
+            break
+    if resampler is not None:
+        blocks.append(_as_int16(resampler.resample_chunk(np.empty((0, 4), np.float32), last=True)))
+        blocks[-1] = blocks[-1][:, order]
+    if not blocks:
+        raise MediaError("unreadable", "no sound could be decoded")
+    foa = np.concatenate(blocks)
+    if duration_s is not None:
+        foa = foa[: round(duration_s * sample_rate_hz)]
+    return np.ascontiguousarray(foa.T)
+
+
+class PictureReader:
+    """Iterates over the frames shown at ``times_s``: RGB (height, width, 3) uint8, area-scaled.
+
+    ``times_s`` ascend and count from the file's start. Each frame is the one nearest in time, so
+    that any frame rate (variable too) becomes the wanted one; times after the last frame repeat
+    it. ``duration_s`` is how long the video lasts, known once the iteration has ended.
+    Iterating raises :class:`MediaError`.
+    """
+
+    def __init__(
+        self, path: Path, times_s: Sequence[float], *, height_px: int, width_px: int
+    ) -> None:
+        self.path = path
+        self.times_s = times_s
+        self.height_px = height_px
+        self.width_px = width_px
+        self.duration_s: float | None = None
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        times_s = iter(self.times_s)
+        wanted_s = next(times_s, None)
+        shown: av.VideoFrame | None = None
+        shown_s = interval_s = 0.0
+        for time_s, frame in _video_frames(self.path):
+            if shown is not None:
+                interval_s = time_s - shown_s
+                scaled = None
+                while wanted_s is not None and wanted_s < shown_s + interval_s / 2:
+                    scaled = self._scaled(shown) if scaled is None else scaled
+                    yield scaled
+                    wanted_s = next(times_s, None)
+            shown, shown_s = frame, time_s
+        if shown is None:
+            raise MediaError("unreadable", "no picture could be decoded")
+        self.duration_s = shown_s + interval_s
+        scaled = self._scaled(shown)
+        while wanted_s is not None:
+            yield scaled
+            wanted_s = next(times_s, None)
+
+    def _scaled(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        return frame.reformat(
+            width=self.width_px, height=self.height_px, format="rgb24", interpolation="AREA"
+        ).to_ndarray()
+
+
+def _sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(sample rate, block (time, channel) in [-1, 1]) from the file's start to its end."""
+    if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
+        return _soundfile_blocks(path)
+    return _av_sound_blocks(path)
+
+
+def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    _check_riff_complete(path)
+    try:
+        with soundfile.SoundFile(path) as sound:
+            remaining = sound.frames
+            while remaining > 0:
+                block = sound.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+                if not len(block):
+                    raise MediaError("truncated", f"{remaining} of {sound.frames} samples missing")
+                remaining -= len(block)
+                yield sound.samplerate, block
+    except soundfile.LibsndfileError as error:
+        raise MediaError("unreadable", str(error)) from error
+
+
+def _check_riff_complete(path: Path) -> None:
+    """libsndfile shortens a cut-off wav silently: compare its data chunk with the file."""
+    size = path.stat().st_size
+    if size == 0:
+        raise MediaError("truncated", "the file is empty")
+    with path.open("rb") as stream:
+        if stream.read(4) != b"RIFF":
+            return
+        position = 12
+        while position + 8 <= size:
+            stream.seek(position)
+            kind, chunk_bytes = struct.unpack("<4sI", stream.read(8))
+            position += 8 + chunk_bytes
+            # Streaming writers leave the length open as zero or all ones.
+            if kind == b"data":
+                if chunk_bytes not in (0, 0xFFFFFFFF) and position > size:
+                    missing = position - size
+                    raise MediaError("truncated", f"{missing} of {chunk_bytes} bytes are missing")
+                return
+            position += chunk_bytes % 2
+    raise MediaError("truncated", "the file ends before its samples")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+    try:
+        if path.suffix.lower() in _MP4_SUFFIXES:
+            mp4.check_complete(path)
+        with av.open(str(path)) as container:
+            yield container
+    except mp4.Mp4TruncatedError as error:
+        raise MediaError("truncated", str(error)) from error
+    except (mp4.Mp4Error, av.error.FFmpegError) as error:
+        raise MediaError("unreadable", str(error)) from error
+
+
+def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise MediaError("no audio stream", "the file holds no sound")
+        stream = container.streams.audio[_sound_track(container)]
+        rate_hz = stream.codec_context.sample_rate
+        decoded = 0
+        for frame in container.decode(stream):
+            samples = _frame_samples(frame)
+            if decoded == 0:
+                lead = _stream_time_s(frame, container)
+                samples = _shifted(samples, round(lead * rate_hz))
+            decoded += len(samples)
+            yield rate_hz, samples
+        _check_declared(stream, decoded / rate_hz)
+
+
+def _sound_track(container: av.container.InputContainer) -> int:
+    """The first four-channel track; without one the first, so that the error names its count."""
+    counts = [stream.codec_context.channels for stream in container.streams.audio]
+    return counts.index(4) if 4 in counts else 0
+
+
+def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:
+    channels = frame.layout.nb_channels
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+
+
+def _stream_time_s(frame: av.AudioFrame | av.VideoFrame, container: object) -> float:
+    """Presentation time from the start of the file (its earliest stream)."""
+    started_s = (getattr(container, "start_time", None) or 0) / av.time_base
+    return (frame.time or 0.0) - started_s
+
+
+def _shifted(samples: NDArray[np.float32], lead: int) -> NDArray[np.float32]:
+    """Silence before a track that starts late; samples before the file's start dropped."""
+    if lead <= 0:
+        return samples[-lead:]
+    return np.pad(samples, ((lead, 0), (0, 0)))
+
+
+def _video_frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
+    with _opened(path) as container:
+        if not container.streams.video:
+            raise MediaError("no video stream", "the file holds no picture")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # recordings are decoded in parallel, not frames
+        time_s = 0.0
+        for frame in container.decode(stream):
+            time_s = _stream_time_s(frame, container)
+            yield time_s, frame
+        rate_hz = float(stream.average_rate or 0)
+        _check_declared(stream, time_s + (1 / rate_hz if rate_hz else 0.0))
+
+
+def _check_declared(stream: av.stream.Stream, decoded_s: float) -> None:
+    if stream.duration is None or stream.time_base is None:
+        return
+    declared_s = float(stream.duration * stream.time_base)
+    if decoded_s < declared_s - _DECLARED_TOLERANCE_S:
+        raise MediaError("truncated", f"{decoded_s:.2f} s of {declared_s:.2f} s could be decoded")
+
+
+def _stored_channel_map(path: Path) -> tuple[int, ...]:
+    identity = (0, 1, 2, 3)
+    if path.suffix.lower() not in _MP4_SUFFIXES:
+        return identity
+    with _opened(path) as container:
+        if not container.streams.audio:
+            return identity
+        track = _sound_track(container)
+        maps = mp4.channel_maps(path)
+    return (maps[track] if track < len(maps) else None) or identity
+
+
+def _as_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    # 32768, not 32767: the scale of 16-bit files, which so keep every bit.
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+
+
+def _length(blocks: list[NDArray[np.int16]]) -> int:
+    return sum(len(block) for block in blocks)

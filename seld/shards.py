@@ -1,0 +1,336 @@
+"""Recordings of a corpus → clip shards on disk: ``python -m seld.shards --corpus … --root … --out …``.
+
+Decoding runs in parallel, can be interrupted and started again, and sets unusable recordings
+aside. What a shard is and how it is read: :mod:`seld.clips`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from importlib.metadata import entry_points
+from pathlib import PurePosixPath
+from typing import Protocol, TypeVar
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from seld.clips import (
+    SHARD_SUFFIX,
+    Clip,
+    ClipReader,
+    ShardIndex,
+    decode_frames,
+    read_footer,
+    select_budget,
+    write_index,
+    write_shard,
+)
+from seld.corpora import CORPORA, Recording
+from seld.decoding import (
+    Rejected,
+    ScreeningSettings,
+    ShardJob,
+    ShardResult,
+    ShardSettings,
+    decode_recording,
+    decode_shard,
+)
+from seld.errors import InputError, exit_on_input_error
+from seld.settings import override, to_mapping
+from seld.storage import file_system, join, stamps, written_whole
+
+__all__ = [
+    "Clip",
+    "ClipReader",
+    "Executor",
+    "ProcessExecutor",
+    "Rejected",
+    "ScreeningSettings",
+    "ShardIndex",
+    "ShardSettings",
+    "build_shards",
+    "decode_frames",
+    "decode_recording",
+    "find_executor",
+    "finish",
+    "plan",
+    "select_budget",
+    "write_shard",
+]
+
+EXECUTOR_GROUP = "seld.shard_executors"
+_REJECTED_NAME = "rejected.csv"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Something that runs a function over items in parallel."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+    ) -> Iterator[Result]:
+        """Results in the order in which they are done; closing the iterator stops the work."""
+        ...
+
+
+class ProcessExecutor:
+    """Processes of this machine; with one worker, this very process."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+    ) -> Iterator[Result]:
+        """See :class:`Executor`."""
+        if workers == 1:
+            yield from map(function, items)
+            return
+        # Spawned, not forked: FFmpeg's and torch's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(items) or 1), mp_context=context)
+        try:
+            for future in as_completed([pool.submit(function, item) for item in items]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def find_executor(name: str | None) -> Executor:
+    """The executor called ``name``; None: ``ray`` where it is installed, else ``processes``.
+
+    Raises:
+        InputError: there is no such executor.
+    """
+    registered = {entry.name: entry for entry in entry_points(group=EXECUTOR_GROUP)}
+    if name is None:
+        name = "ray" if "ray" in registered else "processes"
+    if name == "processes":
+        return ProcessExecutor()
+    if name not in registered:
+        known = ", ".join(["processes", *sorted(registered)])
+        raise InputError("command line", "--executor", name, f"one of {known}")
+    return registered[name].load()()
+
+
+def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> list[ShardJob]:
+    """Which shards to make of which recordings: the same every time.
+
+    Recordings whose length the corpus fixes share shards of up to ``shard_s``; each other one
+    has its own. A shard's name carries a hash of the settings, of its recordings and of the size
+    and time of their files, so that a shard that exists is the shard that is wanted.
+    """
+    stamp_of = stamps({path for recording in recordings for path in _sources(recording)})
+    groups: list[list[Recording]] = []
+    group_s = float("inf")
+    for recording in sorted(recordings, key=lambda item: item.recording_id):
+        length_s = recording.duration_s or float("inf")
+        if group_s + length_s > settings.shard_s:
+            groups.append([])
+            group_s = 0.0
+        groups[-1].append(recording)
+        group_s += length_s
+    return [
+        ShardJob(join(out, _shard_name(group, settings, stamp_of)), tuple(group), settings)
+        for group in groups
+    ]
+
+
+def build_shards(
+    recordings: Sequence[Recording],
+    settings: ShardSettings,
+    out: str,
+    *,
+    executor: Executor,
+    workers: int,
+    max_bad_share: float = 0.5,
+    on_result: Callable[[ShardResult], None] = lambda result: None,
+) -> tuple[ShardIndex, list[Rejected]]:
+    """Decode what is not decoded yet, write the index and the table of rejected recordings.
+
+    Args:
+        max_bad_share: stop once more than this share of all recordings is bad.
+        on_result: called for every shard, whether it was there or has just been made.
+
+    Raises:
+        InputError: too many recordings are bad, or ``out`` holds shards of something else.
+    """
+    jobs = plan(recordings, settings, out)
+    present = _present_shards(out)
+    done = [job for job in jobs if PurePosixPath(job.path).name in present]
+    waiting = [job for job in jobs if PurePosixPath(job.path).name not in present]
+    results: list[ShardResult] = []
+    allowed = max_bad_share * len(recordings)
+
+    def results_as_they_come() -> Iterable[ShardResult]:
+        for job in done:
+            yield ShardResult.from_footer(job.path, read_footer(job.path))
+        if waiting:
+            yield from executor.map(decode_shard, waiting, workers=workers)
+
+    for result in results_as_they_come():
+        results.append(result)
+        on_result(result)
+        bad = sum(len(finished.rejected) for finished in results)
+        if bad > allowed:
+            rejected = write_rejected(out, results)
+            expected = (
+                f"at most {max_bad_share:.0%} (--max-bad-share); "
+                f"{_reason_counts(rejected)}; see {join(out, _REJECTED_NAME)}"
+            )
+            raise InputError(out, "bad recordings", f"{bad} of {len(recordings)}", expected)
+    return finish(out, jobs, results), write_rejected(out, results)
+
+
+def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -> ShardIndex:
+    """Write ``index.parquet`` once every shard is there; shards of an older plan are removed."""
+    assert sorted(job.path for job in jobs) == sorted(result.path for result in results)
+    wanted = {PurePosixPath(job.path).name for job in jobs}
+    files, inner = file_system(out)
+    for name in _present_shards(out) - wanted:
+        files.rm_file(join(inner, name))
+    return write_index(out)
+
+
+def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:
+    """Write ``rejected.csv`` (recording_id, reason, detail, path), by recording; return its rows."""
+    rejected = sorted(
+        (item for result in results for item in result.rejected),
+        key=lambda item: item.recording_id,
+    )
+    columns = ["recording_id", "reason", "detail", "path"]
+    with written_whole(join(out, _REJECTED_NAME)) as temporary:
+        pd.DataFrame(rejected, columns=columns).to_csv(temporary, index=False)
+    return rejected
+
+
+def _present_shards(out: str) -> set[str]:
+    files, inner = file_system(out)
+    return {name.rpartition("/")[2] for name in files.glob(join(inner, f"*{SHARD_SUFFIX}"))}
+
+
+def _sources(recording: Recording) -> list[str]:
+    paths = (recording.foa_path, recording.video_path, recording.annotation_path)
+    return [path for path in paths if path is not None]
+
+
+def _shard_name(
+    recordings: Sequence[Recording], settings: ShardSettings, stamp_of: dict[str, str]
+) -> str:
+    content = {
+        "recordings": [asdict(recording) for recording in recordings],
+        "sources": [stamp_of[path] for recording in recordings for path in _sources(recording)],
+        "settings": to_mapping(settings),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{recordings[0].recording_id}-{digest}{SHARD_SUFFIX}"
+
+
+def _reason_counts(rejected: Sequence[Rejected]) -> str:
+    counts = pd.Series([item.reason for item in rejected]).value_counts()
+    return ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seld.shards", description="Decode a corpus into clip shards."
+    )
+    parser.add_argument("--corpus", required=True, help=f"one of {', '.join(CORPORA)}")
+    parser.add_argument("--root", required=True, help="the corpus: a folder or URI (s3://…)")
+    parser.add_argument("--out", required=True, help="the shards: a folder or URI")
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting: "
+        + ", ".join(f"{key}={value}" for key, value in _flat(to_mapping(ShardSettings()))),
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--executor", help="ray or processes (default: ray where it is installed)")
+    parser.add_argument(
+        "--max-bad-share", type=float, default=0.5, help="stop above this share (default 0.5)"
+    )
+    arguments = parser.parse_args()
+    if arguments.corpus not in CORPORA:
+        raise InputError("command line", "--corpus", arguments.corpus, f"one of {[*CORPORA]}")
+    if arguments.workers < 1:
+        raise InputError("command line", "--workers", arguments.workers, "at least 1")
+    if not 0 <= arguments.max_bad_share <= 1:
+        raise InputError(
+            "command line", "--max-bad-share", arguments.max_bad_share, "a share from 0 to 1"
+        )
+    settings = override(ShardSettings(), arguments.assignments)
+    executor = find_executor(arguments.executor)
+    recordings = CORPORA[arguments.corpus](arguments.root)
+
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("decoding recordings", total=len(recordings), note="")
+        rejected_count = 0
+
+        def advance(result: ShardResult) -> None:
+            nonlocal rejected_count
+            rejected_count += len(result.rejected)
+            note = f"{rejected_count} set aside" if rejected_count else ""
+            progress.update(task, advance=result.recording_count, note=note)
+
+        index, rejected = build_shards(
+            recordings,
+            settings,
+            arguments.out,
+            executor=executor,
+            workers=arguments.workers,
+            max_bad_share=arguments.max_bad_share,
+            on_result=advance,
+        )
+    _print_summary(console, index, rejected)
+    return 0
+
+
+def _print_summary(console: Console, index: ShardIndex, rejected: Sequence[Rejected]) -> None:
+    if rejected:
+        table = Table("recording", "reason", "detail", title=f"{len(rejected)} set aside")
+        for item in rejected:
+            table.add_row(item.recording_id, item.reason, item.detail)
+        console.print(table)
+    table = Table("split", "recordings", "rooms", "clips", "minutes", title=index.folder)
+    for split, clips in index.clips.groupby("split"):
+        table.add_row(
+            str(split),
+            str(clips["recording_id"].nunique()),
+            str(clips["room"].nunique()),
+            str(len(clips)),
+            f"{clips['duration_s'].sum() / 60:.1f}",
+        )
+    console.print(table)
+    console.print(f"data fingerprint {index.fingerprint}")
+
+
+def _flat(mapping: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,116 @@
+"""Local paths and URIs (``s3://``, ``gs://``, ``memory://``…) in one spelling, through fsspec."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from seld.errors import InputError
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` names something on this machine's disks."""
+    return "://" not in path or path.startswith("file://")
+
+
+def join(root: str, relative: str) -> str:
+    """``root/relative`` for paths and URIs alike."""
+    return f"{root.rstrip('/')}/{relative}"
+
+
+def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of ``path``, and the path as that file system spells it.
+
+    Raises:
+        InputError: the URI's protocol is unknown or its client library is not installed.
+    """
+    try:
+        return url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        expected = f"a local path or a URI that fsspec can open here ({error})"
+        raise InputError("storage", "path", path, expected) from error
+
+
+def list_files(root: str) -> dict[str, int]:
+    """Every file below ``root``: path relative to it (with ``/``) → size in bytes, sorted.
+
+    Raises:
+        InputError: ``root`` does not exist or holds no files.
+    """
+    files, inner_root = file_system(root)
+    inner_root = inner_root.rstrip("/")
+    found = files.find(inner_root, detail=True) if files.exists(inner_root) else {}
+    if not found:
+        raise InputError(root, "files", "nothing", "a folder that exists and holds files")
+    sizes = {name[len(inner_root) + 1 :]: int(info["size"]) for name, info in found.items()}
+    return dict(sorted(sizes.items()))
+
+
+def stamps(paths: Iterable[str]) -> dict[str, str]:
+    """What changes when a file does: size and time or entity tag; "missing" where there is none.
+
+    Each folder is listed once, so that this is quick for many files of an object store.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(path.rpartition("/")[0] or ".", []).append(path)
+    found: dict[str, str] = {}
+    for folder, members in by_folder.items():
+        files, inner = file_system(folder)
+        listed = files.ls(inner, detail=True) if files.isdir(inner) else []
+        infos = {info["name"].rpartition("/")[2]: info for info in listed}
+        for path in members:
+            info = infos.get(path.rpartition("/")[2])
+            changed = info and (info.get("mtime") or info.get("ETag") or info.get("created"))
+            found[path] = f"{info['size']} {changed}" if info else "missing"
+    return found
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[Path]:
+    """A file of this machine with the content of ``path``; a URI is fetched and removed after.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if is_local(path):
+        local = Path(path.removeprefix("file://"))
+        if not local.is_file():
+            raise FileNotFoundError(path)
+        yield local
+        return
+    files, inner = file_system(path)
+    with tempfile.TemporaryDirectory(prefix="seld-") as folder:
+        local = Path(folder) / inner.rsplit("/", 1)[-1]
+        files.get_file(inner, str(local))
+        yield local
+
+
+@contextmanager
+def written_whole(path: str) -> Iterator[Path]:
+    """A local file to write, which becomes ``path`` once the block ends without an error.
+
+    Readers see the finished file or none: a rename locally, one upload to an object store.
+    """
+    if is_local(path):
+        target = Path(path.removeprefix("file://"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    files, inner = file_system(path)
+    with tempfile.TemporaryDirectory(prefix="seld-") as folder:
+        temporary = Path(folder) / "file"
+        yield temporary
+        files.put_file(str(temporary), inner)
