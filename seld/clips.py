@@ -298,8 +298,9 @@ def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(clips))
     waiting: dict[str, list[int]] = {}
+    rooms = clips["room"].to_numpy()
     for row in shuffled:
-        waiting.setdefault(clips["room"].iat[row], []).append(row)
+        waiting.setdefault(rooms[row], []).append(row)
     room_s = dict.fromkeys(waiting, 0.0)
     frames_so_far = np.zeros(class_count)
     taken: list[int] = []
@@ -327,12 +328,8 @@ class ClipReader:
     def __init__(self, folder: str, index: ShardIndex | None = None) -> None:
         self.index = ShardIndex.open(folder) if index is None else index
         self._rows = dict(zip(self.index.clips["clip_id"], self.index.clips.index, strict=True))
-        self._records = {
-            row: record
-            for row, record in zip(
-                self.index.clips.index, self.index.clips.to_dict("records"), strict=True
-            )
-        }
+        records = self.index.clips.to_dict("records")
+        self._records = dict(zip(self.index.clips.index, records, strict=True))
         self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -409,7 +406,7 @@ class ClipReader:
         middles_s = start_s + (np.arange(frame_count) + 0.5) * (window_s / frame_count)
         numbers = np.rint(middles_s * record["frame_rate_hz"]).astype(int)
         numbers = np.minimum(numbers, record["frame_count"] - 1)
-        stored = row_group.column("frames")[0].values
+        stored = row_group.column("frames").combine_chunks().flatten()
         return decode_frames(
             [stored[int(number)].as_buffer() for number in numbers],
             record["frame_encoding"],

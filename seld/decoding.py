@@ -157,7 +157,7 @@ def decode_recording(recording: Recording, settings: ShardSettings) -> list[Clip
                 start_s=recording.start_s or 0.0,
                 duration_s=recording.duration_s,
             )
-        _check_length(foa, recording, settings)
+        _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
         spans = clip_spans(foa.shape[1], settings)
         frames: dict[float, bytes] = {}
@@ -280,15 +280,14 @@ def _read_frames(
 def _check_same_length(
     sound_s: float, picture_s: float, recording: Recording, screening: ScreeningSettings
 ) -> None:
-    missing_s = sound_s - picture_s
     # A recording cut out of a longer file leaves the rest of the file's picture unused.
-    surplus_s = 0.0 if recording.duration_s is not None else -missing_s
-    if max(missing_s, surplus_s) > screening.length_tolerance_s:
+    picture_s = min(picture_s, recording.duration_s or picture_s)
+    if abs(sound_s - picture_s) > screening.length_tolerance_s:
         detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
         raise MediaError("different length", detail)
 
 
-def _check_length(foa: NDArray[np.int16], recording: Recording, settings: ShardSettings) -> None:
+def _check_length(foa: NDArray[np.int16], settings: ShardSettings) -> None:
     length_s = foa.shape[1] / SAMPLE_RATE_HZ
     if length_s < settings.clip_s / 2:
         detail = f"{length_s:.2f} s, expected at least half a clip of {settings.clip_s:g} s"

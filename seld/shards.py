@@ -1,4 +1,4 @@
-"""Recordings of a corpus → clip shards on disk: ``python -m seld.shards --corpus … --root … --out …``.
+"""Recordings of a corpus → clip shards: ``python -m seld.shards --corpus … --root … --out …``.
 
 Decoding runs in parallel, can be interrupted and started again, and sets unusable recordings
 aside. What a shard is and how it is read: :mod:`seld.clips`.
@@ -201,7 +201,7 @@ def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -
 
 
 def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:
-    """Write ``rejected.csv`` (recording_id, reason, detail, path), by recording; return its rows."""
+    """Write ``rejected.csv`` (recording_id, reason, detail, path) by recording; its rows."""
     rejected = sorted(
         (item for result in results for item in result.rejected),
         key=lambda item: item.recording_id,
@@ -231,7 +231,7 @@ def _shard_name(
         "settings": to_mapping(settings),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{recordings[0].recording_id}-{digest}{SHARD_SUFFIX}"
+    return f"{recordings[0].corpus}-{recordings[0].recording_id}-{digest}{SHARD_SUFFIX}"
 
 
 def _reason_counts(rejected: Sequence[Rejected]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from seld.errors import InputError
@@ -24,7 +25,7 @@ class Recording:
         channel_map: channel on disk that holds each ACN component; None: as the file says
             (its ``SA3D`` box), else already W, Y, Z, X.
         start_s: where in the file the recording starts (None: at its beginning).
-        duration_s: its length where the corpus fixes it (None: to the end of the file).
+        duration_s: its length at most, where the corpus fixes one (None: to the file's end).
         from_web: uploaded by anyone, so judged by Sphere360's rules for silent sound and static
             pictures; studio recordings may be quiet, and stand still.
     """
@@ -52,7 +53,7 @@ def in_order(recordings: list[Recording], root: str, layout: str) -> list[Record
     if not recordings:
         raise InputError(root, "recordings", "none", f"files laid out as {layout}")
     recordings = sorted(recordings, key=lambda recording: recording.recording_id)
-    for first, second in zip(recordings, recordings[1:], strict=False):
+    for first, second in pairwise(recordings):
         if first.recording_id == second.recording_id:
             found = f"{first.foa_path} and {second.foa_path}"
             raise InputError(root, f"recording {first.recording_id}", found, "one file per id")

@@ -1,0 +1,47 @@
+"""Synth1: "[DCASE2022 Task 3] Synthetic SELD mixtures for baseline training", sound only.
+
+https://doi.org/10.5281/zenodo.6406873
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from seld.corpora.recording import Recording, Split, in_order
+from seld.errors import InputError
+from seld.storage import join, list_files
+
+LAYOUT = "foa/fold<F>_room<R>_mix<NNN>.wav and metadata/….csv"
+
+_NAME = re.compile(r"fold(?P<fold>\d+)_room(?P<room>\d+)_mix\d+")
+#: The folds share no rooms. Fold 2 is for validation: what is tested is real (STARSS) scenes.
+_SPLITS: dict[int, Split] = {1: "train", 2: "validation"}
+
+
+def read(root: str) -> list[Recording]:
+    """Manifest of the folder that holds ``foa`` and ``metadata``: mixtures of one minute each."""
+    suffixes = {"foa": ".wav", "metadata": ".csv"}
+    stems: dict[str, re.Match[str]] = {}
+    for name in list_files(root):
+        path = PurePosixPath(name)
+        hidden = path.name.startswith(".")
+        if hidden or len(path.parts) != 2 or suffixes.get(path.parts[0]) != path.suffix:
+            continue
+        match = _NAME.fullmatch(path.stem)
+        if match is None or int(match["fold"]) not in _SPLITS:
+            expected = "fold1_room<R>_mix<NNN> or fold2_room<R>_mix<NNN>"
+            raise InputError(join(root, name), "file name", path.stem, expected)
+        stems[path.stem] = match
+    recordings = [
+        Recording(
+            recording_id=stem,
+            corpus="synth1",
+            split=_SPLITS[int(match["fold"])],
+            room=f"room{match['room']}",
+            foa_path=join(root, f"foa/{stem}.wav"),
+            annotation_path=join(root, f"metadata/{stem}.csv"),
+        )
+        for stem, match in stems.items()
+    ]
+    return in_order(recordings, root, LAYOUT)
