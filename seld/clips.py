@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,7 +105,10 @@ class Clip:
     def _row(self) -> dict[str, Any]:
         row = {name: getattr(self, name) for name in CLIP_SCHEMA.names}
         row["foa"] = self.foa.astype("<i2").tobytes()
-        row["events"] = self.events[list(EVENT_COLUMNS)].to_dict("records")
+        row["events"] = [
+            dict(zip(EVENT_COLUMNS, event, strict=True))
+            for event in zip(*(self.events[name].tolist() for name in EVENT_COLUMNS), strict=True)
+        ]
         return row
 
     def _summary(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,11 +117,12 @@ class Clip:
         for frame in row["frames"]:
             digest.update(frame)
         digest.update(json.dumps(row["events"]).encode())
-        counts = self.events.groupby("class_id")["frame"].nunique()
+        labelled = set(zip(self.events["frame"], self.events["class_id"], strict=True))
+        counts = Counter(str(class_id) for _, class_id in sorted(labelled))
         return {
             **{name: value for name, value in row.items() if name not in _PAYLOAD_COLUMNS},
             "frame_count": len(self.frames),
-            "class_frames": {str(class_id): int(count) for class_id, count in counts.items()},
+            "class_frames": dict(counts),
             "content": digest.hexdigest()[:32],
         }
 
@@ -237,7 +241,7 @@ class ShardIndex:
     @property
     def minutes(self) -> float:
         """Summed length of the clips."""
-        return float(self.clips["duration_s"].sum() / 60)
+        return float(self.clips["duration_s"].to_numpy().sum()) / 60
 
     def select(
         self,
@@ -248,11 +252,11 @@ class ShardIndex:
         minimum_s: float = 0.0,
     ) -> ShardIndex:
         """The clips of these splits, rooms and corpora (None: all) that last ``minimum_s``."""
-        kept = self.clips["duration_s"] >= minimum_s
+        kept = self.clips["duration_s"].to_numpy() >= minimum_s
         for column, wanted in (("split", splits), ("room", rooms), ("corpus", corpora)):
             if wanted is not None:
-                kept &= self.clips[column].isin(list(wanted))
-        return ShardIndex(self.folder, self.clips[kept])
+                kept &= self.clips[column].isin(list(wanted)).to_numpy()
+        return ShardIndex(self.folder, self.clips.loc[kept])
 
 
 def write_index(folder: str, names: Sequence[str] | None = None) -> ShardIndex:
@@ -298,8 +302,8 @@ def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(clips))
     waiting: dict[str, list[int]] = {}
-    rooms = clips["room"].to_numpy()
-    for row in shuffled:
+    rooms: list[str] = clips["room"].tolist()
+    for row in shuffled.tolist():
         waiting.setdefault(rooms[row], []).append(row)
     room_s = dict.fromkeys(waiting, 0.0)
     frames_so_far = np.zeros(class_count)
@@ -391,7 +395,8 @@ class ClipReader:
         assert abs(first * LABEL_FRAME_S - window_start_s) < 1e-6, window_start_s
         events["frame"] -= first
         end = np.inf if window_s is None else round(window_s / LABEL_FRAME_S)
-        return events[events["frame"].between(0, end, inclusive="left")].reset_index(drop=True)
+        inside = events["frame"].between(0, end, inclusive="left")
+        return events.loc[inside].reset_index(drop=True)
 
     def _frames(
         self,

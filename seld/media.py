@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import av
+import av.container
+import av.error
+import av.stream
 import numpy as np
 import soundfile
 import soxr
@@ -139,9 +142,10 @@ class PictureReader:
             wanted_s = next(times_s, None)
 
     def _scaled(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        return frame.reformat(
+        rgb = frame.reformat(
             width=self.width_px, height=self.height_px, format="rgb24", interpolation="AREA"
-        ).to_ndarray()
+        )
+        return rgb.to_ndarray().astype(np.uint8, copy=False)
 
 
 def _sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -161,7 +165,7 @@ def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
                 if not len(block):
                     raise MediaError("truncated", f"{remaining} of {sound.frames} samples missing")
                 remaining -= len(block)
-                yield sound.samplerate, block
+                yield sound.samplerate, block.astype(np.float32, copy=False)
     except soundfile.LibsndfileError as error:
         raise MediaError("unreadable", str(error)) from error
 
@@ -229,11 +233,11 @@ def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:
     channels = frame.layout.nb_channels
     samples = frame.to_ndarray()
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    floats = samples.astype(np.float32)
     if samples.dtype.kind == "f":
-        return samples.astype(np.float32)
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        return floats
+    middle = 128 if samples.dtype.kind == "u" else 0
+    return (floats - middle) / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
 
 
 def _stream_time_s(frame: av.AudioFrame | av.VideoFrame, container: object) -> float:

@@ -214,7 +214,7 @@ def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:
 
 def _present_shards(out: str) -> set[str]:
     files, inner = file_system(out)
-    return {name.rpartition("/")[2] for name in files.glob(join(inner, f"*{SHARD_SUFFIX}"))}
+    return {PurePosixPath(str(name)).name for name in files.glob(join(inner, f"*{SHARD_SUFFIX}"))}
 
 
 def _sources(recording: Recording) -> list[str]:

@@ -46,7 +46,7 @@ def list_files(root: str) -> dict[str, int]:
     """
     files, inner_root = file_system(root)
     inner_root = inner_root.rstrip("/")
-    found = files.find(inner_root, detail=True) if files.exists(inner_root) else {}
+    found = dict(files.find(inner_root, detail=True)) if files.exists(inner_root) else {}
     if not found:
         raise InputError(root, "files", "nothing", "a folder that exists and holds files")
     sizes = {name[len(inner_root) + 1 :]: int(info["size"]) for name, info in found.items()}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,9 @@ import torch
 from ray.data import ExecutionResources
 
 from trainables.clips import Batch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 #: Steps read ahead of the one that trains.
 PREFETCHED_STEPS = 2
@@ -56,9 +62,7 @@ def stream_batches(
         step = int(block["step"][0])
         return read_step(step) | {"step": np.full(batch_size, step)}
 
-    dataset = ray.data.from_blocks(blocks).map_batches(
-        read_block, batch_size=1, num_cpus=task_cpus
-    )
+    dataset = ray.data.from_blocks(blocks).map_batches(read_block, batch_size=1, num_cpus=task_cpus)
     for batch in dataset.iter_batches(
         batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
     ):
@@ -70,3 +74,39 @@ def stream_batches(
 def _quiet() -> None:
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class RayDataExecutor:
+    """Decodes recordings with Ray Data: the ``ray`` executor of :mod:`seld.shards`."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+    ) -> Iterator[Result]:
+        """Results as they are done. A cluster is started, and ended, unless one is there."""
+        _quiet()
+        owns_cluster = not ray.is_initialized()
+        if owns_cluster:
+            # RAY_ADDRESS names a cluster to join, whose size is not ours to set.
+            cpus = None if "RAY_ADDRESS" in os.environ else workers
+            ray.init(num_cpus=cpus, logging_level=logging.WARNING, log_to_driver=False)
+        try:
+            yield from _map_unordered(function, items, workers)
+        finally:
+            if owns_cluster:
+                ray.shutdown()
+
+
+def _map_unordered(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    def run(row: dict[str, bytes]) -> dict[str, bytes]:
+        return {"result": pickle.dumps(function(pickle.loads(row["item"])))}
+
+    rows = [{"item": pickle.dumps(item)} for item in items]
+    # One block per item: each is a task of its own, and its result comes out by itself.
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_options.preserve_order = False
+    results = dataset.map(run, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers))
+    for row in results.iter_rows():
+        yield pickle.loads(row["result"])
