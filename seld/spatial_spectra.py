@@ -1,0 +1,154 @@
+"""FOA spectra in a form that turns: all that the audio features need, computed once per clip.
+
+A training run hears a clip dozens of times, each time turned or mirrored another way, and the
+Fourier transforms cost a CPU more than a small network's whole step. But features of the *turned*
+sound follow exactly from second-order statistics of the untouched one, since power is quadratic
+and the intensity a vector: with a matrix R on (x, y, z), the dipoles' covariance C becomes R C Rᵀ
+and the intensity R I. So those are kept instead of the waveform, summed over mel bands as
+:class:`seld.ambisonics.FoaFeatures` does it, in a third of the waveform's bytes.
+
+Spectra are (batch, 11, frame, mel): the natural logarithm of the energy, then, as shares of that
+energy, the power of W and the covariances xx, yy, zz, xy, xz, yz of the dipoles, then the
+intensity vector x, y, z.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seld.ambisonics import FeatureSettings, FoaFeatures
+from seld.clips import ClipReader
+from seld.storage import written_whole
+
+SPECTRA_CHANNELS = 11
+_ENERGY, _OMNI, _COVARIANCE, _INTENSITY = 0, 1, slice(2, 8), slice(8, 11)
+
+#: The dipole pairs of the six covariances, as indices into (x, y, z).
+_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+def spatial_spectra(waveform: Tensor, features: FoaFeatures) -> Tensor:
+    """FOA (batch, 4, time), ACN order → spectra (batch, 11, frame, mel).
+
+    Args:
+        waveform: float32, full scale 1.
+        features: whose transform, mel bands and floor are used.
+    """
+    omni, dipole_y, dipole_z, dipole_x = features.spectrogram(waveform).unbind(1)
+    dipoles = (dipole_x, dipole_y, dipole_z)
+    covariances = [(dipoles[i] * dipoles[j].conj()).real for i, j in _PAIRS]
+    power = torch.stack([omni.abs().square(), *covariances], dim=1)
+    energy = 0.5 * (power[:, 0] + power[:, 1] + power[:, 2] + power[:, 3])
+    intensity = torch.stack([(omni.conj() * dipole).real for dipole in dipoles], dim=1)
+    direction = intensity / energy.clamp(min=features.floor)[:, None]
+    bands = features.to_mel(torch.cat([energy[:, None], power], dim=1))
+    energy_bands = bands[:, :1].clamp(min=features.floor)
+    return torch.cat(
+        [energy_bands.log(), bands[:, 1:] / energy_bands, features.to_mel(direction)], dim=1
+    )
+
+
+def turned_features(spectra: Tensor, matrices: Tensor) -> Tensor:
+    """Features (batch, 7, frame, mel) of the sound turned by ``matrices`` (batch, 3, 3).
+
+    Equal to :class:`FoaFeatures` of the rotated or reflected waveform, up to rounding.
+    """
+    x, y, z = matrices.unbind(1)  # rows: the new axes, each (batch, 3)
+    rows = torch.stack([y, z, x], dim=1)  # ACN order
+    factors = torch.stack(
+        [rows[:, :, i] * rows[:, :, j] * (1.0 if i == j else 2.0) for i, j in _PAIRS], dim=2
+    )  # (batch, 3, 6)
+    cells = spectra.shape[2:]
+    dipoles = (factors @ spectra[:, _COVARIANCE].flatten(2)).unflatten(2, cells)
+    shares = torch.cat([spectra[:, _OMNI : _OMNI + 1], dipoles], dim=1)
+    log_mel = spectra[:, :1] + shares.clamp(min=1e-7).log()
+    intensity = (matrices @ spectra[:, _INTENSITY].flatten(2)).unflatten(2, cells)
+    return torch.cat([log_mel, intensity], dim=1)
+
+
+class SpectraStore:
+    """Spectra of clips as float16 in one memory-mapped file, shared by all processes reading it.
+
+    Built once per data set and feature settings; a window is then a copy of 70 kB per second.
+    Frames are those of the whole clip: a window has no silence padded to its ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        table = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self.frame_rate_hz: float = table["frame_rate_hz"]
+        self.mel_bands: int = table["mel_bands"]
+        self._clips: dict[int, tuple[int, int]] = {
+            int(row): (first, frames) for row, (first, frames) in table["clips"].items()
+        }
+        self._values: NDArray[np.float16] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_values": None}
+
+    @classmethod
+    def open_or_build(
+        cls,
+        folder: Path,
+        reader: ClipReader,
+        settings: FeatureSettings,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> SpectraStore:
+        """The store of exactly these clips and settings below ``folder``, built if missing."""
+        key = hashlib.sha256(
+            f"1 {reader.index.fingerprint} {sorted(reader.index.clips.index)} {settings}".encode()
+        )
+        path = folder / f"spectra-{key.hexdigest()[:16]}.f16"
+        if not (path.exists() and path.with_suffix(".json").exists()):
+            cls._build(path, reader, settings, progress)
+        return cls(path)
+
+    def read(
+        self, clips: Sequence[int], window_start_s: Sequence[float], window_s: float
+    ) -> NDArray[np.float16]:
+        """One window of each clip, (clip, 11, frame, mel)."""
+        if self._values is None:
+            self._values = np.memmap(self.path, np.float16, "r")
+        count = round(window_s * self.frame_rate_hz)
+        windows = np.empty((len(clips), SPECTRA_CHANNELS, count, self.mel_bands), np.float16)
+        for position, (clip, start_s) in enumerate(zip(clips, window_start_s, strict=True)):
+            offset, frames = self._clips[clip]
+            size = SPECTRA_CHANNELS * frames * self.mel_bands
+            stored = self._values[offset : offset + size]
+            stored = stored.reshape(SPECTRA_CHANNELS, frames, self.mel_bands)
+            first = round(start_s * self.frame_rate_hz)
+            windows[position] = stored[:, first : first + count]
+        return windows
+
+    @staticmethod
+    def _build(
+        path: Path,
+        reader: ClipReader,
+        settings: FeatureSettings,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        features = FoaFeatures(settings)
+        table = reader.index.clips
+        clips: dict[int, tuple[int, int]] = {}
+        offset = 0
+        with written_whole(str(path)) as temporary, temporary.open("wb") as stream:
+            for done, (row, duration_s) in enumerate(table["duration_s"].items()):
+                foa = reader.read([row], window_s=duration_s)["foa"]
+                with torch.no_grad():
+                    spectra = spatial_spectra(torch.from_numpy(foa).float() / 32768.0, features)
+                clips[row] = (offset, spectra.shape[2])
+                offset += spectra.numel()
+                stream.write(spectra[0].half().numpy().tobytes())
+                progress(done + 1, len(table))
+        with written_whole(str(path.with_suffix(".json"))) as temporary:
+            rate = settings.sample_rate_hz / settings.hop_size
+            described = {"frame_rate_hz": rate, "mel_bands": settings.mel_bands, "clips": clips}
+            temporary.write_text(json.dumps(described), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""The fine-tuning loop: resumes bit for bit, turns targets with the sound, keeps the best state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from seld.ambisonics import encode, rotate
+from seld.errors import InputError
+from seld.geometry import channel_swaps
+from seld.models.resnet_conformer import AudioEncoder
+from seld.models.seld_network import SeldNetwork
+from tests.test_pretrain import TINY, Reports
+from trainables.clips import Batch
+from trainables.finetune import FinetuneSettings, finetune, masked, seld_loss, turned_vectors
+from trainables.steps import NonFiniteLossError
+
+SETTINGS = FinetuneSettings(
+    steps=4,
+    batch_size=3,
+    window_s=0.4,
+    audio=TINY.audio,
+    mask_bands=8,
+    mask_frames=4,
+    precision="float32",
+    report_every=1,
+    state_every=2,
+)
+CLASSES = 5
+
+
+def random_batches(settings: FinetuneSettings, start_step: int = 0) -> Iterator[Batch]:
+    for step in range(start_step, settings.steps):
+        generator = torch.Generator().manual_seed(step)
+        foa = torch.randint(-3000, 3000, (3, 4, 9600), generator=generator, dtype=torch.int16)
+        shape = (3, 4, CLASSES, 3) if settings.output_format == "accdoa" else (3, 4, 6, 4, CLASSES)
+        yield {"foa": foa, "target": torch.rand(shape, generator=generator)}
+
+
+@pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(output_format: str, tmp_path) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, output_format=output_format, validate_every=1, select_best=True
+    )
+    common = {"class_count": CLASSES, "encoder_state": None, "validate": drifting_validation}
+    whole = Reports()
+    expected = finetune(settings, random_batches(settings), report=whole, **common)
+    torch.save(whole.states[2], tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.rand(3)
+    rest = Reports()
+    resumed = finetune(settings, random_batches(settings, 2), report=rest, start=state, **common)
+    assert rest.metrics == {step: whole.metrics[step] for step in (3, 4)}
+    for key, tensor in expected.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], tensor), key
+
+
+def drifting_validation(network: SeldNetwork) -> dict[str, float]:
+    assert not network.training
+    return {"seld_error": float(network.head.output.weight.abs().sum())}
+
+
+def test_best_state_is_kept_and_patience_stops() -> None:
+    errors = iter([0.5, 0.3, 0.4, 0.6, 0.7, 0.8])
+    settings = dataclasses.replace(
+        SETTINGS, steps=6, validate_every=1, select_best=True, patience=2
+    )
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(network: SeldNetwork) -> dict[str, float]:
+        seen.append({key: value.clone() for key, value in network.state_dict().items()})
+        return {"seld_error": next(errors)}
+
+    reports = Reports()
+    result = finetune(
+        settings,
+        random_batches(settings),
+        class_count=CLASSES,
+        encoder_state=None,
+        report=reports,
+        validate=validate,
+    )
+    assert result.best_step == 2
+    assert len(seen) == 4
+    for key, tensor in seen[1].items():
+        assert torch.equal(result.network.state_dict()[key], tensor), key
+    assert max(reports.states) == 4
+
+
+def test_starts_from_the_pretrained_encoder() -> None:
+    torch.manual_seed(9)
+    encoder = AudioEncoder(SETTINGS.audio)
+    settings = dataclasses.replace(SETTINGS, steps=1, encoder_rate=0.0, weight_decay=0.0)
+    result = finetune(
+        settings,
+        random_batches(settings),
+        class_count=CLASSES,
+        encoder_state=encoder.state_dict(),
+        report=Reports(),
+    )
+    for key, parameter in encoder.named_parameters():
+        assert torch.equal(dict(result.network.encoder.named_parameters())[key], parameter), key
+
+
+@pytest.mark.parametrize("swap", range(8))
+def test_targets_turn_with_the_sound(swap: int) -> None:
+    """A plane wave's intensity in the turned sound points where its turned target does."""
+    matrix = channel_swaps().float()[swap]
+    direction = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, 0.4]), dim=0)
+    foa = encode(torch.randn(4800, generator=torch.Generator().manual_seed(0)), direction)
+    turned = rotate(foa, matrix)
+    intensity = (turned[:1] * turned[[3, 1, 2]]).sum(1)
+    expected = turned_vectors(direction[None], matrix[None])[0]
+    assert torch.allclose(torch.nn.functional.normalize(intensity, dim=0), expected, atol=1e-4)
+
+
+def test_multi_accdoa_targets_turn_in_their_xyz_only() -> None:
+    settings = dataclasses.replace(SETTINGS, output_format="multi_accdoa", swaps=True)
+    network = finetune(
+        dataclasses.replace(settings, steps=1),
+        random_batches(settings),
+        class_count=CLASSES,
+        encoder_state=None,
+        report=Reports(),
+    ).network
+    batch = next(random_batches(settings))
+    loss = seld_loss(network, batch, settings, torch.Generator().manual_seed(0), "cpu")
+    assert torch.isfinite(loss)
+
+
+def test_masks_blank_one_stretch_of_bands_and_frames() -> None:
+    features = torch.ones(6, 7, 20, 64)
+    blanked = masked(features, SETTINGS, torch.Generator().manual_seed(1)) == 0
+    for window in blanked:
+        bands = window[0].all(dim=0).nonzero().flatten()
+        frames = window[0].all(dim=1).nonzero().flatten()
+        assert len(bands) <= 8
+        assert len(frames) <= 4
+        assert (bands.diff() == 1).all()
+        assert (frames.diff() == 1).all()
+        assert window[0].sum() == len(bands) * 20 + len(frames) * 64 - len(bands) * len(frames)
+    assert blanked.any()
+
+
+def test_non_finite_loss_stops_before_the_step() -> None:
+    batches = list(random_batches(SETTINGS))
+    batches[1]["target"][0, 0, 0] = torch.inf
+    with pytest.raises(NonFiniteLossError, match="step 1"):
+        finetune(SETTINGS, batches, class_count=CLASSES, encoder_state=None, report=Reports())
+
+
+def test_selecting_without_validation_is_refused() -> None:
+    with pytest.raises(InputError, match="validate_every"):
+        dataclasses.replace(SETTINGS, select_best=True)

@@ -1,0 +1,247 @@
+"""The pretraining loop: resumes bit for bit, never steps on a bad loss, learns a planted scene."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from seld.ambisonics import FoaFeatures, encode, rotate
+from seld.errors import InputError
+from seld.geometry import DoaGrid, channel_swaps, unit_vectors
+from seld.models.heads import ProjectionSettings
+from seld.models.r2plus1d import VisualEncoderSettings
+from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
+from seld.spatial_spectra import spatial_spectra
+from trainables.clips import Batch, clip_schedule
+from trainables.directions import DirectionSettings, choose_directions
+from trainables.pretrain import (
+    PretrainNetworks,
+    PretrainSettings,
+    contrastive_loss,
+    joint_transforms,
+    pretrain,
+)
+from trainables.steps import NonFiniteLossError, TrainState, seed_step
+
+GRID = DirectionSettings(sampling="grid", grid=DoaGrid(kind="fibonacci", count=6))
+TINY = PretrainSettings(
+    steps=4,
+    batch_size=4,
+    window_s=0.4,
+    frame_count=2,
+    crop_px=8,
+    projection=ProjectionSettings(embedding_dim=16, hidden_dim=16),
+    audio=AudioEncoderSettings(
+        network=ResNetConformerSettings(
+            stage_channels=(8,),
+            stage_blocks=(1,),
+            time_pooling=(5,),
+            frequency_pooling=(16,),
+            dim=16,
+            conformer_blocks=1,
+            attention_heads=2,
+        )
+    ),
+    visual=VisualEncoderSettings(
+        stage_channels=(8,), stage_blocks=(1,), stem_stride=1, time_stride=False, embedding_dim=16
+    ),
+    precision="float32",
+    report_every=1,
+    state_every=2,
+)
+OBJECTIVES = {
+    "doa_wise": TINY,
+    "doa_wise_grid": dataclasses.replace(TINY, directions=GRID, head="grid"),
+    "recording_wise": dataclasses.replace(TINY, objective="recording_wise", directions=GRID),
+    "recording_wise_without_rotation": dataclasses.replace(
+        TINY, objective="recording_wise", directions=GRID, rotated_negatives=0, segment_s=0.2
+    ),
+    "avc": dataclasses.replace(TINY, objective="avc"),
+}
+
+
+def random_batches(settings: PretrainSettings, start_step: int = 0) -> Iterator[Batch]:
+    samples = round(settings.window_s * 24_000)
+    for step in range(start_step, settings.steps):
+        generator = torch.Generator().manual_seed(1000 + step)
+        shape = (settings.batch_size, 4, samples)
+        pictures = (settings.batch_size, settings.frame_count, 3, 16, 32)
+        yield {
+            "foa": torch.randint(-3000, 3000, shape, generator=generator, dtype=torch.int16),
+            "frames": torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
+        }
+
+
+class Reports:
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.states: dict[int, TrainState] = {}
+
+    def __call__(self, step: int, metrics: dict[str, float], state: TrainState | None) -> None:
+        self.metrics[step] = metrics
+        if state is not None:
+            self.states[step] = state
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(name: str, tmp_path) -> None:
+    settings = OBJECTIVES[name]
+    whole = Reports()
+    expected = pretrain(settings, random_batches(settings), report=whole)
+
+    torch.save(whole.states[2], tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.rand(7)  # a resumed process has another global random state
+    rest = Reports()
+    resumed = pretrain(settings, random_batches(settings, 2), report=rest, start=state)
+
+    assert rest.metrics == {step: whole.metrics[step] for step in (3, 4)}
+    for key, tensor in expected.state["networks"].items():
+        assert torch.equal(resumed.state["networks"][key], tensor), key
+
+
+def test_every_trainable_parameter_receives_a_gradient() -> None:
+    for name, settings in OBJECTIVES.items():
+        torch.manual_seed(0)
+        networks = PretrainNetworks(settings)
+        batch = next(random_batches(settings))
+        generator = torch.Generator().manual_seed(0)
+        contrastive_loss(networks, batch, settings, generator, "cpu").backward()
+        without = [
+            key
+            for key, parameter in networks.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        assert not without, (name, without)
+
+
+def test_non_finite_loss_stops_before_the_step() -> None:
+    reports = Reports()
+    batches = list(random_batches(TINY))
+    batches[2] = {"spectra": torch.full((4, 11, 20, 64), torch.nan), "frames": batches[2]["frames"]}
+    with pytest.raises(NonFiniteLossError) as raised:
+        pretrain(TINY, batches, report=reports)
+    assert raised.value.step == 2
+    assert max(reports.metrics) == 2
+
+
+def test_report_may_stop_the_run() -> None:
+    class StopNowError(Exception):
+        pass
+
+    def report(step: int, metrics: object, state: object) -> None:
+        if step == 2:
+            raise StopNowError
+
+    with pytest.raises(StopNowError):
+        pretrain(TINY, random_batches(TINY), report=report)
+
+
+def test_bf16_loss_is_near_the_float32_one() -> None:
+    torch.manual_seed(0)
+    networks = PretrainNetworks(TINY)
+    batch = next(random_batches(TINY))
+    losses = {}
+    for precision in ("float32", "bf16"):
+        settings = dataclasses.replace(TINY, precision=precision)
+        generator = seed_step(0, 0)
+        losses[precision] = contrastive_loss(networks, batch, settings, generator, "cpu").item()
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bf16"] != losses["float32"]
+
+
+def test_joint_swap_leaves_a_grid_that_swaps_with_it_unchanged() -> None:
+    """Turning sound and picture together only renames directions: the pairs stay pairs."""
+    settings = dataclasses.replace(TINY, augmentation="swaps")
+    transforms = joint_transforms(64, settings, torch.Generator().manual_seed(0))
+    swaps = channel_swaps().float()
+    drawn = {int((swaps - one).abs().sum((1, 2)).argmin()) for one in transforms}
+    assert drawn == set(range(8))
+
+
+def test_energy_peaks_point_at_the_sources() -> None:
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.from_numpy(
+        np.asarray(unit_vectors(np.array([40.0, -100.0]), np.array([10.0, -20.0])))
+    ).float()
+    signals = torch.randn(2, 24_000, generator=generator)
+    # The two sources sound in turn, as sounds mostly do.
+    signals[0, 12_000:] = 0.0
+    signals[1, :12_000] = 0.0
+    foa = encode(signals, directions).sum(0)[None] * 0.1
+    spectra = spatial_spectra(foa, FoaFeatures(TINY.audio.features))
+    settings = DirectionSettings(peak_count=2, random_count=1, jitter_deg=0.0)
+    chosen = choose_directions(spectra[:, 8:], spectra[:, 0], settings, generator)
+    angles = torch.rad2deg(torch.acos((chosen.vectors[0] @ directions.T).clamp(-1, 1)))
+    assert angles[:2].min(dim=0).values.max() < 15.0
+    assert chosen.weights[0, 2] == pytest.approx(0.15 * 3, rel=1e-3)
+    assert chosen.energy_share[0].sum() == pytest.approx(1.0)
+
+
+def test_schedule_is_a_pure_function_of_seed_and_step() -> None:
+    clips = np.arange(100, 140)
+    durations = np.full(40, 5.0)
+    common = {"seed": 3, "batch_size": 8, "window_s": 2.0, "world_size": 2}
+    first = clip_schedule(clips, durations, step=5, rank=0, **common)
+    assert first == clip_schedule(clips, durations, step=5, rank=0, **common)
+    other_rank = clip_schedule(clips, durations, step=5, rank=1, **common)
+    assert not {window.clip for window in first} & {window.clip for window in other_rank}
+    assert first != clip_schedule(clips, durations, step=6, rank=0, **common)
+    starts = [
+        window.start_s
+        for step in range(200)
+        for window in clip_schedule(clips, durations, step=step, rank=0, **common)
+    ]
+    assert min(starts) == 0.0
+    assert max(starts) == pytest.approx(3.0)
+
+
+def test_schedule_with_few_clips_draws_with_replacement() -> None:
+    windows = clip_schedule(
+        np.array([7]), np.array([2.0]), seed=0, step=0, batch_size=3, window_s=2.0
+    )
+    assert windows == [(7, 0.0)] * 3
+
+
+def test_grid_head_refuses_directions_that_move() -> None:
+    with pytest.raises(InputError, match="direction_conditioned"):
+        dataclasses.replace(TINY, head="grid")
+
+
+def test_recording_wise_refuses_sampled_directions() -> None:
+    with pytest.raises(InputError, match="grid"):
+        dataclasses.replace(TINY, objective="recording_wise")
+
+
+def test_embedding_sizes_must_agree() -> None:
+    with pytest.raises(InputError, match="visual encoder"):
+        dataclasses.replace(TINY, projection=ProjectionSettings(embedding_dim=8, hidden_dim=8))
+
+
+def test_spectra_and_waveform_batches_give_the_same_loss() -> None:
+    torch.manual_seed(0)
+    networks = PretrainNetworks(TINY)
+    batch = next(random_batches(TINY))
+    spectra = spatial_spectra(batch["foa"].float() / 32768.0, networks.audio_encoder.features)
+    kept = {"spectra": spectra.half(), "frames": batch["frames"]}
+    losses = [
+        contrastive_loss(networks, given, TINY, seed_step(0, 0), "cpu").item()
+        for given in (batch, kept)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_turned_pair_is_the_pair_of_the_turned_scene() -> None:
+    """The step's joint transformation equals one done to the waveform beforehand."""
+    matrix = channel_swaps().float()[5]
+    batch = next(random_batches(TINY))
+    waveform = batch["foa"].float() / 32768.0
+    features = FoaFeatures(TINY.audio.features)
+    from seld.spatial_spectra import turned_features
+
+    turned = turned_features(spatial_spectra(waveform, features), matrix.expand(4, 3, 3))
+    assert torch.allclose(turned, features(rotate(waveform, matrix)), atol=2e-3)

@@ -1,0 +1,119 @@
+"""Probes: known latents and embeddings give the figures worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from seld.models.heads import GridProjectionHead
+from tests.test_pretrain import OBJECTIVES, TINY
+from trainables.pretrain import PretrainNetworks
+from trainables.probes import (
+    ProbeWindows,
+    linear_probe_metrics,
+    probe_pretraining,
+    spread_metrics,
+)
+
+
+def test_participation_ratio_counts_equal_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.zeros(400, 10, 8)
+    latents[..., :3] = torch.randn(400, 10, 3, generator=generator)
+    assert spread_metrics(latents)["participation_ratio"] == pytest.approx(3.0, rel=0.02)
+    latents[..., 0] *= 1000.0
+    assert spread_metrics(latents)["participation_ratio"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_temporal_share_is_the_within_window_part() -> None:
+    generator = torch.Generator().manual_seed(0)
+    between = torch.randn(2000, 1, 4, generator=generator).expand(-1, 10, -1)
+    assert spread_metrics(between)["temporal_variance_share"] == pytest.approx(0.0, abs=1e-6)
+    within = torch.randn(2000, 10, 4, generator=generator)
+    within = within - within.mean(dim=1, keepdim=True)
+    assert spread_metrics(within)["temporal_variance_share"] == pytest.approx(1.0, rel=1e-3)
+
+
+def planted_activity() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One source per frame: activity (window, frame, class, 3), group, latents that hold both."""
+    generator = torch.Generator().manual_seed(0)
+    windows, frames, classes = 60, 5, 4
+    direction = torch.randn(windows, frames, 3, generator=generator)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    drawn = torch.randint(classes, (windows, frames), generator=generator)
+    presence = torch.nn.functional.one_hot(drawn, classes).float()
+    activity = presence[..., None] * direction[:, :, None]
+    latents = torch.cat([presence * 3.0, direction, torch.zeros(windows, frames, 2)], dim=-1)
+    return activity, torch.arange(windows), latents
+
+
+def test_linear_probes_read_what_is_planted() -> None:
+    activity, group, latents = planted_activity()
+    metrics = linear_probe_metrics(latents, activity, group)
+    assert metrics["linear_class_accuracy"] == 1.0
+    assert metrics["linear_doa_error_deg"] < 3.0
+
+
+def test_linear_probes_of_noise_stay_at_chance() -> None:
+    activity, group, _ = planted_activity()
+    noise = torch.randn(60, 5, 4, generator=torch.Generator().manual_seed(1))
+    metrics = linear_probe_metrics(noise, activity, group)
+    assert metrics["linear_class_accuracy"] < metrics["linear_class_accuracy_chance"] + 0.12
+    assert metrics["linear_doa_error_deg"] > 80.0
+    assert metrics["linear_doa_error_deg_chance"] == pytest.approx(90.0, abs=8.0)
+
+
+def probe_windows() -> ProbeWindows:
+    generator = torch.Generator().manual_seed(0)
+    count, classes = 8, 3
+    directions = torch.randn(count, 3, generator=generator)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    event_class = torch.arange(count) % classes
+    activity = torch.zeros(count, 4, classes, 3)
+    for window in range(count):
+        activity[window, :, event_class[window]] = directions[window]
+    return ProbeWindows(
+        spectra=torch.randn(count, 11, 20, 64, generator=generator).abs().half(),
+        pictures=torch.randint(0, 256, (count, 2, 3, 16, 32), generator=generator).byte(),
+        group=torch.arange(count),
+        activity=activity,
+        event_window=torch.arange(count),
+        event_class=event_class,
+        event_direction=directions,
+    )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_can_be_probed(name: str) -> None:
+    torch.manual_seed(0)
+    settings = OBJECTIVES[name]
+    networks = PretrainNetworks(settings).eval()
+    metrics = probe_pretraining(networks, probe_windows(), settings)
+    expected = {"retrieval_top1", "retrieval_top1_chance", "linear_doa_error_deg"}
+    assert expected <= set(metrics)
+    assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
+    # 8 events of 3 classes in turn: 2, 2 and 1 others of the own class among 7.
+    assert metrics["retrieval_top1_chance"] == pytest.approx((6 * 2 + 2 * 1) / 8 / 7)
+
+
+def test_empty_directions_are_those_without_an_event() -> None:
+    torch.manual_seed(0)
+    settings = dataclasses.replace(OBJECTIVES["doa_wise_grid"])
+    windows = probe_windows()
+    grid = torch.from_numpy(settings.directions.grid.vectors())
+    on_grid = dataclasses.replace(windows, event_direction=grid[torch.arange(8) % len(grid)])
+    networks = PretrainNetworks(settings).eval()
+    assert isinstance(networks.audio_head, GridProjectionHead)
+    metrics = probe_pretraining(networks, on_grid, settings)
+    assert metrics["empty_direction_share"] == pytest.approx(1 - 1 / len(grid))
+    assert 0.0 < metrics["loss_share_empty_directions"] < 1.0
+
+
+def test_probing_leaves_the_networks_alone() -> None:
+    torch.manual_seed(0)
+    networks = PretrainNetworks(TINY).eval()
+    before = {key: value.clone() for key, value in networks.state_dict().items()}
+    probe_pretraining(networks, probe_windows(), TINY)
+    assert all(torch.equal(before[key], value) for key, value in networks.state_dict().items())

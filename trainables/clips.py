@@ -1,0 +1,190 @@
+"""Which windows of which clips a step sees, and how windows become a batch.
+
+A step's batch is a pure function of seed and step, so that every way of feeding the loops (Ray
+Data on a cluster, :func:`local_batches` here) gives the same batches, and a resumed run goes on
+with those it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seld.annotations import accdoa_targets, multi_accdoa_targets
+from seld.clips import LABEL_FRAME_S, ClipReader
+from seld.models.heads import OutputFormat
+from seld.models.resnet_conformer import AudioEncoder
+from seld.spatial_spectra import SpectraStore, spatial_spectra
+
+Batch = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+class Window(NamedTuple):
+    """A stretch of one clip; ``clip`` is its row number in the shard index."""
+
+    clip: int
+    start_s: float
+
+
+def clip_schedule(
+    clips: NDArray[np.int64],
+    durations_s: NDArray[np.float64],
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    window_s: float,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Window]:
+    """The windows that ``rank`` sees at ``step``.
+
+    A step's clips are drawn without replacement over all ranks, as long as there are enough: a
+    clip that met itself in a batch would be a false negative. Windows start on the label clock.
+
+    Args:
+        clips: (clip,) row numbers to draw from.
+        durations_s: (clip,) how long each is, at least ``window_s``.
+        batch_size: windows per rank.
+    """
+    generator = np.random.default_rng([seed, step])
+    total = batch_size * world_size
+    drawn = generator.choice(len(clips), total, replace=len(clips) < total)
+    free_frames = np.floor((durations_s[drawn] - window_s) / LABEL_FRAME_S + 1e-6)
+    starts = np.floor(generator.random(total) * (free_frames + 1.0))
+    mine = slice(rank * batch_size, (rank + 1) * batch_size)
+    return [
+        Window(int(clips[position]), round(float(start) * LABEL_FRAME_S, 6))
+        for position, start in zip(drawn[mine], starts[mine], strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSchedule:
+    """Everything :func:`clip_schedule` needs but the step; small enough to send anywhere."""
+
+    seed: int
+    batch_size: int
+    window_s: float
+    rank: int = 0
+    world_size: int = 1
+
+    def windows(self, reader: ClipReader, step: int) -> list[Window]:
+        """The windows of ``step`` among the reader's clips that are long enough."""
+        table = reader.index.clips
+        table = table[table["duration_s"] >= self.window_s - 1e-6]
+        return clip_schedule(
+            table.index.to_numpy(),
+            table["duration_s"].to_numpy(),
+            seed=self.seed,
+            step=step,
+            batch_size=self.batch_size,
+            window_s=self.window_s,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairReader:
+    """Step number → sound and pictures, for pretraining.
+
+    With a ``store`` the sound comes as ``spectra`` float16 (window, 11, frame, mel), else as
+    ``foa`` int16 (window, 4, time); ``frames`` are uint8 (window, time, 3, height, width).
+    """
+
+    reader: ClipReader
+    schedule: WindowSchedule
+    frame_count: int
+    store: SpectraStore | None = None
+
+    def __call__(self, step: int) -> Arrays:
+        """The batch of ``step``."""
+        windows = self.schedule.windows(self.reader, step)
+        return _sound(self.reader, self.store, windows, self.schedule.window_s, self.frame_count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedReader:
+    """Step number → sound and SELD targets, for fine-tuning.
+
+    ``target`` is (window, label frame, class, 3), or (window, label frame, 6, 4, class) for
+    ``multi_accdoa``.
+    """
+
+    reader: ClipReader
+    schedule: WindowSchedule
+    class_count: int
+    output_format: OutputFormat = "accdoa"
+    store: SpectraStore | None = None
+
+    def __call__(self, step: int) -> Arrays:
+        """The batch of ``step``."""
+        windows = self.schedule.windows(self.reader, step)
+        arrays = _sound(self.reader, self.store, windows, self.schedule.window_s, 0)
+        frames = round(self.schedule.window_s / LABEL_FRAME_S)
+        encode = accdoa_targets if self.output_format == "accdoa" else multi_accdoa_targets
+        targets = [
+            encode(
+                self.reader.events(
+                    window.clip, window_start_s=window.start_s, window_s=self.schedule.window_s
+                ),
+                frame_count=frames,
+                class_count=self.class_count,
+            )
+            for window in windows
+        ]
+        return arrays | {"target": np.stack(targets)}
+
+
+def local_batches(
+    read_step: Callable[[int], Arrays], *, start_step: int, steps: int, ahead: int = 1
+) -> Iterator[Batch]:
+    """Batches of steps ``start_step`` … ``steps - 1``, read by a thread ``ahead`` of the loop."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [
+            pool.submit(read_step, step)
+            for step in range(start_step, min(start_step + ahead, steps))
+        ]
+        for step in range(start_step, steps):
+            arrays = waiting.pop(0).result()
+            if step + ahead < steps:
+                waiting.append(pool.submit(read_step, step + ahead))
+            yield {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def batch_spectra(batch: Batch, encoder: AudioEncoder, device: torch.device | str) -> Tensor:
+    """A batch's spectra (window, 11, frame, mel) as float32 on ``device``."""
+    if "spectra" in batch:
+        return batch["spectra"].to(device, non_blocking=True).float()
+    waveform = batch["foa"].to(device, non_blocking=True).float() / 32768.0
+    return spatial_spectra(waveform, encoder.features)
+
+
+def _sound(
+    reader: ClipReader,
+    store: SpectraStore | None,
+    windows: list[Window],
+    window_s: float,
+    frame_count: int,
+) -> Arrays:
+    clips = [window.clip for window in windows]
+    starts_s = [window.start_s for window in windows]
+    if store is None:
+        return reader.read(
+            clips, window_start_s=starts_s, window_s=window_s, frame_count=frame_count
+        )
+    arrays: Arrays = {"spectra": store.read(clips, starts_s, window_s)}
+    if frame_count:
+        arrays["frames"] = reader.read_frames(
+            clips, window_start_s=starts_s, window_s=window_s, frame_count=frame_count
+        )
+    return arrays

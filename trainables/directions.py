@@ -1,0 +1,185 @@
+"""Which directions of a scene the pretraining loss looks at, and how much each counts.
+
+The paper takes K fixed directions. Most of them are empty in most windows, so the loss spends
+itself on pairs that have nothing in common; ``energy_peaks`` [ours] looks where the sound's
+intensity points instead, which needs no labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from seld.errors import InputError
+from seld.geometry import DoaGrid, random_rotations
+
+#: Directions among which energy peaks are looked for (about 13° apart, finer than first-order
+#: ambisonics resolves).
+_SEARCH_GRID = DoaGrid(kind="fibonacci", count=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionSettings:
+    """How the K directions of a window are drawn.
+
+    Attributes:
+        sampling: ``grid`` (the paper's) takes every direction of ``grid``; ``energy_peaks``
+            [ours] takes the ``peak_count`` strongest directions of arriving energy and
+            ``random_count`` uniform ones.
+        grid: the fixed directions of ``grid`` sampling.
+        grid_rotation: turns the whole grid at random at every step, about the vertical axis or
+            any; the ``grid`` projection head needs ``none``, because its outputs belong to fixed
+            directions.
+        suppression_deg: a peak closer than this to a stronger one is not taken.
+        jitter_deg: standard deviation of the error added to each peak, so that crops are not
+            always centred.
+        weighting: of the K directions in the loss: ``uniform``, or by the ``energy`` that
+            arrives from them.
+        random_weight_share: with ``energy`` weighting and ``energy_peaks``, the share of a
+            window's weight that its random directions get together.
+        exclusion_deg: directions of the same window closer than this are no negatives of each
+            other (they show the same thing).
+    """
+
+    sampling: Literal["grid", "energy_peaks"] = "energy_peaks"
+    grid: DoaGrid = field(default_factory=lambda: DoaGrid(kind="fibonacci", count=16))
+    grid_rotation: Literal["none", "vertical", "any"] = "none"
+    peak_count: int = 2
+    random_count: int = 1
+    suppression_deg: float = 40.0
+    jitter_deg: float = 6.0
+    weighting: Literal["uniform", "energy"] = "energy"
+    random_weight_share: float = 0.15
+    exclusion_deg: float = 35.0
+
+    def __post_init__(self) -> None:
+        if self.peak_count < 1 or self.random_count < 0:
+            raise InputError(
+                "directions",
+                "peak_count, random_count",
+                (self.peak_count, self.random_count),
+                "at least one peak and no negative count",
+            )
+        if not 0.0 <= self.random_weight_share < 1.0:
+            raise InputError(
+                "directions", "random_weight_share", self.random_weight_share, "0 to below 1"
+            )
+        for name in ("suppression_deg", "jitter_deg", "exclusion_deg"):
+            if not 0.0 <= getattr(self, name) <= 180.0:
+                raise InputError("directions", name, getattr(self, name), "0 to 180 degrees")
+
+    @property
+    def count(self) -> int:
+        """K, the directions per window."""
+        if self.sampling == "grid":
+            return self.grid.count
+        return self.peak_count + self.random_count
+
+
+class Directions(NamedTuple):
+    """The K directions of each window of a batch.
+
+    ``vectors`` (batch, K, 3) unit vectors; ``weights`` (batch, K) with mean 1 over the batch;
+    ``energy_share`` (batch, K) each direction's share of the energy at the window's K
+    directions; ``excluded`` (batch, K, K) pairs that are no negatives of each other.
+    """
+
+    vectors: Tensor
+    weights: Tensor
+    energy_share: Tensor
+    excluded: Tensor
+
+
+def choose_directions(
+    intensity: Tensor, level: Tensor, settings: DirectionSettings, generator: torch.Generator
+) -> Directions:
+    """Draw the directions of each window.
+
+    Args:
+        intensity: (batch, 3, frames, bands) intensity vectors, length 1 for a plane wave.
+        level: (batch, frames, bands) natural logarithm of the energy.
+        settings: how to draw.
+        generator: CPU generator; the only source of randomness.
+    """
+    batch, device = intensity.shape[0], intensity.device
+    if settings.sampling == "grid":
+        vectors = torch.from_numpy(settings.grid.vectors()).to(device)
+        if settings.grid_rotation != "none":
+            turn = random_rotations(1, axes=settings.grid_rotation, generator=generator)
+            vectors = vectors @ turn[0].to(device).T
+        vectors = vectors.expand(batch, -1, -1)
+        energy = arriving_energy(intensity, level, vectors)
+        weights = energy / energy.mean(dim=1, keepdim=True)
+    else:
+        vectors, energy = _peaks_and_random(intensity, level, settings, generator)
+        peak_energy = energy[:, : settings.peak_count]
+        share = settings.random_weight_share if settings.random_count else 0.0
+        weights = torch.cat(
+            [
+                (1.0 - share) * peak_energy / peak_energy.sum(dim=1, keepdim=True),
+                torch.full(
+                    (batch, settings.random_count), share / max(settings.random_count, 1)
+                ).to(device),
+            ],
+            dim=1,
+        )
+    if settings.weighting == "uniform":
+        weights = torch.ones_like(weights)
+    cosine = vectors @ vectors.transpose(1, 2)
+    excluded = cosine > torch.cos(torch.deg2rad(torch.tensor(settings.exclusion_deg)))
+    excluded &= ~torch.eye(vectors.shape[1], dtype=torch.bool, device=device)
+    return Directions(
+        vectors, weights / weights.mean(), energy / energy.sum(dim=1, keepdim=True), excluded
+    )
+
+
+def arriving_energy(
+    intensity: Tensor, level: Tensor, directions: Tensor, *, sharpness: float = 8.0
+) -> Tensor:
+    """Energy that arrives from each direction, by where the intensity vectors point.
+
+    A first-order beam is too wide to tell two sources apart; each time-frequency cell instead
+    gives its amplitude to the directions near its intensity vector, damped by how diffuse it is
+    (as in directional audio coding, Pulkki 2007).
+
+    Args:
+        intensity: (batch, 3, frames, bands).
+        level: (batch, frames, bands) natural logarithm of the energy.
+        directions: (batch, K, 3) or (K, 3).
+        sharpness: of the lobe exp(sharpness (cos - 1)); 8 halves it at 24°.
+
+    Returns:
+        (batch, K), positive.
+    """
+    cells = intensity.flatten(2)  # (batch, 3, cells)
+    length = cells.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    amplitude = torch.exp(0.5 * level.flatten(1))[:, None]  # (batch, 1, cells)
+    lobe = torch.exp(sharpness * (directions @ (cells / length) - 1.0))  # (batch, K, cells)
+    return (lobe * (amplitude * length.square())).mean(dim=2) + 1e-12
+
+
+def _peaks_and_random(
+    intensity: Tensor, level: Tensor, settings: DirectionSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    batch, device = intensity.shape[0], intensity.device
+    search = torch.from_numpy(_SEARCH_GRID.vectors()).to(device)
+    remaining = arriving_energy(intensity, level, search)
+    closeness = search @ search.T
+    suppressed = closeness > torch.cos(torch.deg2rad(torch.tensor(settings.suppression_deg)))
+    peaks, energies = [], []
+    for _ in range(settings.peak_count):
+        energy, best = remaining.max(dim=1)
+        peaks.append(search[best])
+        energies.append(energy)
+        remaining = remaining.masked_fill(suppressed[best], 0.0)
+    vectors = torch.stack(peaks, dim=1)
+    jitter = torch.randn(vectors.shape, generator=generator).to(device)
+    vectors = vectors + torch.deg2rad(torch.tensor(settings.jitter_deg)) * jitter
+    uniform = torch.randn((batch, settings.random_count, 3), generator=generator).to(device)
+    uniform = torch.nn.functional.normalize(uniform, dim=-1)
+    energy_at_uniform = arriving_energy(intensity, level, uniform)
+    vectors = torch.cat([torch.nn.functional.normalize(vectors, dim=-1), uniform], dim=1)
+    return vectors, torch.cat([torch.stack(energies, dim=1), energy_at_uniform], dim=1)

@@ -1,0 +1,381 @@
+"""Audio-visual pretraining: the loop, in plain code.
+
+One step: draw directions (:mod:`trainables.directions`), turn sound and picture together at
+random, embed the sound at the K directions and the K crops of the picture, compare them
+(:mod:`seld.losses`), step. No Ray here: an iterable of batches comes in, a report callback goes
+out, so the same loop runs in Ray Train, in a test and on a bare machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from seld.errors import InputError
+from seld.geometry import channel_swaps, random_rotations
+from seld.losses import (
+    avc_loss,
+    doa_wise_loss,
+    gather_with_gradients,
+    recording_wise_loss,
+    standardise,
+)
+from seld.models.heads import (
+    DirectionConditionedHead,
+    GridProjectionHead,
+    PooledProjectionHead,
+    ProjectionSettings,
+)
+from seld.models.r2plus1d import VisualEncoder, VisualEncoderSettings
+from seld.models.resnet_conformer import AudioEncoder, AudioEncoderSettings
+from seld.panorama import camera_matrices, perspective_crops
+from seld.spatial_spectra import turned_features
+from trainables.clips import Batch, batch_spectra
+from trainables.steps import (
+    Metrics,
+    NonFiniteLossError,
+    Report,
+    TrainState,
+    network_precision,
+    average_gradients,
+    detached,
+    schedule,
+    seed_step,
+    train_state,
+)
+from trainables.directions import DirectionSettings, choose_directions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """Everything pretraining depends on, but the data.
+
+    Attributes:
+        objective: ``doa_wise`` and ``recording_wise`` are the paper's, ``avc`` its baseline.
+        steps, batch_size: optimiser steps, and windows per step and rank.
+        window_s: length of the sound of a pair.
+        frame_count: pictures per window, spread evenly over it.
+        field_of_view_deg, crop_px: of the square perspective crop at each direction.
+        directions: which directions are compared.
+        head: ``grid`` gives the K embeddings of the paper's fixed directions jointly;
+            ``direction_conditioned`` [ours] is asked for any direction and so allows sampled ones.
+        projection: the head's shape; its embedding_dim must be the visual encoder's.
+        temperature, learn_temperature: τ, or where it starts.
+        rotated_negatives: per window, how many randomly rotated copies of its own picture
+            ``recording_wise`` gets as further negatives; 0 is "without rotation".
+        rotation_axes: about which those rotations (and ``augmentation="rotations"``) turn.
+        minimum_rotation_deg: the least angle of a rotated negative.
+        segment_s: ``recording_wise`` and ``avc`` compare pieces of this length instead of whole
+            windows (None); a piece is a recording of its own in the loss.
+        augmentation: joint transformation of sound and picture: the eight channel ``swaps`` of
+            SELD, ``rotations``, both or none.
+        learning_rate, weight_decay, warmup_steps, gradient_norm: AdamW, linear warm-up, cosine to
+            zero, gradients clipped to this norm.
+        precision: ``bf16`` runs the networks under autocast; the losses stay float32.
+        report_every, state_every: steps between reports, and between reports with a state.
+    """
+
+    objective: Literal["doa_wise", "recording_wise", "avc"] = "doa_wise"
+    seed: int = 0
+    steps: int = 2000
+    batch_size: int = 32
+    window_s: float = 2.0
+    frame_count: int = 3
+    field_of_view_deg: float = 50.0
+    crop_px: int = 16
+    directions: DirectionSettings = field(default_factory=DirectionSettings)
+    head: Literal["grid", "direction_conditioned"] = "direction_conditioned"
+    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
+    temperature: float = 0.1
+    learn_temperature: bool = True
+    rotated_negatives: int = 1
+    rotation_axes: Literal["any", "vertical"] = "any"
+    minimum_rotation_deg: float = 45.0
+    segment_s: float | None = None
+    augmentation: Literal["none", "swaps", "rotations", "swaps_and_rotations"] = "swaps"
+    audio: AudioEncoderSettings = field(default_factory=AudioEncoderSettings)
+    visual: VisualEncoderSettings = field(default_factory=VisualEncoderSettings)
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 50
+    gradient_norm: float = 5.0
+    precision: Literal["float32", "bf16"] = "bf16"
+    report_every: int = 50
+    state_every: int = 500
+
+    def __post_init__(self) -> None:
+        where = f"pretraining ({self.objective})"
+        for name in (
+            "steps",
+            "batch_size",
+            "frame_count",
+            "crop_px",
+            "report_every",
+            "state_every",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(where, name, getattr(self, name), "at least 1")
+        for name in ("window_s", "temperature", "learning_rate", "gradient_norm"):
+            if not getattr(self, name) > 0.0:
+                raise InputError(where, name, getattr(self, name), "more than 0")
+        if not 0.0 < self.field_of_view_deg < 180.0:
+            raise InputError(where, "field_of_view_deg", self.field_of_view_deg, "0 to 180")
+        fixed_grid = self.directions.sampling == "grid" and self.directions.grid_rotation == "none"
+        if self.objective != "avc" and self.head == "grid" and not fixed_grid:
+            raise InputError(
+                where,
+                "head",
+                self.head,
+                "'direction_conditioned' where directions are sampled or turned at random",
+            )
+        if self.objective == "recording_wise" and self.directions.sampling != "grid":
+            raise InputError(
+                where,
+                "directions.sampling",
+                self.directions.sampling,
+                "'grid': recordings are compared at the same directions",
+            )
+        if self.projection.embedding_dim != self.visual.embedding_dim:
+            raise InputError(
+                where,
+                "projection.embedding_dim",
+                self.projection.embedding_dim,
+                f"the visual encoder's, {self.visual.embedding_dim}",
+            )
+        if self.rotated_negatives < 0:
+            raise InputError(where, "rotated_negatives", self.rotated_negatives, "0 or more")
+        if self.segment_s is not None:
+            segments = self.window_s / self.segment_s
+            if abs(segments - round(segments)) > 1e-6 or self.frame_count % round(segments):
+                raise InputError(
+                    where, "segment_s", self.segment_s, "a whole part of window_s and frame_count"
+                )
+
+    @property
+    def segments(self) -> int:
+        """Pieces a window is compared in."""
+        return round(self.window_s / self.segment_s) if self.segment_s is not None else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult:
+    """The finished run: its state, the audio encoder alone, and the last metrics reported."""
+
+    state: TrainState
+    audio_encoder: dict[str, Tensor]
+    metrics: Metrics
+
+
+class PretrainNetworks(nn.Module):
+    """The two encoders with their projections; only ``audio_encoder`` outlives pretraining."""
+
+    grid_vectors: Tensor
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        super().__init__()
+        self.objective = settings.objective
+        self.audio_encoder = AudioEncoder(settings.audio)
+        dim = self.audio_encoder.dim
+        self.audio_head: nn.Module
+        if settings.objective == "avc":
+            self.audio_head = PooledProjectionHead(dim, settings.projection)
+        elif settings.head == "grid":
+            directions = settings.directions.grid.count
+            self.audio_head = GridProjectionHead(dim, directions, settings.projection)
+        else:
+            self.audio_head = DirectionConditionedHead(dim, settings.projection)
+        grid_vectors = torch.from_numpy(settings.directions.grid.vectors())
+        self.register_buffer("grid_vectors", grid_vectors, persistent=False)
+        self.visual_encoder = VisualEncoder(settings.visual)
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(settings.temperature)), requires_grad=settings.learn_temperature
+        )
+
+    def embed_sound(self, features: Tensor, directions: Tensor, segments: int = 1) -> Tensor:
+        """Features (batch, 7, frame, mel) → (batch × segments, K, embedding); K is 1 for AVC."""
+        latents = self.audio_encoder.network(self.audio_encoder.normalisation(features))
+        latents = latents.unflatten(1, (segments, -1)).flatten(0, 1)
+        return self.project_sound(latents, directions.repeat_interleave(segments, dim=0))
+
+    def project_sound(self, latents: Tensor, directions: Tensor) -> Tensor:
+        """Latents (batch, frame, dim) at directions (batch, K, 3) → (batch, K, embedding).
+
+        The fixed grid's head answers for its nearest direction, the pooled head the same for all.
+        """
+        if isinstance(self.audio_head, DirectionConditionedHead):
+            return self.audio_head(latents, directions)
+        if isinstance(self.audio_head, PooledProjectionHead):
+            pooled = self.audio_head(latents)
+            return pooled[:, None].expand(-1, directions.shape[1], -1)
+        nearest = (directions @ self.grid_vectors.T).argmax(dim=-1)  # (batch, K)
+        embeddings = self.audio_head(latents)
+        return embeddings.gather(1, nearest[:, :, None].expand(-1, -1, embeddings.shape[2]))
+
+    def embed_pictures(self, crops: Tensor, segments: int = 1) -> Tensor:
+        """Crops (batch, K, time, 3, size, size) → (batch × segments, K, embed)."""
+        batch, count = crops.shape[:2]
+        clips = crops.unflatten(2, (segments, -1)).transpose(1, 2).flatten(0, 2)
+        embeddings = self.visual_encoder(clips.transpose(1, 2))
+        return embeddings.unflatten(0, (batch * segments, count))
+
+
+def pretrain(
+    settings: PretrainSettings,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device | str = "cpu",
+    report: Report,
+    start: TrainState | None = None,
+    probe: Callable[[PretrainNetworks], Metrics] | None = None,
+) -> PretrainResult:
+    """Train both encoders.
+
+    Args:
+        settings: all choices.
+        batches: the batches of the steps after ``start``, as :mod:`trainables.clips` makes them.
+        device: where the networks live; batches arrive on the CPU.
+        report: called every ``report_every`` steps and after the last.
+        start: continue from here; on the CPU the result equals an uninterrupted run bit for bit.
+        probe: further metrics of the networks (in evaluation mode), taken at every state.
+
+    Raises:
+        NonFiniteLossError: before any step is taken with a loss or gradient that is not finite.
+    """
+    torch.manual_seed(settings.seed)
+    networks = PretrainNetworks(settings).to(device)
+    optimizer = torch.optim.AdamW(
+        networks.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    first_step = 0
+    if start is not None:
+        first_step = start["step"]
+        networks.load_state_dict(start["networks"])
+        optimizer.load_state_dict(start["optimizer"])
+
+    metrics: Metrics = {}
+    sums: dict[str, float] = {}
+    counted = 0
+    state = None
+    for step, batch in zip(range(first_step, settings.steps), batches, strict=False):
+        networks.train()
+        generator = seed_step(settings.seed, step)
+        learning_rate = settings.learning_rate * schedule(
+            step, settings.steps, settings.warmup_steps
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        loss = contrastive_loss(networks, batch, settings, generator, device)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(step, "loss")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(networks)
+        norm = nn.utils.clip_grad_norm_(networks.parameters(), settings.gradient_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(step, "gradient")
+        optimizer.step()
+
+        sums["loss"] = sums.get("loss", 0.0) + loss.item()
+        sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + norm.item()
+        counted += 1
+        done = step + 1
+        last = done == settings.steps
+        state_due = last or done % settings.state_every == 0
+        if state_due or done % settings.report_every == 0:
+            metrics = {name: value / counted for name, value in sums.items()}
+            metrics["learning_rate"] = learning_rate
+            metrics["temperature"] = networks.log_temperature.exp().item()
+            sums, counted = {}, 0
+            state = None
+            if state_due:
+                state = train_state(done, networks, optimizer)
+                if probe is not None:
+                    metrics |= probe(networks.eval())
+            report(done, metrics, state)
+    assert state is not None and state["step"] == settings.steps, "batches ended early"
+    return PretrainResult(
+        state=state, audio_encoder=detached(networks.audio_encoder.state_dict()), metrics=metrics
+    )
+
+
+def contrastive_loss(
+    networks: PretrainNetworks,
+    batch: Batch,
+    settings: PretrainSettings,
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> Tensor:
+    """The loss of one batch: what the networks see, and what is compared with what.
+
+    Args:
+        batch: ``spectra`` (or ``foa``) and ``frames`` of N windows, see :mod:`trainables.clips`.
+        generator: the only source of randomness besides dropout.
+    """
+    spectra = batch_spectra(batch, networks.audio_encoder, device)
+    frames = batch["frames"].to(device, non_blocking=True)  # (N, time, 3, height, width) uint8
+    batch_size = frames.shape[0]
+
+    # Directions are chosen in the scene as the listener hears it, after the joint transformation.
+    # Looking at the transformed picture is looking at the untouched one with cameras turned back.
+    transform = joint_transforms(batch_size, settings, generator).to(device)
+    features = turned_features(spectra, transform)
+    directions = choose_directions(features[:, 4:], spectra[:, 0], settings.directions, generator)
+    cameras = transform.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
+    views = [cameras]
+    if settings.objective == "recording_wise":
+        for _ in range(settings.rotated_negatives):
+            turn = random_rotations(
+                batch_size,
+                axes=settings.rotation_axes,
+                generator=generator,
+                minimum_angle_deg=settings.minimum_rotation_deg,
+            ).to(device)
+            turned = turn.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
+            views.append(transform.transpose(1, 2)[:, None] @ turned)
+    crops = perspective_crops(
+        frames.float() / 255.0,
+        torch.cat(views, dim=1),
+        field_of_view_deg=settings.field_of_view_deg,
+        size_px=settings.crop_px,
+    )
+
+    with network_precision(settings.precision, device):
+        audio = networks.embed_sound(features, directions.vectors, settings.segments)
+        visual = networks.embed_pictures(crops, settings.segments)
+    # Standardised embeddings keep the two modalities from starting in two narrow cones, where
+    # the cosine tells nothing apart.
+    audio = standardise(gather_with_gradients(audio))
+    visual = standardise(gather_with_gradients(visual))
+    temperature = networks.log_temperature.exp().clamp(min=0.01)
+    if settings.objective == "avc":
+        return avc_loss(audio.mean(dim=1), visual.mean(dim=1), temperature)
+    if settings.objective == "doa_wise":
+        repeat = settings.segments
+        return doa_wise_loss(
+            audio,
+            visual,
+            temperature,
+            weights=gather_with_gradients(directions.weights.repeat_interleave(repeat, dim=0)),
+            exclude=gather_with_gradients(directions.excluded.repeat_interleave(repeat, dim=0)),
+        )
+    count = settings.directions.count
+    rotated = visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
+    return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
+
+
+def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
+    """Random (count, 3, 3) rotations and reflections that sound and picture undergo together."""
+    transforms = torch.eye(3).expand(count, 3, 3)
+    if "rotations" in settings.augmentation:
+        transforms = random_rotations(count, axes=settings.rotation_axes, generator=generator)
+    if "swaps" in settings.augmentation:
+        swaps = channel_swaps().float()
+        drawn = torch.randint(len(swaps), (count,), generator=generator)
+        transforms = swaps[drawn] @ transforms
+    return transforms

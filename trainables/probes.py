@@ -1,0 +1,251 @@
+"""What a pretrained encoder knows, measured on held-out annotated windows.
+
+Annotations are used for measuring only. Every figure whose luck is not obvious comes with its
+chance level under ``<name>_chance``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from seld.geometry import DoaGrid
+from seld.losses import doa_wise_loss, standardise
+from seld.panorama import camera_matrices, perspective_crops
+from seld.spatial_spectra import turned_features
+from trainables.directions import choose_directions
+from trainables.steps import Metrics, network_precision
+
+if TYPE_CHECKING:
+    from trainables.pretrain import PretrainNetworks, PretrainSettings
+
+#: Directions without a sound, against which the true one must win.
+_OTHER_DIRECTIONS = DoaGrid(kind="fibonacci", count=16)
+
+#: A direction is empty where no annotated event is within this angle (the metric's threshold).
+_EMPTY_DEG = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeWindows:
+    """Held-out windows with what is truly there.
+
+    ``spectra`` (window, 11, frame, mel), ``pictures`` (window, time, 3, height, width) uint8,
+    ``group`` (window,) number of the recording. ``activity`` (window, label frame, class, 3) are
+    ACCDOA targets. Events, the sources that sound for at least half of a window:
+    ``event_window`` (event,), ``event_class`` (event,), ``event_direction`` (event, 3).
+    """
+
+    spectra: Tensor
+    pictures: Tensor
+    group: Tensor
+    activity: Tensor
+    event_window: Tensor
+    event_class: Tensor
+    event_direction: Tensor
+
+
+@torch.no_grad()
+def probe_pretraining(
+    networks: PretrainNetworks, windows: ProbeWindows, settings: PretrainSettings
+) -> Metrics:
+    """Retrieval, linear probes and spread of networks in evaluation mode, on their device."""
+    device = next(networks.parameters()).device
+    eye = torch.eye(3).expand(len(windows.spectra), 3, 3)
+    features = turned_features(windows.spectra.float(), eye).to(device)
+    with network_precision(settings.precision, device):
+        latents = torch.cat(
+            [
+                networks.audio_encoder.network(networks.audio_encoder.normalisation(part))
+                for part in features.split(settings.batch_size)
+            ]
+        )
+    latents = latents.float().cpu()
+    metrics = spread_metrics(latents)
+    metrics |= linear_probe_metrics(latents, windows.activity, windows.group)
+    metrics |= retrieval_metrics(networks, latents, windows, settings)
+    if settings.objective == "doa_wise":
+        metrics |= empty_direction_metrics(networks, features, latents, windows, settings)
+    return metrics
+
+
+def spread_metrics(latents: Tensor) -> Metrics:
+    """How many dimensions the latents (window, frame, dim) use, and how they vary over time.
+
+    ``participation_ratio`` is (Σλ)²/Σλ² of the covariance's eigenvalues, from 1 (a line) to the
+    dimension (a ball); ``temporal_variance_share`` is the part of the variance within windows.
+    """
+    flat = latents.flatten(0, 1).double()
+    flat = flat - flat.mean(dim=0)
+    covariance = flat.T @ flat / len(flat)
+    ratio = covariance.trace().square() / covariance.square().sum()
+    within = latents.double() - latents.double().mean(dim=1, keepdim=True)
+    share = within.square().sum(dim=-1).mean() / covariance.trace()
+    return {"participation_ratio": ratio.item(), "temporal_variance_share": share.item()}
+
+
+def linear_probe_metrics(latents: Tensor, activity: Tensor, group: Tensor) -> Metrics:
+    """Ridge regressions from frozen latents to class and direction, where one source sounds.
+
+    Fitted on the recordings of even number and scored on those of odd number, and the other way
+    round.
+
+    Args:
+        latents: (window, frame, dim).
+        activity: (window, frame, class, 3) ACCDOA targets.
+        group: (window,) number of the recording.
+    """
+    frames = min(latents.shape[1], activity.shape[1])
+    single = (activity[:, :frames].norm(dim=-1) > 0.5).sum(dim=-1) == 1  # (window, frame)
+    inputs = latents[:, :frames][single].double()
+    vectors = activity[:, :frames][single].double()  # (sample, class, 3)
+    fold = (group % 2)[:, None].expand(-1, frames)[single]
+    presence = (vectors.norm(dim=-1) > 0.5).double()
+    direction = vectors.sum(dim=1)
+    right, guessed, error, error_chance, scored = 0.0, 0.0, 0.0, 0.0, 0
+    for held_out in (0, 1):
+        test = fold == held_out
+        if not test.any() or test.all():
+            return {}
+        predicted = _ridge(inputs[~test], torch.cat([presence, direction], 1)[~test], inputs[test])
+        classes = presence.shape[1]
+        truth = presence[test].argmax(dim=1)
+        majority = presence[~test].sum(dim=0).argmax()
+        right += (predicted[:, :classes].argmax(dim=1) == truth).double().sum().item()
+        guessed += (truth == majority).double().sum().item()
+        error += _angles_deg(predicted[:, classes:], direction[test]).sum().item()
+        constant = direction[~test].mean(dim=0).expand(len(truth), 3)
+        error_chance += _angles_deg(constant, direction[test]).sum().item()
+        scored += len(truth)
+    return {
+        "linear_class_accuracy": right / scored,
+        "linear_class_accuracy_chance": guessed / scored,
+        "linear_doa_error_deg": error / scored,
+        "linear_doa_error_deg_chance": error_chance / scored,
+    }
+
+
+def retrieval_metrics(
+    networks: PretrainNetworks, latents: Tensor, windows: ProbeWindows, settings: PretrainSettings
+) -> Metrics:
+    """Whether sound finds the right picture.
+
+    ``retrieval_top1``: of all event crops of other recordings, the nearest to the sound at an
+    event's direction shows the event's class. ``retrieval_direction_shuffled_top1``: the same
+    when the sound is asked for a random other direction. ``retrieval_direction_top1``: among the
+    crops of the same window at the event's and 16 other directions, the event's own is nearest.
+    """
+    if len(windows.event_class) < 2:
+        return {}
+    device = next(networks.parameters()).device
+    at = windows.event_direction[:, None]  # (event, 1, 3)
+    generator = torch.Generator().manual_seed(0)
+    elsewhere = torch.randn(at.shape, generator=generator)
+    elsewhere = elsewhere / elsewhere.norm(dim=-1, keepdim=True)
+    asked = torch.cat([at, elsewhere], dim=1).to(device)
+    event_latents = latents[windows.event_window].to(device)
+    sound = networks.project_sound(event_latents, asked).float().cpu()  # (event, 2, embed)
+    others = torch.from_numpy(_OTHER_DIRECTIONS.vectors()).expand(len(at), -1, 3)
+    crops = _crops(windows.pictures[windows.event_window], torch.cat([at, others], 1), settings)
+    pictures = torch.cat(
+        [networks.embed_pictures(part.to(device)).float().cpu() for part in crops.split(16)]
+    )  # (event, 17, embed)
+
+    sound_at, sound_elsewhere = standardise(sound[:, 0]), standardise(sound[:, 1])
+    own = standardise(pictures[:, 0])
+    recording = windows.group[windows.event_window]
+    same_recording = recording[:, None] == recording[None]
+    same_class = (windows.event_class[:, None] == windows.event_class[None]).float()
+    candidates = (~same_recording).float()
+    usable = candidates.sum(dim=1) > 0
+    chance = (same_class * candidates).sum(dim=1) / candidates.sum(dim=1).clamp(min=1.0)
+
+    def class_top1(embedded: Tensor) -> float:
+        similarity = _cosine(embedded, own).masked_fill(same_recording, -torch.inf)
+        hit = same_class.gather(1, similarity.argmax(dim=1, keepdim=True))[:, 0]
+        return hit[usable].mean().item()
+
+    all_pictures = standardise(pictures)
+    near = torch.einsum("ed,ekd->ek", _unit(sound_at), _unit(all_pictures))
+    apart = (others * at).sum(dim=-1) < torch.cos(torch.deg2rad(torch.tensor(35.0)))
+    near[:, 1:] = near[:, 1:].masked_fill(~apart, -torch.inf)
+    return {
+        "retrieval_top1": class_top1(sound_at),
+        "retrieval_top1_chance": chance[usable].mean().item(),
+        "retrieval_direction_shuffled_top1": class_top1(sound_elsewhere),
+        "retrieval_direction_top1": (near.argmax(dim=1) == 0).float().mean().item(),
+        "retrieval_direction_top1_chance": (1.0 / (1.0 + apart.sum(dim=1))).mean().item(),
+    }
+
+
+def empty_direction_metrics(
+    networks: PretrainNetworks,
+    features: Tensor,
+    latents: Tensor,
+    windows: ProbeWindows,
+    settings: PretrainSettings,
+) -> Metrics:
+    """How much of the DOA-wise loss goes to directions where no annotated event is."""
+    generator = torch.Generator().manual_seed(0)
+    level = windows.spectra[:, 0].float().to(features.device)
+    chosen = choose_directions(features[:, 4:], level, settings.directions, generator)
+    sound = networks.project_sound(latents.to(features.device), chosen.vectors).float()
+    crops = _crops(windows.pictures, chosen.vectors.cpu(), settings)
+    pictures = torch.cat(
+        [networks.embed_pictures(part.to(features.device)).float() for part in crops.split(16)]
+    )
+    present = torch.zeros(chosen.vectors.shape[:2], dtype=torch.bool)
+    near = torch.cos(torch.deg2rad(torch.tensor(_EMPTY_DEG)))
+    for window, direction in zip(windows.event_window, windows.event_direction, strict=True):
+        present[window] |= chosen.vectors[window].cpu() @ direction > near
+    empty = ~present
+    sound, pictures = standardise(sound), standardise(pictures)
+    temperature = networks.log_temperature.exp()
+    weights = chosen.weights.cpu()
+    sound, pictures, excluded = sound.cpu(), pictures.cpu(), chosen.excluded.cpu()
+    losses = [
+        doa_wise_loss(
+            sound, pictures, temperature.cpu(), weights=weights * chosen_part, exclude=excluded
+        ).item()
+        * (weights * chosen_part).sum().item()
+        for chosen_part in (empty, present)
+    ]
+    return {
+        "empty_direction_share": empty.float().mean().item(),
+        "loss_share_empty_directions": losses[0] / max(sum(losses), 1e-12),
+    }
+
+
+def _crops(pictures: Tensor, directions: Tensor, settings: PretrainSettings) -> Tensor:
+    return perspective_crops(
+        pictures.float() / 255.0,
+        camera_matrices(directions),
+        field_of_view_deg=settings.field_of_view_deg,
+        size_px=settings.crop_px,
+    )
+
+
+def _ridge(inputs: Tensor, targets: Tensor, test_inputs: Tensor) -> Tensor:
+    mean, deviation = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-6)
+    design = (inputs - mean) / deviation
+    offset = targets.mean(dim=0)
+    # One sample in a hundred per dimension as a prior: frames of a window are nearly copies.
+    gram = design.T @ design + 0.01 * len(design) * torch.eye(design.shape[1]).double()
+    solution = torch.linalg.solve(gram, design.T @ (targets - offset))
+    return (test_inputs - mean) / deviation @ solution + offset
+
+
+def _angles_deg(first: Tensor, second: Tensor) -> Tensor:
+    cosine = (_unit(first) * _unit(second)).sum(dim=-1).clamp(-1.0, 1.0)
+    return torch.rad2deg(torch.acos(cosine))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    return _unit(first) @ _unit(second).T

@@ -1,0 +1,130 @@
+"""What both loops do around a step: seeding, learning rate, precision, gradients over ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NotRequired, TypedDict
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Metrics = dict[str, float]
+
+
+class BestState(TypedDict):
+    """The network of the lowest validated SELD error so far."""
+
+    step: int
+    seld_error: float
+    network: dict[str, Tensor]
+
+
+class TrainState(TypedDict):
+    """All that a run needs to continue bit for bit; plain tensors, loads with weights_only."""
+
+    step: int
+    networks: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    best: NotRequired[BestState]
+
+
+#: ``report(step, metrics, state)``; ``state`` is None where no checkpoint is due. It may raise to
+#: stop the run.
+Report = Callable[[int, Metrics, TrainState | None], None]
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient was not finite; no step was taken with it."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is not finite at step {step}")
+        self.step = step
+
+
+def seed_step(seed: int, step: int) -> torch.Generator:
+    """Make all randomness of a step depend on (seed, step, rank) only.
+
+    Seeds torch's global generators, which dropout draws from, and returns a CPU generator for
+    everything drawn by name.
+    """
+    rank = torch.distributed.get_rank() if distributed() else 0
+    mixed = ((seed * 1_000_003 + step) * 4099 + rank) % (2**63)
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
+
+
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine that ends at zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@contextlib.contextmanager
+def network_precision(
+    precision: Literal["float32", "bf16"], device: torch.device | str
+) -> Iterator[None]:
+    """Run the networks in this precision, and on a CPU with plain attention.
+
+    PyTorch's fused CPU attention takes ten times as long for the backward pass over the few
+    dozen frames of a window as the plain matrix products do.
+    """
+    kind = torch.device(device).type
+    with contextlib.ExitStack() as stack:
+        if kind == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
+        yield
+
+
+def average_gradients(networks: nn.Module) -> None:
+    """Mean of every gradient over all ranks, in place; nothing with one rank."""
+    if not distributed():
+        return
+    for parameter in networks.parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= torch.distributed.get_world_size()
+
+
+def train_state(
+    step: int,
+    networks: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: BestState | None = None,
+) -> TrainState:
+    """A copy of everything on the CPU, so that training on does not change it."""
+    state: TrainState = {
+        "step": step,
+        "networks": detached(networks.state_dict()),
+        "optimizer": _copied(optimizer.state_dict()),
+    }
+    if best is not None:
+        state["best"] = best
+    return state
+
+
+def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def distributed() -> bool:
+    """Whether several ranks train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(item) for item in value]
+    return value
