@@ -1,0 +1,166 @@
+"""Corpus readers: each published layout becomes the same manifest rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import corpus_writers as writers
+import fsspec
+import pytest
+
+from seld.corpora import CORPORA, Recording
+from seld.errors import InputError
+
+STARSS_NAMES = (
+    "dev-train-sony/fold3_room21_mix001",
+    "dev-train-tau/fold3_room4_mix012",
+    "dev-test-sony/fold4_room23_mix001",
+    "dev-test-tau/fold4_room2_mix002",
+)
+
+
+def touch(root: Path, *names: str) -> str:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return str(root)
+
+
+def test_starss22_rows(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path, STARSS_NAMES, duration_s=0.1)
+    rows = CORPORA["starss22"](str(root))
+    assert [(row.recording_id, row.split, row.room) for row in rows] == [
+        ("fold3_room21_mix001", "train", "room21"),
+        ("fold3_room4_mix012", "train", "room4"),
+        ("fold4_room23_mix001", "test", "room23"),
+        ("fold4_room2_mix002", "test", "room2"),
+    ]
+    assert rows[0] == Recording(
+        recording_id="fold3_room21_mix001",
+        corpus="starss22",
+        split="train",
+        room="room21",
+        foa_path=f"{root}/foa_dev/dev-train-sony/fold3_room21_mix001.wav",
+        annotation_path=f"{root}/metadata_dev/dev-train-sony/fold3_room21_mix001.csv",
+    )
+
+
+def test_real_starss22_names_are_understood(shared_data: Path) -> None:
+    rows = CORPORA["starss22"](str(shared_data / "starss22"))
+    assert len(rows) == 67
+    assert {row.split for row in rows} == {"train"}
+    assert all(Path(str(row.annotation_path)).is_file() for row in rows)
+
+
+def test_starss23_rows_have_video(tmp_path: Path) -> None:
+    names = [f"{top}/{STARSS_NAMES[0]}" for top in ("foa_dev", "video_dev", "metadata_dev")]
+    suffixes = (".wav", ".mp4", ".csv")
+    files = [name + suffix for name, suffix in zip(names, suffixes, strict=True)]
+    (row,) = CORPORA["starss23"](touch(tmp_path, *files))
+    assert (row.video_path, row.corpus) == (f"{tmp_path}/{files[1]}", "starss23")
+
+
+def test_embedded_rows_include_the_unannotated_part(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "foa_dev/dev-train/fold3_room1_mix001.wav",
+        "metadata_dev/dev-train/fold3_room1_mix001.csv",
+        "video_dev/dev-train/fold3_room1_mix001.mp4",
+        "foa_dev/unannotated/fold1_room9_mix001.wav",
+        "video_dev/unannotated/fold1_room9_mix001.mp4",
+    )
+    unannotated, train = CORPORA["embedded"](root)
+    assert (unannotated.split, unannotated.annotation_path) == ("unannotated", None)
+    assert (train.split, train.room) == ("train", "room1")
+
+
+@pytest.mark.parametrize("kept", ["foa_dev/{}.wav", "metadata_dev/{}.csv", "video_dev/{}.mp4"])
+def test_a_recording_with_lost_files_is_still_listed(tmp_path: Path, kept: str) -> None:
+    (row,) = CORPORA["starss23"](touch(tmp_path, kept.format(STARSS_NAMES[0])))
+    assert row.foa_path == f"{tmp_path}/foa_dev/{STARSS_NAMES[0]}.wav"
+    assert row.annotation_path == f"{tmp_path}/metadata_dev/{STARSS_NAMES[0]}.csv"
+
+
+def test_synth1_rows(tmp_path: Path) -> None:
+    root = writers.write_synth1(
+        tmp_path, ("fold1_room10_mix001", "fold2_room2_mix300"), duration_s=0.1
+    )
+    rows = CORPORA["synth1"](str(root))
+    assert [(row.recording_id, row.split, row.room) for row in rows] == [
+        ("fold1_room10_mix001", "train", "room10"),
+        ("fold2_room2_mix300", "validation", "room2"),
+    ]
+    assert rows[1].annotation_path == f"{root}/metadata/fold2_room2_mix300.csv"
+    assert rows[1].video_path is None
+
+
+def test_yt360_ids_may_hold_and_start_with_hyphens(tmp_path: Path) -> None:
+    stems = ("-a-b-c-d-e--120", "abcdefghij_-0", "--ZU8lpb3Y0-30")
+    files = [f"video/{stem}.mp4" for stem in stems] + [f"audio/{stem}.m4a" for stem in stems]
+    rows = CORPORA["yt360"](touch(tmp_path, *files))
+    assert {row.recording_id: row.room for row in rows} == {
+        "-a-b-c-d-e--120": "-a-b-c-d-e-",
+        "abcdefghij_-0": "abcdefghij_",
+        "--ZU8lpb3Y0-30": "--ZU8lpb3Y0",
+    }
+    assert all(row.from_web and row.split == "unannotated" for row in rows)
+    assert rows[0].foa_path.startswith(f"{tmp_path}/audio/")
+
+
+def test_sphere360_ids_are_split_from_the_right(tmp_path: Path) -> None:
+    files = ("a/_b_c_d_e_f__10.webm", "x0123456789_0.mp4", "audio/x0123456789_0.wav")
+    rows = CORPORA["sphere360"](touch(tmp_path, *files))
+    first, second = rows
+    assert (first.recording_id, first.room) == ("_b_c_d_e_f__10", "_b_c_d_e_f_")
+    assert first.foa_path == first.video_path == f"{tmp_path}/a/_b_c_d_e_f__10.webm"
+    assert second.foa_path == f"{tmp_path}/audio/x0123456789_0.wav"
+    assert second.video_path == f"{tmp_path}/x0123456789_0.mp4"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name"),
+    [
+        ("starss22", "foa_dev/dev-train-sony/room21_mix001.wav"),
+        ("starss22", "foa_dev/dev-train-sony/fold1_room21_mix001.wav"),
+        ("synth1", "foa/fold3_room1_mix001.wav"),
+        ("yt360", "video/tooshort-10.mp4"),
+        ("yt360", "audio/abcdefghijk_10.m4a"),
+        ("sphere360", "abcdefghijk-10.webm"),
+    ],
+)
+def test_a_foreign_file_name_is_named(tmp_path: Path, corpus: str, name: str) -> None:
+    with pytest.raises(InputError, match=Path(name).stem):
+        CORPORA[corpus](touch(tmp_path, name))
+
+
+def test_hidden_and_other_files_are_no_recordings(tmp_path: Path) -> None:
+    name = "dev-train-sony/fold3_room21_mix001"
+    root = touch(tmp_path, f"foa_dev/{name}.wav", "README.md", "foa_dev/dev-train-sony/._x.wav")
+    assert len(CORPORA["starss22"](root)) == 1
+
+
+def test_one_id_in_two_parts_is_refused(tmp_path: Path) -> None:
+    parts = ("dev-train-sony", "dev-train-tau")
+    files = [f"foa_dev/{part}/fold3_room1_mix001.wav" for part in parts]
+    with pytest.raises(InputError, match="fold3_room1_mix001"):
+        CORPORA["starss22"](touch(tmp_path, *files))
+
+
+@pytest.mark.parametrize("corpus", sorted(CORPORA))
+def test_a_missing_or_foreign_root_says_what_was_expected(tmp_path: Path, corpus: str) -> None:
+    with pytest.raises(InputError, match="exists"):
+        CORPORA[corpus](str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="laid out as"):
+        CORPORA[corpus](touch(tmp_path, "readme.txt"))
+
+
+def test_uris_give_the_same_rows(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path, STARSS_NAMES, duration_s=0.1)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root), "/starss", recursive=True)
+    local = CORPORA["starss22"](str(root))
+    remote = CORPORA["starss22"]("memory://starss")
+    assert [row.foa_path.replace("memory://starss", str(root)) for row in remote] == [
+        row.foa_path for row in local
+    ]

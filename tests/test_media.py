@@ -1,0 +1,258 @@
+"""Decoding of sound and pictures, and the MP4 boxes."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import corpus_writers as writers
+import numpy as np
+import pytest
+import soxr
+
+from seld import mp4
+from seld.media import MediaError, PictureReader, read_foa
+
+RATE_HZ = 24_000
+FREQUENCIES_HZ = (300, 600, 1200, 2400)
+
+
+def loudest_hz(foa: np.ndarray) -> list[int]:
+    """Frequency of each channel's strongest component, over one second in the middle."""
+    middle = foa[:, RATE_HZ // 2 : RATE_HZ // 2 + RATE_HZ].astype(float)
+    return np.abs(np.fft.rfft(middle)).argmax(axis=1).tolist()
+
+
+def rejection(path: Path) -> tuple[str, str]:
+    with pytest.raises(MediaError) as caught:
+        read_foa(path, sample_rate_hz=RATE_HZ)
+    return caught.value.reason, caught.value.detail
+
+
+def pictures_of(path: Path, times_s: list[float], **size: int) -> tuple[np.ndarray, float]:
+    reader = PictureReader(path, times_s, **({"height_px": 64, "width_px": 128} | size))
+    frames = np.stack(list(reader))
+    assert reader.duration_s is not None
+    return frames, reader.duration_s
+
+
+def test_16_bit_sound_at_the_rate_keeps_every_bit(tmp_path: Path) -> None:
+    samples = writers.foa_noise(7.3)
+    foa = read_foa(writers.write_wav(tmp_path / "a.wav", samples), sample_rate_hz=RATE_HZ)
+    assert foa.dtype == np.int16
+    assert np.array_equal(foa, samples.T)
+
+
+def test_floats_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
+    samples = np.tile(np.float32([1.5, -1.5, 0.25, 0.0]), (RATE_HZ, 1))
+    path = writers.write_wav(tmp_path / "a.wav", samples, subtype="FLOAT")
+    assert read_foa(path, sample_rate_hz=RATE_HZ)[:, 0].tolist() == [32767, -32768, 8192, 0]
+
+
+@pytest.mark.parametrize("rate_hz", [44_100, 48_000, 16_000])
+def test_resampled_tones_are_the_tones(tmp_path: Path, rate_hz: int) -> None:
+    """Against the sines themselves, which know nothing of any resampler."""
+    path = writers.write_wav(
+        tmp_path / "a.wav", writers.tones(5.0, rate_hz, FREQUENCIES_HZ), rate_hz, subtype="FLOAT"
+    )
+    foa = read_foa(path, sample_rate_hz=RATE_HZ) / 32768
+    assert foa.shape == (4, 5 * RATE_HZ)
+    expected = writers.tones(5.0, RATE_HZ, FREQUENCIES_HZ).T
+    error = (foa - expected)[:, 2400:-2400]
+    assert np.abs(error).max() < 1e-4
+
+
+def test_what_lies_above_the_new_band_is_removed(tmp_path: Path) -> None:
+    sound = writers.tones(2.0, 48_000, (13_000, 15_000, 18_000, 22_000))
+    path = writers.write_wav(tmp_path / "a.wav", sound, 48_000, subtype="FLOAT")
+    foa = read_foa(path, sample_rate_hz=RATE_HZ) / 32768
+    assert np.abs(foa[:, 2400:-2400]).max() < 1e-4
+
+
+def test_resampling_in_blocks_leaves_no_seams(tmp_path: Path) -> None:
+    samples = writers.foa_noise(6.0, 44_100)
+    path = writers.write_wav(tmp_path / "a.wav", samples, 44_100)
+    whole = soxr.resample(samples / np.float32(32768), 44_100, RATE_HZ)
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert np.abs(foa.T - whole * 32768).max() <= 1.0
+
+
+def test_a_stretch_of_a_longer_file(tmp_path: Path) -> None:
+    samples = writers.foa_noise(9.0)
+    path = writers.write_wav(tmp_path / "a.wav", samples)
+    foa = read_foa(path, sample_rate_hz=RATE_HZ, start_s=3.5, duration_s=4.0)
+    assert np.array_equal(foa.T, samples[84_000:180_000])
+
+
+@pytest.mark.parametrize("codec", ["aac", "libopus", "pcm_s16le", "flac"])
+def test_sound_of_containers(tmp_path: Path, codec: str) -> None:
+    suffix = {"aac": ".m4a", "libopus": ".webm", "pcm_s16le": ".mkv", "flac": ".mkv"}[codec]
+    sound = writers.tones(2.0, 48_000, FREQUENCIES_HZ)
+    path = writers.write_media(tmp_path / f"a{suffix}", sound=sound, sound_codec=codec)
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert loudest_hz(foa) == list(FREQUENCIES_HZ)
+    assert abs(foa.shape[1] / RATE_HZ - 2.0) < 0.05
+    assert np.abs(foa / 32768).max() == pytest.approx(0.25, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("channel_map", "expected"),
+    [
+        ((0, 2, 3, 1), [300, 1200, 2400, 600]),  # W, X, Y, Z on disk
+        ((0, 1, 2, 3), [300, 600, 1200, 2400]),
+        ((3, 0, 1, 2), [2400, 300, 600, 1200]),
+    ],
+)
+def test_the_sa3d_box_orders_the_channels(
+    tmp_path: Path, channel_map: tuple[int, ...], expected: list[int]
+) -> None:
+    sound = writers.tones(2.0, 48_000, FREQUENCIES_HZ)
+    path = writers.write_media(tmp_path / "a.m4a", sound=sound)
+    assert mp4.channel_maps(path) == [None]
+    writers.plant_sa3d(path, channel_map)
+    assert mp4.channel_maps(path) == [channel_map]
+    assert loudest_hz(read_foa(path, sample_rate_hz=RATE_HZ)) == expected
+
+
+def test_the_manifest_overrules_the_box(tmp_path: Path) -> None:
+    path = writers.write_media(tmp_path / "a.m4a", sound=writers.tones(2, 48_000, FREQUENCIES_HZ))
+    writers.plant_sa3d(path, (0, 2, 3, 1))
+    foa = read_foa(path, sample_rate_hz=RATE_HZ, channel_map=(0, 1, 2, 3))
+    assert loudest_hz(foa) == list(FREQUENCIES_HZ)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"version": 1},
+        {"kind": 1},
+        {"order": 2},
+        {"ordering": 1},
+        {"normalisation": 1},
+        {"count": 3},
+        {"count": 5},
+    ],
+)
+def test_other_ambisonics_are_refused(tmp_path: Path, changed: dict[str, int]) -> None:
+    path = writers.write_media(tmp_path / "a.m4a", sound=writers.tones(1, 48_000, FREQUENCIES_HZ))
+    writers.plant_sa3d(path, (0, 1, 2, 3), **changed)
+    with pytest.raises(mp4.Mp4Error, match="SA3D"):
+        mp4.channel_maps(path)
+    assert rejection(path)[0] == "unreadable"
+
+
+def test_a_map_that_is_no_order_is_refused(tmp_path: Path) -> None:
+    path = writers.write_media(tmp_path / "a.m4a", sound=writers.tones(1, 48_000, FREQUENCIES_HZ))
+    writers.plant_sa3d(path, (0, 1, 1, 3))
+    with pytest.raises(mp4.Mp4Error, match=r"\(0, 1, 1, 3\)"):
+        mp4.channel_maps(path)
+
+
+def sound_track(sa3d: bytes, *, version: int = 0, handler: bytes = b"soun") -> bytes:
+    """A ``trak`` with nothing in it but what leads to the ``SA3D`` box."""
+    fixed = b"\0" * 8 + struct.pack(">H", version) + b"\0" * (18 + {0: 0, 1: 16, 2: 36}[version])
+    entry = writers.box(b"mp4a", fixed + writers.box(b"esds", b"\0" * 4) + sa3d)
+    stsd = writers.box(b"stsd", b"\0\0\0\0" + struct.pack(">I", 1) + entry)
+    minf = writers.box(b"minf", writers.box(b"smhd", b"\0" * 8) + writers.box(b"stbl", stsd))
+    hdlr = writers.box(b"hdlr", b"\0" * 8 + handler + b"\0" * 13)
+    return writers.box(b"trak", writers.box(b"mdia", hdlr + minf))
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_sound_descriptions_of_every_version(tmp_path: Path, version: int) -> None:
+    picture = sound_track(writers.sa3d_box((3, 2, 1, 0)), handler=b"vide")
+    sound = sound_track(writers.sa3d_box((0, 2, 3, 1)), version=version)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(writers.box(b"moov", picture + sound + sound_track(b"")))
+    assert mp4.channel_maps(path) == [(0, 2, 3, 1), None]
+
+
+def test_long_and_open_box_sizes(tmp_path: Path) -> None:
+    movie = writers.box(b"moov", sound_track(writers.sa3d_box((0, 2, 3, 1))))
+    wide = struct.pack(">I4sQ", 1, b"mdat", 16 + 5) + b"12345"
+    open_ended = struct.pack(">I4s", 0, b"mdat") + b"to the end"
+    path = tmp_path / "a.mp4"
+    path.write_bytes(wide + movie + open_ended)
+    mp4.check_complete(path)
+    assert mp4.channel_maps(path) == [(0, 2, 3, 1)]
+
+
+def test_boxes_that_contradict_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(writers.box(b"ftyp", b"") + struct.pack(">I4s", 4, b"moov"))
+    with pytest.raises(mp4.Mp4Error, match="claims 4 bytes"):
+        mp4.check_complete(path)
+    path.write_bytes(writers.box(b"moov", struct.pack(">I4s", 900, b"trak") + b"\0" * 8))
+    with pytest.raises(mp4.Mp4Error, match="its parent 'moov'"):
+        mp4.channel_maps(path)
+
+
+@pytest.mark.parametrize("missing", [1, 7, 9, 100])
+def test_a_cut_mp4_is_known_by_its_boxes(tmp_path: Path, missing: int) -> None:
+    path = tmp_path / "a.mp4"
+    movie = writers.box(b"moov", sound_track(b""))
+    whole = writers.box(b"ftyp", b"isom") + movie + writers.box(b"mdat", b"\1" * 50)
+    path.write_bytes(whole)
+    mp4.check_complete(path)
+    path.write_bytes(whole[:-missing])
+    with pytest.raises(mp4.Mp4TruncatedError):
+        mp4.check_complete(path)
+
+
+@pytest.mark.parametrize("rate_hz", [Fraction(30000, 1001), Fraction(10), Fraction(4), Fraction(2)])
+def test_frames_are_the_nearest_in_time(tmp_path: Path, rate_hz: Fraction) -> None:
+    count = int(6 * rate_hz)
+    path = writers.write_media(
+        tmp_path / "a.mp4", pictures=writers.numbered_pictures(count), frame_rate_hz=rate_hz
+    )
+    wanted_s = [0.01 + 0.25 * number for number in range(int(4 * (count - 1) / rate_hz))]
+    frames, duration_s = pictures_of(path, wanted_s)
+    source_s = np.arange(count) / float(rate_hz)
+    expected = [int(np.abs(source_s - time_s).argmin()) for time_s in wanted_s]
+    assert writers.shown_numbers(frames) == expected
+    assert duration_s == pytest.approx(count / float(rate_hz), abs=1e-3)
+
+
+def test_frames_are_averaged_over_area(tmp_path: Path) -> None:
+    """Stripes one pixel wide become even grey, where sampling would keep one of the two."""
+    stripes = np.zeros((10, 128, 256, 3), np.uint8)
+    stripes[:, :, ::2] = 200
+    path = writers.write_media(tmp_path / "a.mp4", pictures=stripes)
+    frames, _ = pictures_of(path, [0.5], height_px=16, width_px=32)
+    assert np.abs(frames.astype(int) - 100).max() <= 6
+
+
+def test_colours_and_sides_stay(tmp_path: Path) -> None:
+    pictures = np.zeros((10, 64, 128, 3), np.uint8)
+    pictures[:, :32, :64] = (220, 30, 30)
+    pictures[:, 32:, 64:] = (30, 30, 220)
+    path = writers.write_media(tmp_path / "a.mp4", pictures=pictures)
+    frames, _ = pictures_of(path, [0.0], height_px=32, width_px=64)
+    assert np.abs(frames[0, 5, 10].astype(int) - (220, 30, 30)).max() < 12
+    assert np.abs(frames[0, 25, 50].astype(int) - (30, 30, 220)).max() < 12
+
+
+def test_sound_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
+    """A track whose first packet comes later than the picture's is moved back by that much."""
+    sound = writers.tones(2.0, 48_000, FREQUENCIES_HZ)
+    path = writers.write_media(
+        tmp_path / "a.mkv",
+        pictures=writers.moving_pictures(3.0, 10),
+        sound=sound,
+        sound_codec="pcm_s16le",
+        sound_start_s=1.0,
+    )
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert foa.shape[1] == pytest.approx(3 * RATE_HZ, abs=200)
+    assert np.abs(foa[:, : RATE_HZ - 200]).max() < 5
+    assert np.abs(foa[:, RATE_HZ + 200 :]).max() > 5000
+
+
+def test_a_shorter_declared_wav_is_not_truncated(tmp_path: Path) -> None:
+    """Writers that stream leave the length of the data open."""
+    path = writers.write_wav(tmp_path / "a.wav", writers.foa_noise(1.0))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.find(b"data") + 4, 0xFFFFFFFF)
+    path.write_bytes(data)
+    assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, RATE_HZ)
