@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,31 +25,28 @@ class VisualEncoderSettings:
     ``r2plus1d_18`` state dict; the latter two need the default widths and blocks.
     """
 
+    stem_channels: int = 64
     stage_channels: tuple[int, ...] = (64, 128, 256, 512)
     stage_blocks: tuple[int, ...] = (2, 2, 2, 2)
-    #: Of the stem's spatial convolution; 1 keeps small crops from vanishing.
+    #: Downsampling of the picture in the stem and at the start of each stage.
     stem_stride: int = 2
-    #: Halve the frame count with the picture at every stage after the first.
+    stage_strides: tuple[int, ...] = (1, 2, 2, 2)
+    #: Downsample time with the picture in the stages; clips of 3 frames have none to spare.
     time_stride: bool = True
     embedding_dim: int = 128
     weights: str = "none"
 
     def __post_init__(self) -> None:
-        if not self.stage_channels or min(self.stage_channels) < 1:
-            raise InputError(
-                "visual encoder", "stage_channels", self.stage_channels, "positive whole numbers"
-            )
-        if len(self.stage_blocks) != len(self.stage_channels) or min(self.stage_blocks) < 1:
-            raise InputError(
-                "visual encoder",
-                "stage_blocks",
-                self.stage_blocks,
-                f"{len(self.stage_channels)} positive whole numbers",
-            )
-        if self.stem_stride not in (1, 2):
-            raise InputError("visual encoder", "stem_stride", self.stem_stride, "1 or 2")
-        if self.embedding_dim < 1:
-            raise InputError("visual encoder", "embedding_dim", self.embedding_dim, "at least 1")
+        stages = max(len(self.stage_channels), 1)
+        for name in ("stage_channels", "stage_blocks", "stage_strides"):
+            values = getattr(self, name)
+            if len(values) != stages or min(values) < 1:
+                raise InputError(
+                    "visual encoder", name, values, f"{stages} positive whole numbers, one a stage"
+                )
+        for name in ("stem_channels", "stem_stride", "embedding_dim"):
+            if getattr(self, name) < 1:
+                raise InputError("visual encoder", name, getattr(self, name), "at least 1")
         if self.weights != "none" and not self.is_torchvision_size:
             raise InputError(
                 "visual encoder",
@@ -63,25 +59,33 @@ class VisualEncoderSettings:
     def is_torchvision_size(self) -> bool:
         """Whether this is torchvision's own ``r2plus1d_18``."""
         return (
-            self.stage_channels == (64, 128, 256, 512)
+            self.stem_channels == 64
+            and self.stage_channels == (64, 128, 256, 512)
             and self.stage_blocks == (2, 2, 2, 2)
             and self.stem_stride == 2
+            and self.stage_strides == (1, 2, 2, 2)
             and self.time_stride
         )
 
 
 VISUAL_ENCODER_PRESETS: dict[str, VisualEncoderSettings] = {
+    # For crops from 16×16: full resolution in the stem only, where most of the time would go.
     "demo": VisualEncoderSettings(
-        stage_channels=(16, 32, 64),
-        stage_blocks=(1, 1, 1),
+        stem_channels=16,
+        stage_channels=(32, 64),
+        stage_blocks=(1, 1),
         stem_stride=1,
+        stage_strides=(2, 2),
         time_stride=False,
         embedding_dim=64,
     ),
+    # For crops from 32×32.
     "small": VisualEncoderSettings(
-        stage_channels=(32, 64, 128),
+        stem_channels=24,
+        stage_channels=(48, 96, 192),
         stage_blocks=(1, 1, 1),
         stem_stride=2,
+        stage_strides=(1, 2, 2),
         time_stride=False,
         embedding_dim=128,
     ),
@@ -119,30 +123,24 @@ class NarrowR2Plus1D(nn.Module):
 
     def __init__(self, settings: VisualEncoderSettings) -> None:
         super().__init__()
-        first = settings.stage_channels[0]
+        channels = settings.stem_channels
+        stride = settings.stem_stride
         self.stem = nn.Sequential(
-            nn.Conv3d(
-                3,
-                first,
-                (1, 3, 3),
-                (1, settings.stem_stride, settings.stem_stride),
-                (0, 1, 1),
-                bias=False,
-            ),
-            nn.BatchNorm3d(first),
+            nn.Conv3d(3, channels, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+            nn.BatchNorm3d(channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(first, first, (3, 1, 1), padding=(1, 0, 0), bias=False),
-            nn.BatchNorm3d(first),
+            nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            nn.BatchNorm3d(channels),
             nn.ReLU(inplace=True),
         )
         make_convolution = Conv2Plus1D if settings.time_stride else _SpatialStrideConv2Plus1D
         blocks: list[nn.Module] = []
-        channels = first
-        for stage, (width, depth) in enumerate(
-            zip(settings.stage_channels, settings.stage_blocks, strict=True)
-        ):
+        stages = zip(
+            settings.stage_channels, settings.stage_blocks, settings.stage_strides, strict=True
+        )
+        for width, depth, stage_stride in stages:
             for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
+                stride = stage_stride if index == 0 else 1
                 blocks.append(_block(channels, width, stride, make_convolution))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
@@ -165,7 +163,7 @@ class _SpatialStrideConv2Plus1D(Conv2Plus1D):
 
 
 def _block(
-    channels: int, width: int, stride: int, make_convolution: Callable[..., nn.Module]
+    channels: int, width: int, stride: int, make_convolution: type[Conv2Plus1D]
 ) -> BasicBlock:
     shortcut = None
     if stride != 1 or channels != width:
