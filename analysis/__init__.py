@@ -1,0 +1,1 @@
+"""From results on disk to tables, figures and one report; reads :mod:`seld.records` only."""

@@ -1,0 +1,317 @@
+"""Studies on disk → trials in memory; what cannot be read is listed, never fatal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from seld.errors import InputError
+from seld.metrics import COUNT_COLUMNS
+from seld.records import (
+    SCORE_COLUMNS,
+    StudyRecord,
+    TrialRecord,
+    read_record,
+    read_study,
+    trials_table,
+)
+
+#: Settings by which trials of one arm differ anyway.
+_CELL_KEYS = ("seed", "annotation_minutes")
+
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Additive metric statistics of one trial's predictions.
+
+    Attributes:
+        recordings: (recording,) identifiers in ascending order.
+        values: (recording, class, column), columns as ``seld.metrics.COUNT_COLUMNS``.
+    """
+
+    recordings: tuple[str, ...]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One readable trial; ``counts`` is None where it did not finish. Equal only to itself."""
+
+    study_folder: Path
+    arm: str
+    record: TrialRecord
+    counts: Counts | None
+
+    @property
+    def folder(self) -> Path:
+        """Where the trial's files are."""
+        return self.study_folder / "trials" / self.record.trial_id
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial has scores."""
+        return self.record.status == "finished"
+
+    @property
+    def budget_minutes(self) -> float:
+        """Annotated minutes the trial was fine-tuned on."""
+        return self.record.annotation_minutes
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder and its question; ``record`` is None where study.json is unusable."""
+
+    folder: Path
+    record: StudyRecord | None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that could not be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class MissingTrial:
+    """A planned trial without a record."""
+
+    study: str
+    trial_id: str
+    arm: str
+    seed: int
+    annotation_minutes: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the given folders hold.
+
+    Attributes:
+        swept_arms: arms in which several settings share a seed and budget, as a sweep leaves
+            them; their trials are points of a response, not repetitions.
+    """
+
+    studies: tuple[Study, ...]
+    trials: tuple[Trial, ...]
+    unreadable: tuple[Unreadable, ...]
+    missing: tuple[MissingTrial, ...]
+    swept_arms: frozenset[str]
+
+    @property
+    def finished(self) -> list[Trial]:
+        """Trials with scores."""
+        return [trial for trial in self.trials if trial.finished]
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, float], list[Trial]]:
+        """Trials of each compared (arm, budget), by seed; swept arms have no cells."""
+        cells: dict[tuple[str, float], list[Trial]] = defaultdict(list)
+        for trial in sorted(self.trials, key=lambda trial: trial.record.seed):
+            if trial.arm not in self.swept_arms:
+                cells[trial.arm, trial.budget_minutes].append(trial)
+        return dict(cells)
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """Compared arms in the order their studies list them."""
+        listed = [arm for study in self.studies if study.record for arm in study.record.arms]
+        found = {trial.arm for trial in self.trials if trial.arm not in self.swept_arms}
+        in_order = [arm for arm in dict.fromkeys(listed) if arm in found]
+        return in_order + sorted(found - set(in_order))
+
+    @cached_property
+    def budgets_minutes(self) -> list[float]:
+        """Annotation budgets of the compared arms, ascending."""
+        return sorted({budget for _, budget in self.cells})
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per trial (``seld.records.trials_table``); ``arm`` is the label used here."""
+        table = trials_table([trial.record for trial in self.trials])
+        return table.assign(arm=[trial.arm for trial in self.trials]) if len(table) else table
+
+
+def load_studies(folders: Sequence[Path]) -> Results:
+    """Read study folders.
+
+    Args:
+        folders: study folders, or folders that hold study folders.
+
+    Returns:
+        All trials. An arm's name that means different things in two studies is prefixed with
+        its study's name.
+
+    Raises:
+        InputError: a folder is not there or holds no study.
+    """
+    studies: list[Study] = []
+    trials: list[Trial] = []
+    unreadable: list[Unreadable] = []
+    missing: list[MissingTrial] = []
+    for folder in _study_folders(folders):
+        try:
+            record = read_study(folder)
+        except (InputError, TypeError) as error:
+            unreadable.append(Unreadable(folder / "study.json", _reason(error)))
+            record = None
+        studies.append(Study(folder, record))
+        found, broken = _read_trials(folder)
+        trials += found
+        unreadable += broken
+        if record is not None:
+            missing += _missing(record, found, broken)
+    trials = _with_distinct_arms(trials)
+    return Results(
+        studies=tuple(studies),
+        trials=tuple(trials),
+        unreadable=tuple(unreadable),
+        missing=tuple(missing),
+        swept_arms=_swept_arms(trials),
+    )
+
+
+def read_counts(path: Path, class_count: int) -> Counts:
+    """Read ``counts.parquet``; a recording without rows of a class has zeros there."""
+    try:
+        table = pq.read_table(path).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(path, "content", _reason(error), "metric counts as Parquet") from error
+    lacking = sorted({"recording", "class_id", *COUNT_COLUMNS} - set(table))
+    if lacking:
+        raise InputError(path, "columns", lacking, "to be there")
+    recordings, row = np.unique(np.asarray(table["recording"], dtype=str), return_inverse=True)
+    class_id = np.asarray(table["class_id"], dtype=np.int64)
+    if not len(recordings):
+        raise InputError(path, "rows", 0, "at least one recording")
+    if class_id.min() < 0 or class_id.max() >= class_count:
+        raise InputError(path, "class_id", int(class_id.max()), f"0 to {class_count - 1}")
+    values = np.zeros((len(recordings), class_count, len(COUNT_COLUMNS)))
+    values[row, class_id] = np.stack(
+        [np.asarray(table[column], dtype=np.float64) for column in COUNT_COLUMNS], axis=-1
+    )
+    return Counts(tuple(recordings.tolist()), values)
+
+
+def _study_folders(folders: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError("RESULTS_DIR", "folder", str(folder), "a study's results folder")
+        if _is_study(folder):
+            found.append(folder)
+            continue
+        inner = [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _is_study(inner)]
+        if not inner:
+            raise InputError(folder, "content", "no study.json", "a study's results folder")
+        found += inner
+    return list(dict.fromkeys(folder.resolve() for folder in found))
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "study.json").is_file() or (folder / "trials").is_dir()
+
+
+def _read_trials(folder: Path) -> tuple[list[Trial], list[Unreadable]]:
+    trials_folder = folder / "trials"
+    if not trials_folder.is_dir():
+        return [], []
+    inner = sorted(inner for inner in trials_folder.iterdir() if inner.is_dir())
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = list(pool.map(_read_trial, inner))
+    trials = [item for item in read if isinstance(item, Trial)]
+    return trials, [item for item in read if isinstance(item, Unreadable)]
+
+
+def _read_trial(folder: Path) -> Trial | Unreadable:
+    # A record written by a newer or broken program can fail in ways its reader does not foresee
+    # (a list where a mapping belongs); each of these is a reason to list it.
+    try:
+        record = read_record(folder)
+        counts = None
+        if record.status == "finished":
+            lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
+            if lacking:
+                raise InputError(folder / "record.json", "metrics", lacking, "to be there")
+            counts = read_counts(folder / "counts.parquet", len(record.class_names))
+    except (InputError, TypeError, AttributeError, KeyError, OSError) as error:
+        return Unreadable(folder, _reason(error))
+    return Trial(study_folder=folder.parent.parent, arm=record.arm, record=record, counts=counts)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _missing(
+    study: StudyRecord, trials: list[Trial], broken: list[Unreadable]
+) -> list[MissingTrial]:
+    there = {trial.record.trial_id for trial in trials} | {item.path.name for item in broken}
+    return [
+        MissingTrial(
+            study=study.name,
+            trial_id=cell["trial_id"],
+            arm=cell["arm"],
+            seed=cell["seed"],
+            annotation_minutes=cell["annotation_minutes"],
+        )
+        for cell in study.cells
+        if cell["trial_id"] not in there
+    ]
+
+
+def _settings(trial: Trial) -> str:
+    """The trial's settings apart from those that place it within its arm, comparable."""
+    return json.dumps(_without_cell(trial.record.config), sort_keys=True, default=str)
+
+
+def _without_cell(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _without_cell(item) for key, item in config.items() if key not in _CELL_KEYS}
+    return config
+
+
+def _with_distinct_arms(trials: list[Trial]) -> list[Trial]:
+    """Prefix arm names that two studies use for different settings or for the same trials."""
+    folders: dict[str, dict[Path, list[Trial]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        folders[trial.arm][trial.study_folder].append(trial)
+    ambiguous = set()
+    for arm, by_folder in folders.items():
+        if len(by_folder) < 2:
+            continue
+        settings = {_settings(trial) for group in by_folder.values() for trial in group}
+        places = Counter(
+            (trial.record.seed, trial.budget_minutes)
+            for group in by_folder.values()
+            for trial in group
+        )
+        if len(settings) > 1 or max(places.values()) > 1:
+            ambiguous.add(arm)
+    return [
+        replace(trial, arm=f"{trial.record.study}: {trial.arm}")
+        if trial.arm in ambiguous
+        else trial
+        for trial in trials
+    ]
+
+
+def _swept_arms(trials: list[Trial]) -> frozenset[str]:
+    places = Counter((trial.arm, trial.record.seed, trial.budget_minutes) for trial in trials)
+    return frozenset(arm for (arm, _, _), count in places.items() if count > 1)

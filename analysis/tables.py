@@ -1,0 +1,402 @@
+"""Tables for papers and screens: one content, one number format, five ways to print it.
+
+Markdown, LaTeX (booktabs), CSV, the terminal and HTML (through the report's template).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as ScreenTable
+from rich.text import Text
+
+from analysis.compare import Cell, Comparison, Difference, Estimate
+from analysis.load import Results
+from analysis.scores import SCORES, SELD_ERROR, Score, p_text
+from seld.records import FAILURE_KINDS
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "−": r"$-$",
+        "–": "--",
+        "°": r"$^\circ$",
+        "<": r"$<$",
+        ">": r"$>$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One entry of a table: a value, with its interval where it has one."""
+
+    text: str
+    interval: str = ""
+    bold: bool = False
+
+    @property
+    def plain(self) -> str:
+        """Value and interval on one line."""
+        return f"{self.text} {self.interval}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table.
+
+    Attributes:
+        name: of its files.
+        note: what a reader must know to read it.
+        numeric: which columns are aligned right.
+        groups: numbers of the rows before which a rule is drawn.
+        values: the same rows for CSV, numbers in printed units, one column per number.
+    """
+
+    name: str
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    numeric: frozenset[int]
+    groups: frozenset[int]
+    values: tuple[dict[str, object], ...]
+
+    def markdown(self) -> str:
+        """The table as Markdown, its note below."""
+        lines = [
+            _markdown_row([column for column in self.columns]),
+            _markdown_row(
+                ["---:" if place in self.numeric else ":---" for place in range(len(self.columns))]
+            ),
+        ]
+        for row in self.rows:
+            lines.append(
+                _markdown_row(
+                    [f"**{e.text}** {e.interval}".strip() if e.bold else e.plain for e in row]
+                )
+            )
+        return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.note}\n"
+
+    def latex(self) -> str:
+        """A ``table`` environment that needs the package booktabs."""
+        alignment = "".join(
+            "r" if place in self.numeric else "l" for place in range(len(self.columns))
+        )
+        lines = [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_latex(self.title)}. {_latex(self.note)}}}",
+            rf"  \label{{tab:{self.name}}}",
+            rf"  \begin{{tabular}}{{{alignment}}}",
+            r"    \toprule",
+            "    " + " & ".join(_latex(column) for column in self.columns) + r" \\",
+            r"    \midrule",
+        ]
+        for number, row in enumerate(self.rows):
+            if number in self.groups and number:
+                lines.append(r"    \midrule")
+            entries = [
+                (rf"\textbf{{{_latex(e.text)}}} " if e.bold else _latex(e.text) + " ")
+                + _latex(e.interval)
+                for e in row
+            ]
+            lines.append("    " + " & ".join(entry.strip() for entry in entries) + r" \\")
+        lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+        return "\n".join(lines)
+
+    def csv(self) -> str:
+        """One line per row, numbers in printed units and rounding."""
+        stream = io.StringIO()
+        fields = list(dict.fromkeys(name for row in self.values for name in row))
+        writer = csv.DictWriter(stream, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.values)
+        return stream.getvalue()
+
+    def screen(self) -> ScreenTable:
+        """The table for a terminal."""
+        table = ScreenTable(title=self.title, caption=self.note, title_justify="left")
+        for place, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if place in self.numeric else "left")
+        for number, row in enumerate(self.rows):
+            if number in self.groups and number:
+                table.add_section()
+            table.add_row(
+                *(
+                    Text.assemble(
+                        (entry.text, "bold" if entry.bold else ""),
+                        (f"\n{entry.interval}" if entry.interval else "", "dim"),
+                    )
+                    for entry in row
+                )
+            )
+        return table
+
+
+def arms_table(comparison: Comparison) -> Table:
+    """Arms × budgets with all scores, 95 % intervals, seeds and failures."""
+    results = comparison.results
+    cells = sorted(
+        comparison.cells.values(),
+        key=lambda cell: (cell.budget_minutes, results.arms.index(cell.arm)),
+    )
+    missing = _missing_by_cell(results)
+    rows, values = [], []
+    for cell in cells:
+        best = {
+            score.name: comparison.best_resolved.get((cell.budget_minutes, score.name)) == cell.arm
+            for score in SCORES
+        }
+        absent = cell.unfinished + missing.get((cell.arm, cell.budget_minutes), 0)
+        remarks = "; ".join([*(f"refused: {r}" for r in cell.refusals), *cell.caveats])
+        if absent:
+            remarks = "; ".join(filter(None, [remarks, f"{absent} not run to the end"]))
+        rows.append(
+            (
+                Entry(text=minutes(cell.budget_minutes)),
+                Entry(text=cell.arm),
+                *(_entry(cell.estimates.get(s.name), s, bold=best[s.name]) for s in SCORES),
+                Entry(text=str(cell.seeds)),
+                Entry(text=str(cell.failed)),
+                Entry(text=remarks),
+            )
+        )
+        values.append(_cell_values(cell, remarks))
+    return Table(
+        name="scores",
+        title="Scores by annotation budget and arm",
+        note=(
+            "Mean over seeds with 95 % interval over seeds and test recordings. Bold: best at "
+            "its budget, and its paired difference to every other arm is resolved (Holm-adjusted "
+            "p < 0.05). SELD error, ER20 and LE_CD: lower is better; F20 and LR_CD: higher."
+        ),
+        columns=(
+            "Annotated",
+            "Arm",
+            *(score.heading for score in SCORES),
+            "Seeds",
+            "Failed",
+            "Remarks",
+        ),
+        rows=tuple(rows),
+        numeric=frozenset({0, *range(2, 4 + len(SCORES))}),
+        groups=_group_starts([cell.budget_minutes for cell in cells]),
+        values=tuple(values),
+    )
+
+
+def differences_table(differences: Sequence[Difference], baseline: str) -> Table:
+    """Every arm against the baseline, paired, with corrected p-values."""
+    ordered = sorted(differences, key=lambda item: item.budget_minutes)
+    rows, values = [], []
+    for item in ordered:
+        primary = item.primary
+        remarks = "; ".join([*(f"refused: {r}" for r in item.refusals), *item.caveats])
+        rows.append(
+            (
+                Entry(text=minutes(item.budget_minutes)),
+                Entry(text=item.arm),
+                *(
+                    _entry(
+                        item.estimates.get(score.name),
+                        score,
+                        signed=True,
+                        bold=score is SELD_ERROR and item.resolved,
+                    )
+                    for score in SCORES
+                ),
+                Entry(text=str(primary.seeds if primary else 0)),
+                Entry(text=p_text(item.p_holm)),
+                Entry(text=p_text(item.p_permutation_holm)),
+                Entry(text=remarks),
+            )
+        )
+        row: dict[str, object] = {
+            "annotation_minutes": item.budget_minutes,
+            "arm": item.arm,
+            "baseline": item.other,
+        }
+        for score in SCORES:
+            row |= _estimate_values(score, item.estimates.get(score.name))
+        values.append(
+            row
+            | {
+                "pairs": primary.seeds if primary else 0,
+                "p": primary.p_value if primary else None,
+                "p_holm": item.p_holm,
+                "p_permutation": item.p_permutation,
+                "p_permutation_holm": item.p_permutation_holm,
+                "remarks": remarks,
+            }
+        )
+    return Table(
+        name="differences",
+        title=f"Differences to {baseline}",
+        note=(
+            f"Arm minus {baseline}, paired by seed, budget and test recordings, with 95 % "
+            "interval; a negative difference of SELD error is an improvement. p-values are for "
+            "the SELD error, Holm-adjusted over all rows: the first belongs to the interval, the "
+            "second to the exact exchange of arms within seeds, which cannot fall below "
+            "2 / 2^seeds before adjustment. Bold: resolved (Holm-adjusted p < 0.05)."
+        ),
+        columns=(
+            "Annotated",
+            "Arm",
+            *(f"Δ {score.heading}" for score in SCORES),
+            "Pairs",
+            "p (Holm)",
+            "p (permutation, Holm)",
+            "Remarks",
+        ),
+        rows=tuple(rows),
+        numeric=frozenset({0, *range(2, 5 + len(SCORES))}),
+        groups=_group_starts([item.budget_minutes for item in ordered]),
+        values=tuple(values),
+    )
+
+
+def failures_table(results: Results) -> Table:
+    """Every trial that failed, and why."""
+    failed = [trial for trial in results.trials if trial.record.failure is not None]
+    rows, values = [], []
+    for trial in failed:
+        failure = trial.record.failure
+        assert failure is not None
+        row = {
+            "trial": trial.record.trial_id,
+            "arm": trial.arm,
+            "annotated": minutes(trial.budget_minutes),
+            "seed": trial.record.seed,
+            "stage": failure.stage,
+            "kind": failure.kind,
+            "meaning": FAILURE_KINDS[failure.kind],
+            "message": failure.message,
+            "attempts": failure.attempts,
+        }
+        rows.append(
+            tuple(Entry(text=str(row[key])) for key in row if key not in ("trial", "meaning"))
+        )
+        values.append(row)
+    return Table(
+        name="failures",
+        title="Failed trials",
+        note="They count as failed in the tables of scores and enter no mean.",
+        columns=("Arm", "Annotated", "Seed", "Stage", "Kind", "Message", "Attempts"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 6}),
+        groups=frozenset(),
+        values=tuple(values),
+    )
+
+
+def unreadable_table(results: Results) -> Table:
+    """Every file that could not be used."""
+    return Table(
+        name="unreadable",
+        title="Records that could not be read",
+        note="They enter no mean and are not counted as failed.",
+        columns=("Where", "Why"),
+        rows=tuple(
+            (Entry(text=_short_path(results, item.path)), Entry(text=item.reason))
+            for item in results.unreadable
+        ),
+        numeric=frozenset(),
+        groups=frozenset(),
+        values=tuple(
+            {"path": str(item.path), "reason": item.reason} for item in results.unreadable
+        ),
+    )
+
+
+def missing_table(results: Results) -> Table:
+    """Every planned trial that has no record yet."""
+    rows = [
+        (item.arm, minutes(item.annotation_minutes), str(item.seed), item.trial_id)
+        for item in results.missing
+    ]
+    columns = ("Arm", "Annotated", "Seed", "Trial")
+    return Table(
+        name="missing",
+        title="Planned trials without a record",
+        note="Not started, or stopped before anything was written.",
+        columns=columns,
+        rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
+        numeric=frozenset({1, 2}),
+        groups=frozenset(),
+        values=tuple(dict(zip(map(str.lower, columns), row, strict=True)) for row in rows),
+    )
+
+
+def minutes(budget_minutes: float) -> str:
+    """A budget as printed."""
+    return f"{budget_minutes:g} min"
+
+
+def _entry(
+    item: Estimate | None, score: Score, *, signed: bool = False, bold: bool = False
+) -> Entry:
+    if item is None:
+        return Entry(text="–")
+    interval = score.interval(item.low, item.high, signed=signed) if item.low == item.low else "[–]"
+    return Entry(text=score.number(item.mean, signed=signed), interval=interval, bold=bold)
+
+
+def _cell_values(cell: Cell, remarks: str) -> dict[str, object]:
+    row: dict[str, object] = {"annotation_minutes": cell.budget_minutes, "arm": cell.arm}
+    for score in SCORES:
+        row |= _estimate_values(score, cell.estimates.get(score.name))
+    return row | {"seeds": cell.seeds, "failed": cell.failed, "remarks": remarks}
+
+
+def _estimate_values(score: Score, item: Estimate | None) -> dict[str, object]:
+    numbers = (item.mean, item.low, item.high) if item else (None, None, None)
+    names = (score.name, f"{score.name}_low", f"{score.name}_high")
+    return {
+        name: None
+        if number is None or number != number
+        else f"{number * score.scale:.{score.decimals}f}"
+        for name, number in zip(names, numbers, strict=True)
+    }
+
+
+def _group_starts(keys: Sequence[float]) -> frozenset[int]:
+    return frozenset(n for n in range(1, len(keys)) if keys[n] != keys[n - 1])
+
+
+def _missing_by_cell(results: Results) -> dict[tuple[str, float], int]:
+    counted: dict[tuple[str, float], int] = {}
+    for item in results.missing:
+        place = (item.arm, item.annotation_minutes)
+        counted[place] = counted.get(place, 0) + 1
+    return counted
+
+
+def _short_path(results: Results, path: object) -> str:
+    for study in results.studies:
+        prefix = f"{study.folder.parent}/"
+        if str(path).startswith(prefix):
+            return str(path).removeprefix(prefix)
+    return str(path)
+
+
+def _markdown_row(entries: Sequence[str]) -> str:
+    return "| " + " | ".join(entry.replace("|", r"\|") for entry in entries) + " |"
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
