@@ -1,0 +1,223 @@
+"""First-order ambisonics (FOA): encoding, rotation, channel order and the audio features.
+
+FOA is (..., 4, time) in ACN order (W, Y, Z, X) with SN3D normalisation: a plane wave from a unit
+vector (x, y, z) has the gains (1, y, z, x). See :mod:`seld.geometry` for the axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seld.errors import InputError
+
+
+def encode(signal: Tensor, directions: Tensor) -> Tensor:
+    """Plane waves as FOA.
+
+    Args:
+        signal: (..., time) sound of each source.
+        directions: (..., 3) unit vectors it comes from.
+
+    Returns:
+        (..., 4, time).
+    """
+    x, y, z = directions.unbind(-1)
+    gains = torch.stack([torch.ones_like(x), y, z, x], dim=-1)
+    return gains[..., None] * signal[..., None, :]
+
+
+def rotate(foa: Tensor, matrix: Tensor) -> Tensor:
+    """Rotate or reflect the sound field.
+
+    Args:
+        foa: (..., 4, time).
+        matrix: (..., 3, 3) orthogonal, acting on (x, y, z); broadcast over (...).
+
+    Returns:
+        (..., 4, time): what came from direction v comes from ``matrix @ v``.
+    """
+    with torch.autocast(foa.device.type, enabled=False):
+        xyz_to_acn = [1, 2, 0]
+        dipoles = matrix[..., xyz_to_acn, :][..., xyz_to_acn] @ foa[..., 1:, :]
+        omni = foa[..., :1, :].expand(*dipoles.shape[:-2], 1, -1)
+        return torch.cat([omni, dipoles], dim=-2)
+
+
+def reorder(foa: Tensor, channel_map: Sequence[int]) -> Tensor:
+    """Channels as they lie on disk → ACN order.
+
+    Args:
+        foa: (..., 4, time) in the file's order.
+        channel_map: for each ACN component the file's channel that carries it, as in the ``SA3D``
+            box of Google's spatial audio RFC: (0, 2, 3, 1) for a file of W, X, Y, Z.
+
+    Raises:
+        InputError: unless the map is a permutation of 0 to 3.
+    """
+    if sorted(channel_map) != [0, 1, 2, 3]:
+        raise InputError("FOA", "channel_map", tuple(channel_map), "a permutation of 0, 1, 2, 3")
+    return foa[..., list(channel_map), :]
+
+
+def directional_energy(foa: Tensor, directions: Tensor) -> Tensor:
+    """Mean power of a cardioid microphone pointed at each direction.
+
+    Args:
+        foa: (batch, 4, time).
+        directions: (K, 3) or (batch, K, 3) unit vectors.
+
+    Returns:
+        (batch, K): the mean power of a plane wave from there, a quarter of it at 90°, 0 behind.
+    """
+    with torch.autocast(foa.device.type, enabled=False):
+        covariance = foa @ foa.transpose(1, 2) / foa.shape[-1]
+        x, y, z = directions.unbind(-1)
+        beams = 0.5 * torch.stack([torch.ones_like(x), y, z, x], dim=-1)
+        return ((beams @ covariance) * beams).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Short-time spectra and mel bands; the defaults are the DCASE baseline's at 24 kHz.
+
+    Attributes:
+        sample_rate_hz: of the waveform.
+        fft_size: samples of one Fourier transform.
+        window_size: samples of the Hann window, centred in the transform.
+        hop_size: samples from frame to frame; 480 is 20 ms.
+        mel_bands: from 0 Hz to half the sample rate.
+    """
+
+    sample_rate_hz: int = 24000
+    fft_size: int = 1024
+    window_size: int = 960
+    hop_size: int = 480
+    mel_bands: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate_hz", "fft_size", "window_size", "hop_size", "mel_bands"):
+            if getattr(self, name) < 1:
+                raise InputError("features", name, getattr(self, name), "a positive number")
+        if self.window_size > self.fft_size:
+            raise InputError(
+                "features", "window_size", self.window_size, f"at most fft_size ({self.fft_size})"
+            )
+        if not bool((mel_filters(self).sum(dim=0) > 0).all()):
+            raise InputError(
+                "features", "mel_bands", self.mel_bands, "few enough that no band is empty"
+            )
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Feature frames per second."""
+        return self.sample_rate_hz / self.hop_size
+
+
+class FoaFeatures(nn.Module):
+    """FOA waveform → log-mel spectrograms and intensity vectors.
+
+    Of (batch, 4, time) it makes (batch, 7, frame, mel), frame = time // hop_size:
+
+    - 0 to 3: natural logarithm of the mean power in each mel band, of W, Y, Z, X.
+    - 4 to 6: intensity vector x, y, z, pointing to where the sound comes from.
+
+    The intensity of a time-frequency cell is Re(conj(W)·(X, Y, Z)) divided by its energy
+    (|W|² + |X|² + |Y|² + |Z|²)/2. That is the physical energy density in SN3D: a plane wave has
+    |X|² + |Y|² + |Z|² = |W|², so that its vector has length 1, and no sound field gives more. (The
+    DCASE baseline's denominator |W|² + (|X|² + |Y|² + |Z|²)/3 supposes N3D and would give 0.75.)
+    Mel bands are weighted means over cells (triangles of Slaney's scale with weights that sum to
+    one), which keeps that length.
+
+    Frames are centred at multiples of the hop, with silence before the start and after the end.
+    Everything is computed in float32, inside ``torch.autocast`` too.
+    """
+
+    #: Power below which a cell counts as silent: less than the rounding noise of 16-bit sound.
+    floor = 1e-8
+
+    window: Tensor
+    mel_weights: Tensor
+
+    def __init__(self, settings: FeatureSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        window = torch.hann_window(settings.window_size)
+        self.register_buffer("window", window, persistent=False)
+        filters = mel_filters(settings)
+        self.register_buffer("mel_weights", filters / filters.sum(dim=0), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(batch, 4, time), full scale 1 → (batch, 7, frame, mel)."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            spectra = self.spectrogram(waveform)
+            real, imaginary = spectra.real, spectra.imag
+            power = real * real + imaginary * imaginary
+            energy = (0.5 * power.sum(dim=1, keepdim=True)).clamp(min=self.floor)
+            # From the channels' order Y, Z, X to x, y, z only after the sum over bins.
+            flow = real[:, :1] * real[:, 1:] + imaginary[:, :1] * imaginary[:, 1:]
+            y, z, x = self.to_mel(flow / energy).unbind(1)
+            log_mel = self.to_mel(power).clamp(min=self.floor).log()
+            return torch.cat([log_mel, torch.stack([x, y, z], dim=1)], dim=1)
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """(batch, channel, time) → complex64 (batch, channel, frame, frequency)."""
+        settings = self.settings
+        batch, channels, samples = waveform.shape
+        frames = samples // settings.hop_size
+        if frames == 0:
+            raise InputError(
+                "features", "waveform", f"{samples} samples", f"at least {settings.hop_size}"
+            )
+        before = settings.fft_size // 2
+        needed = (frames - 1) * settings.hop_size + settings.fft_size
+        with torch.autocast(waveform.device.type, enabled=False):
+            padded = nn.functional.pad(waveform.float(), (before, needed - before - samples))
+            spectra = torch.stft(
+                padded.flatten(0, 1),
+                settings.fft_size,
+                settings.hop_size,
+                settings.window_size,
+                self.window,
+                center=False,
+                return_complex=True,
+            )
+        return spectra.transpose(1, 2).unflatten(0, (batch, channels))
+
+    def to_mel(self, cells: Tensor) -> Tensor:
+        """Means over mel bands: (..., frame, frequency) → (..., frame, mel)."""
+        with torch.autocast(cells.device.type, enabled=False):
+            return cells @ self.mel_weights
+
+
+def mel_filters(settings: FeatureSettings) -> Tensor:
+    """Triangular filters (frequency, mel) of height 1, equally spaced on Slaney's mel scale.
+
+    Slaney's "Auditory Toolbox" (1998): linear below 1 kHz, logarithmic above; as in librosa.
+    """
+    frequency_count = settings.fft_size // 2 + 1
+    nyquist_hz = settings.sample_rate_hz / 2.0
+    frequency_hz = torch.linspace(0.0, nyquist_hz, frequency_count, dtype=torch.float64)
+    edges_mel = torch.linspace(0.0, _mel(nyquist_hz), settings.mel_bands + 2, dtype=torch.float64)
+    linear_hz = edges_mel * _HZ_PER_MEL
+    logarithmic_hz = _BREAK_HZ * torch.exp((edges_mel - _BREAK_HZ / _HZ_PER_MEL) * _LOG_STEP)
+    edges_hz = torch.where(linear_hz < _BREAK_HZ, linear_hz, logarithmic_hz)
+    widths_hz = edges_hz.diff()
+    ramps = frequency_hz[:, None] - edges_hz
+    rising, falling = ramps[:, :-2] / widths_hz[:-1], -ramps[:, 2:] / widths_hz[1:]
+    return torch.minimum(rising, falling).clamp(min=0.0).float()
+
+
+_HZ_PER_MEL = 200.0 / 3.0
+_BREAK_HZ = 1000.0
+_LOG_STEP = math.log(6.4) / 27.0
+
+
+def _mel(frequency_hz: float) -> float:
+    if frequency_hz < _BREAK_HZ:
+        return frequency_hz / _HZ_PER_MEL
+    return _BREAK_HZ / _HZ_PER_MEL + math.log(frequency_hz / _BREAK_HZ) / _LOG_STEP
