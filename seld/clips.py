@@ -297,7 +297,7 @@ def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
     for row, counts in enumerate(clips["class_frames"]):
         for class_id, frames in counts.items():
             class_frames[row, class_id] = frames
-    durations_s = clips["duration_s"].to_numpy()
+    durations_s: list[float] = clips["duration_s"].tolist()
 
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(clips))
@@ -311,7 +311,8 @@ def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
     taken_s = 0.0
     while taken_s < minutes * 60 - 1e-6:
         room = min((room for room in waiting if waiting[room]), key=room_s.__getitem__)
-        candidates = waiting[room][:8]
+        drawn = generator.choice(len(waiting[room]), min(8, len(waiting[room])), replace=False)
+        candidates = [waiting[room][position] for position in drawn]
         rarity = 1 / (1 + frames_so_far)
         best = max(candidates, key=lambda row: float(class_frames[row] @ rarity))
         waiting[room].remove(best)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seld.annotations import read_annotations
 from seld.clips import (
     EVENT_COLUMNS,
     LABEL_FRAME_S,
@@ -35,9 +36,9 @@ _FROZEN_MSE = 0.01
 class ScreeningSettings:
     """What makes a readable recording unusable.
 
-    The silence and static-picture rules with these numbers are Sphere360's and apply to corpora
-    uploaded by anyone (``Recording.from_web``). Studio recordings are set aside only where
-    nothing was recorded: digital silence, or one frame throughout.
+    The silence and static-picture rules with these numbers are Sphere360's and apply to recordings
+    from the web. Others (``Recording.origin``) are set aside only where nothing was recorded:
+    digital silence, or one frame throughout, which a rendered scene may be.
     """
 
     silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
@@ -167,8 +168,6 @@ def decode_recording(recording: Recording, settings: ShardSettings) -> list[Clip
         events = pd.DataFrame(columns=list(EVENT_COLUMNS))
         if recording.annotation_path is not None:
             path = recording.annotation_path
-            from seld.annotations import read_annotations
-
             with local_copy(path) as table:
                 events = read_annotations(table)
     except MediaError as error:
@@ -265,15 +264,7 @@ def _read_frames(
                 compared_s, compared = time_s, grey
     assert reader.duration_s is not None
     _check_same_length(sound_s, reader.duration_s - start_s, recording, screening)
-    limit, share = (
-        (screening.static_mse, screening.static_share)
-        if recording.from_web
-        else (_FROZEN_MSE, 0.999)
-    )
-    static = float(np.mean(np.array(differences) < limit)) if differences else 0.0
-    if static > share:
-        detail = f"{static:.0%} of the frames half a second apart differ by an MSE under {limit:g}"
-        raise MediaError("static picture", detail)
+    _check_moving(differences, recording, screening)
     return frames
 
 
@@ -285,6 +276,20 @@ def _check_same_length(
     if abs(sound_s - picture_s) > screening.length_tolerance_s:
         detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
         raise MediaError("different length", detail)
+
+
+def _check_moving(
+    differences: list[float], recording: Recording, screening: ScreeningSettings
+) -> None:
+    if recording.origin == "rendered" or not differences:
+        return
+    limit, share = screening.static_mse, screening.static_share
+    if recording.origin == "microphone":
+        limit, share = _FROZEN_MSE, 0.999
+    static = float(np.mean(np.array(differences) < limit))
+    if static > share:
+        detail = f"{static:.0%} of the frames half a second apart differ by an MSE under {limit:g}"
+        raise MediaError("static picture", detail)
 
 
 def _check_length(foa: NDArray[np.int16], settings: ShardSettings) -> None:
@@ -300,7 +305,7 @@ def _check_level(
     moments = foa[0, : foa.shape[1] // _LABEL_SAMPLES * _LABEL_SAMPLES].reshape(-1, _LABEL_SAMPLES)
     power = np.square(moments.astype(np.float32) / 32768).mean(axis=1)
     levels_dbfs = 10 * np.log10(power + 1e-20)
-    limit_dbfs = screening.silence_dbfs if recording.from_web else _DIGITAL_SILENCE_DBFS
+    limit_dbfs = screening.silence_dbfs if recording.origin == "web" else _DIGITAL_SILENCE_DBFS
     silent = float(np.mean(levels_dbfs < limit_dbfs))
     if silent > screening.silent_share:
         raise MediaError("silent", f"under {limit_dbfs:g} dBFS for {silent:.0%} of the time")

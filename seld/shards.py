@@ -23,49 +23,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from seld.clips import (
-    SHARD_SUFFIX,
-    Clip,
-    ClipReader,
-    ShardIndex,
-    decode_frames,
-    read_footer,
-    select_budget,
-    write_index,
-    write_shard,
-)
+from seld.clips import SHARD_SUFFIX, ShardIndex, read_footer, write_index
 from seld.corpora import CORPORA, Recording
 from seld.decoding import (
     Rejected,
-    ScreeningSettings,
     ShardJob,
     ShardResult,
     ShardSettings,
-    decode_recording,
     decode_shard,
 )
 from seld.errors import InputError, exit_on_input_error
 from seld.settings import override, to_mapping
 from seld.storage import file_system, join, stamps, written_whole
-
-__all__ = [
-    "Clip",
-    "ClipReader",
-    "Executor",
-    "ProcessExecutor",
-    "Rejected",
-    "ScreeningSettings",
-    "ShardIndex",
-    "ShardSettings",
-    "build_shards",
-    "decode_frames",
-    "decode_recording",
-    "find_executor",
-    "finish",
-    "plan",
-    "select_budget",
-    "write_shard",
-]
 
 EXECUTOR_GROUP = "seld.shard_executors"
 _REJECTED_NAME = "rejected.csv"

@@ -104,7 +104,7 @@ def test_yt360_ids_may_hold_and_start_with_hyphens(tmp_path: Path) -> None:
         "abcdefghij_-0": "abcdefghij_",
         "--ZU8lpb3Y0-30": "--ZU8lpb3Y0",
     }
-    assert all(row.from_web and row.split == "unannotated" for row in rows)
+    assert all(row.origin == "web" and row.split == "unannotated" for row in rows)
     assert rows[0].foa_path.startswith(f"{tmp_path}/audio/")
 
 

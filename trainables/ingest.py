@@ -74,6 +74,8 @@ def stream_batches(
 def _quiet() -> None:
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns that the progress bars are off, which is our doing.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 class RayDataExecutor:
@@ -88,7 +90,7 @@ class RayDataExecutor:
         if owns_cluster:
             # RAY_ADDRESS names a cluster to join, whose size is not ours to set.
             cpus = None if "RAY_ADDRESS" in os.environ else workers
-            ray.init(num_cpus=cpus, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(num_cpus=cpus, logging_level=logging.ERROR, log_to_driver=False)
         try:
             yield from _map_unordered(function, items, workers)
         finally:

@@ -9,4 +9,4 @@ from seld.corpora.starss import read_layout
 
 def read(root: str) -> list[Recording]:
     """Manifest of the rendered corpus under ``root``; rooms named in the files."""
-    return read_layout(root, "embedded", with_video=True)
+    return read_layout(root, "embedded", with_video=True, origin="rendered")

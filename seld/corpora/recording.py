@@ -9,6 +9,7 @@ from typing import Literal
 from seld.errors import InputError
 
 Split = Literal["unannotated", "train", "validation", "test"]
+Origin = Literal["web", "microphone", "rendered"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,9 @@ class Recording:
             (its ``SA3D`` box), else already W, Y, Z, X.
         start_s: where in the file the recording starts (None: at its beginning).
         duration_s: its length at most, where the corpus fixes one (None: to the file's end).
-        from_web: uploaded by anyone, so judged by Sphere360's rules for silent sound and static
-            pictures; studio recordings may be quiet, and stand still.
+        origin: "web" recordings are uploaded by anyone, so judged by Sphere360's rules for silent
+            sound and static pictures; a "microphone" put up for the corpus may be far from quiet
+            sources before a still scene; a "rendered" picture may not change at all.
     """
 
     recording_id: str
@@ -40,7 +42,7 @@ class Recording:
     channel_map: tuple[int, int, int, int] | None = None
     start_s: float | None = None
     duration_s: float | None = None
-    from_web: bool = False
+    origin: Origin = "microphone"
 
 
 def in_order(recordings: list[Recording], root: str, layout: str) -> list[Recording]:

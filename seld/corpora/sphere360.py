@@ -54,7 +54,7 @@ def read(root: str) -> list[Recording]:
                 foa_path=join(root, sounds.get(stem) or video),
                 video_path=join(root, video),
                 duration_s=SEGMENT_S,
-                from_web=True,
+                origin="web",
             )
         )
     return in_order(recordings, root, LAYOUT)

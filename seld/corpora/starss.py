@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from seld.corpora.recording import Recording, Split, in_order
+from seld.corpora.recording import Origin, Recording, Split, in_order
 from seld.errors import InputError
 from seld.storage import join, list_files
 
@@ -15,7 +15,9 @@ _NAME = re.compile(r"fold(?P<fold>\d+)_room(?P<room>\d+)_mix\d+")
 _SPLITS: dict[int, Split] = {3: "train", 4: "test"}
 
 
-def read_layout(root: str, corpus: str, *, with_video: bool) -> list[Recording]:
+def read_layout(
+    root: str, corpus: str, *, with_video: bool, origin: Origin = "microphone"
+) -> list[Recording]:
     """Recordings named by sound, annotations or picture; fold 3 trains, fold 4 tests.
 
     A part whose name starts with ``unannotated`` needs no annotation files, of any fold.
@@ -51,6 +53,7 @@ def read_layout(root: str, corpus: str, *, with_video: bool) -> list[Recording]:
                 foa_path=join(root, f"foa_dev/{place}.wav"),
                 video_path=join(root, f"video_dev/{place}.mp4") if with_video else None,
                 annotation_path=join(root, f"metadata_dev/{place}.csv") if annotated else None,
+                origin=origin,
             )
         )
     return in_order(recordings, root, LAYOUT)

@@ -41,6 +41,7 @@ def read(root: str) -> list[Recording]:
             room=f"room{match['room']}",
             foa_path=join(root, f"foa/{stem}.wav"),
             annotation_path=join(root, f"metadata/{stem}.csv"),
+            origin="rendered",
         )
         for stem, match in stems.items()
     ]

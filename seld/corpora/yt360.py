@@ -43,7 +43,7 @@ def read(root: str) -> list[Recording]:
             foa_path=join(root, f"audio/{stem}.m4a"),
             video_path=join(root, f"video/{stem}.mp4"),
             duration_s=SEGMENT_S,
-            from_web=True,
+            origin="web",
         )
         for stem, match in stems.items()
     ]

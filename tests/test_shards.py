@@ -1,0 +1,761 @@
+"""Clip shards: decoding a corpus, restarting, setting bad files aside, reading at random."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import corpus_writers as writers
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from seld import clips as clips_module
+from seld.clips import (
+    SAMPLE_RATE_HZ,
+    Clip,
+    ClipReader,
+    ShardIndex,
+    decode_frames,
+    encode_frame,
+    select_budget,
+    write_index,
+    write_shard,
+)
+from seld.corpora import CORPORA, Recording
+from seld.decoding import (
+    Rejected,
+    ScreeningSettings,
+    ShardSettings,
+    clip_spans,
+    decode_recording,
+)
+from seld.errors import InputError, exit_on_input_error
+from seld.shards import ProcessExecutor, build_shards, find_executor, main, plan
+
+SMALL = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)
+NAMES = tuple(
+    f"dev-{part}-sony/fold{fold}_room{room}_mix{number:03d}"
+    for part, fold, room in (("train", 3, 1), ("train", 3, 2), ("test", 4, 9))
+    for number in (1, 2)
+)
+
+
+class CountingExecutor:
+    """Does the work here and now, and remembers what it was asked for."""
+
+    def __init__(self, stop_after: int | None = None, backwards: bool = False) -> None:
+        self.paths: list[str] = []
+        self.stop_after = stop_after
+        self.backwards = backwards
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, workers: int
+    ) -> Iterator[Any]:
+        for item in reversed(items) if self.backwards else items:
+            if len(self.paths) == self.stop_after:
+                raise KeyboardInterrupt
+            self.paths.append(item.path)
+            yield function(item)
+
+
+def build(
+    corpus: str, root: Path | str, out: Path | str, settings: ShardSettings = SMALL, **options: Any
+) -> tuple[ShardIndex, list[Rejected]]:
+    options = {"executor": ProcessExecutor(), "workers": 1} | options
+    return build_shards(CORPORA[corpus](str(root)), settings, str(out), **options)
+
+
+@pytest.fixture(scope="module")
+def starss23(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writers.write_starss(tmp_path_factory.mktemp("starss23"), NAMES, with_video=True)
+
+
+@pytest.fixture(scope="module")
+def shards(starss23: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards")
+    _, rejected = build("starss23", starss23, out)
+    assert rejected == []
+    return out
+
+
+# What the clips hold
+
+
+def test_windows_are_the_recording(starss23: Path, shards: Path) -> None:
+    reader = ClipReader(str(shards))
+    sound, _ = soundfile.read(
+        starss23 / "foa_dev/dev-train-sony/fold3_room2_mix001.wav", dtype="int16"
+    )
+    read = reader.read(["fold3_room2_mix001@2.0"], window_start_s=0.7, window_s=1.1)
+    assert np.array_equal(read["foa"][0].T, sound[round(2.7 * 24000) : round(3.8 * 24000)])
+    assert list(read) == ["foa"]
+
+
+def test_rows_and_ids_name_the_same_clips(shards: Path) -> None:
+    reader = ClipReader(str(shards))
+    rows = [7, 0, 11, 7]
+    ids = [reader.index.clips["clip_id"][row] for row in rows]
+    starts_s = [0.0, 0.5, 1.0, 0.3]
+    by_row = reader.read(rows, window_start_s=starts_s, window_s=1.0, frame_count=3)
+    by_id = reader.read(ids, window_start_s=np.array(starts_s), window_s=1.0, frame_count=3)
+    assert by_row["foa"].shape == (4, 4, 24000)
+    assert by_row["frames"].shape == (4, 3, 3, 16, 32)
+    assert by_row["frames"].dtype == np.uint8
+    for name in by_row:
+        assert np.array_equal(by_row[name], by_id[name])
+
+
+def test_frames_are_those_of_their_time(tmp_path: Path) -> None:
+    """A 10 Hz video whose frames show their number; a clip's window shows the right ones."""
+    root = tmp_path / "corpus"
+    name = "dev-train-sony/fold3_room1_mix001"
+    writers.write_starss(root, [name])
+    writers.write_media(root / f"video_dev/{name}.mp4", pictures=writers.numbered_pictures(60))
+    settings = dataclasses.replace(
+        SMALL, frame_rate_hz=10.0, frame_height_px=64, frame_width_px=128
+    )
+    build("starss23", root, tmp_path / "out", settings)
+    reader = ClipReader(str(tmp_path / "out"))
+    read = reader.read(["fold3_room1_mix001@2.0"], window_start_s=0.5, window_s=1.2, frame_count=3)
+    shown = writers.shown_numbers(read["frames"][0].transpose(0, 2, 3, 1))
+    assert shown == [27, 31, 35]  # middles of 2.5-2.9, 2.9-3.3 and 3.3-3.7 s
+
+
+def test_events_count_from_the_window(shards: Path) -> None:
+    reader = ClipReader(str(shards))
+    events = reader.events("fold3_room2_mix001@2.0", window_start_s=0.5, window_s=0.3)
+    assert events.to_dict("list") == {
+        "frame": [0, 1, 2],
+        "class_id": [2, 2, 2],
+        "source_id": [0, 0, 0],
+        "azimuth_deg": [25.0, 26.0, 27.0],
+        "elevation_deg": [10.0, 10.0, 10.0],
+    }
+    whole = reader.events("fold3_room2_mix001@0.0")
+    assert whole["frame"].tolist() == list(range(10, 20))  # the first second has no event
+
+
+def test_corpora_without_video_have_no_frames(tmp_path: Path) -> None:
+    root = writers.write_synth1(tmp_path / "synth1", ["fold1_room1_mix001"])
+    index, rejected = build("synth1", root, tmp_path / "out")
+    assert rejected == []
+    assert index.clips["frame_count"].tolist() == [0, 0, 0]
+    with pytest.raises(InputError, match="a clip with video"):
+        ClipReader(str(tmp_path / "out")).read([0], window_s=1.0, frame_count=1)
+
+
+def test_yt360_comes_in_acn_order_at_24_khz(tmp_path: Path) -> None:
+    names = ["-abc_DEF-12-30", "-abc_DEF-12-40", "zyxwvutsrqp-0"]
+    root = writers.write_yt360(tmp_path / "yt360", names)
+    index, rejected = build("yt360", root, tmp_path / "out")
+    assert rejected == []
+    assert sorted(index.clips["recording_id"].unique()) == sorted(names)
+    assert set(index.clips["room"]) == {"-abc_DEF-12", "zyxwvutsrqp"}
+    assert len(set(index.clips["shard"])) == 1  # short recordings share a shard
+    foa = ClipReader(str(tmp_path / "out")).read([0], window_s=1.0)["foa"][0]
+    loudest_hz = np.abs(np.fft.rfft(foa.astype(float))).argmax(axis=1)
+    assert loudest_hz.tolist() == [300, 1200, 2400, 600]  # written W, X, Y, Z
+
+
+def test_sphere360_webm_is_read(tmp_path: Path) -> None:
+    root = writers.write_sphere360(tmp_path / "sphere360", ["_b_c_d_e_f__10"])
+    index, rejected = build("sphere360", root, tmp_path / "out")
+    assert rejected == []
+    assert index.minutes * 60 == pytest.approx(6.0, abs=0.1)
+    read = ClipReader(str(tmp_path / "out")).read([1], window_s=1.0, frame_count=2)
+    loudest_hz = np.abs(np.fft.rfft(read["foa"][0].astype(float))).argmax(axis=1)
+    assert loudest_hz.tolist() == [300, 600, 1200, 2400]
+    assert read["frames"].max() > 180
+
+
+@pytest.mark.parametrize("quality", [90, 60])
+def test_jpeg_frames_look_like_raw_ones(starss23: Path, tmp_path: Path, quality: int) -> None:
+    sizes = {}
+    read = {}
+    for encoding in ("raw", "jpeg"):
+        settings = dataclasses.replace(
+            SMALL,
+            frame_encoding=encoding,
+            jpeg_quality=quality,
+            frame_height_px=64,
+            frame_width_px=128,
+        )
+        index, _ = build("starss23", starss23, tmp_path / encoding, settings)
+        sizes[encoding] = sum(
+            path.stat().st_size for path in (tmp_path / encoding).glob("*.shard.parquet")
+        )
+        reader = ClipReader(index.folder)
+        read[encoding] = reader.read([0, 5], window_s=2.0, frame_count=4)["frames"].astype(float)
+    assert sizes["jpeg"] < 0.8 * sizes["raw"]
+    assert np.sqrt(np.square(read["jpeg"] - read["raw"]).mean()) < 12
+
+
+def test_jpegs_are_decoded_as_pillow_decodes_them() -> None:
+    frame = writers.moving_pictures(0.1, 10)[0]
+    encoded = encode_frame(frame, "jpeg", 80)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)))
+    decoded = decode_frames([encoded, encoded], "jpeg", height_px=64, width_px=128)
+    assert np.array_equal(decoded[1].transpose(1, 2, 0), expected)
+
+
+# Clip windows
+
+
+@given(
+    sample_count=st.integers(1, 40 * SAMPLE_RATE_HZ),
+    clip_frames=st.integers(5, 100),
+    overlap=st.integers(0, 4),
+)
+def test_clips_cover_the_recording(sample_count: int, clip_frames: int, overlap: int) -> None:
+    settings = ShardSettings(clip_s=clip_frames / 10, hop_s=(clip_frames - overlap) / 10)
+    spans = clip_spans(sample_count, settings)
+    clip = clip_frames * 2400
+    if sample_count < clip / 2:
+        assert spans == []
+        return
+    assert spans[0][0] == 0
+    assert spans[-1][1] == sample_count
+    for first, last in spans:
+        assert first % 2400 == 0
+        assert clip / 2 <= last - first < 1.5 * clip
+    hop = (clip_frames - overlap) * 2400
+    assert all(later[0] - earlier[0] == hop for earlier, later in pairwise(spans))
+    assert all(later[0] <= earlier[1] for earlier, later in pairwise(spans))
+
+
+def test_a_remainder_joins_or_is_a_clip_of_its_own() -> None:
+    second = SAMPLE_RATE_HZ
+    settings = ShardSettings(clip_s=4.0)
+    assert clip_spans(9 * second, settings) == [(0, 4 * second), (4 * second, 9 * second)]
+    assert clip_spans(10 * second, settings)[-1] == (8 * second, 10 * second)
+
+
+# Bad files
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """STARSS23 with two good recordings and one for each way of being broken."""
+    root = tmp_path_factory.mktemp("broken")
+    names = [f"dev-train-tau/fold3_room7_mix{number:03d}" for number in range(18)]
+    writers.write_starss(root, names, duration_s=3.0, with_video=True)
+    breakages = dict(zip(names, writers.BREAKAGES, strict=False))
+    for name, breakage in breakages.items():
+        writers.break_starss(root, name, breakage)
+    reasons = {Path(name).name: writers.BREAKAGES[kind] for name, kind in breakages.items()}
+    return root, reasons
+
+
+def test_every_breakage_is_set_aside_with_its_reason(
+    broken: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    root, reasons = broken
+    index, rejected = build("starss23", root, tmp_path / "out", max_bad_share=0.95)
+    assert {item.recording_id: item.reason for item in rejected} == reasons
+    assert sorted(index.clips["recording_id"].unique()) == [
+        "fold3_room7_mix016",
+        "fold3_room7_mix017",
+    ]
+    table = pd.read_csv(tmp_path / "out/rejected.csv")
+    assert list(table.columns) == ["recording_id", "reason", "detail", "path"]
+    assert dict(zip(table["recording_id"], table["reason"], strict=True)) == reasons
+    assert table["detail"].notna().all()
+
+
+def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    executor = CountingExecutor()
+    with pytest.raises(InputError, match="max-bad-share") as caught:
+        build("starss23", broken[0], tmp_path / "out", executor=executor, max_bad_share=0.25)
+    assert caught.value.value == "5 of 18"
+    assert len(executor.paths) == 5
+    assert len(pd.read_csv(tmp_path / "out/rejected.csv")) == 5
+
+
+WEB_FRAME_RATE_HZ = 5
+
+
+def web_recording(tmp_path: Path, sound: np.ndarray, pictures: np.ndarray) -> Recording:
+    return Recording(
+        recording_id="abcdefghijk_0",
+        corpus="sphere360",
+        split="unannotated",
+        room="abcdefghijk",
+        foa_path=str(writers.write_wav(tmp_path / "a.wav", sound)),
+        video_path=str(
+            writers.write_media(
+                tmp_path / "a.mp4", pictures=pictures, frame_rate_hz=WEB_FRAME_RATE_HZ
+            )
+        ),
+        duration_s=10.0,
+        origin="web",
+    )
+
+
+@pytest.mark.parametrize(("loud_share", "reason"), [(0.05, "silent"), (0.2, None)])
+def test_web_sound_is_silent_under_35_dbfs_for_nine_tenths(
+    tmp_path: Path, loud_share: float, reason: str | None
+) -> None:
+    quiet = np.float32(10 ** (-36 / 20) * np.sqrt(2))
+    sound = np.tile(np.sin(np.arange(10 * 24000) * 0.3)[:, None] * quiet, 4).astype(np.float32)
+    sound[: int(loud_share * len(sound))] *= 4
+    recording = web_recording(tmp_path, sound, writers.moving_pictures(10, WEB_FRAME_RATE_HZ))
+    outcome = decode_recording(recording, SMALL)
+    assert (outcome.reason if isinstance(outcome, Rejected) else None) == reason
+    studio = decode_recording(dataclasses.replace(recording, origin="microphone"), SMALL)
+    assert isinstance(studio, list)
+
+
+@pytest.mark.parametrize(("moving_share", "reason"), [(0.0, "static picture"), (0.3, None)])
+def test_web_pictures_may_not_stand_still(
+    tmp_path: Path, moving_share: float, reason: str | None
+) -> None:
+    generator = np.random.default_rng(0)
+    pictures = np.full((50, 64, 128, 3), 90) + generator.integers(-8, 9, (50, 64, 128, 3))
+    moving = writers.moving_pictures(10, WEB_FRAME_RATE_HZ)
+    count = int(moving_share * 50)
+    pictures[:count] = moving[:count]
+    recording = web_recording(tmp_path, writers.foa_noise(10), pictures.astype(np.uint8))
+    outcome = decode_recording(recording, SMALL)
+    assert (outcome.reason if isinstance(outcome, Rejected) else None) == reason
+    studio = decode_recording(dataclasses.replace(recording, origin="microphone"), SMALL)
+    assert isinstance(studio, list)
+
+
+def test_small_differences_of_length_are_put_up_with(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SMALL, screening=ScreeningSettings(length_tolerance_s=0.5))
+    for picture_s, accepted in ((5.6, True), (5.4, False), (6.4, True), (6.6, False)):
+        recording = web_recording(
+            tmp_path, writers.foa_noise(6), writers.moving_pictures(picture_s, WEB_FRAME_RATE_HZ)
+        )
+        assert isinstance(decode_recording(recording, settings), list) == accepted
+
+
+# Restarting
+
+
+def test_finished_shards_are_not_made_again(starss23: Path, tmp_path: Path) -> None:
+    interrupted = CountingExecutor(stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        build("starss23", starss23, tmp_path / "out", executor=interrupted)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert sorted(kept) == sorted(Path(path).name for path in interrupted.paths)
+
+    second = CountingExecutor()
+    index, _ = build("starss23", starss23, tmp_path / "out", executor=second)
+    assert len(second.paths) == 4
+    assert not set(second.paths) & set(interrupted.paths)
+    for name, time_ns in kept.items():
+        assert (tmp_path / "out" / name).stat().st_mtime_ns == time_ns
+
+    third = CountingExecutor()
+    again, _ = build("starss23", starss23, tmp_path / "out", executor=third)
+    assert third.paths == []
+    assert again.fingerprint == index.fingerprint
+
+
+def test_rejections_are_remembered_on_restart(
+    broken: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    _, first = build("starss23", broken[0], tmp_path / "out", max_bad_share=0.95)
+    executor = CountingExecutor()
+    _, second = build(
+        "starss23", broken[0], tmp_path / "out", max_bad_share=0.95, executor=executor
+    )
+    assert executor.paths == []
+    assert second == first
+
+
+def test_a_changed_file_is_decoded_again(starss23: Path, tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    shutil.copytree(starss23, root)
+    before, _ = build("starss23", root, tmp_path / "out")
+    writers.write_wav(root / f"foa_dev/{NAMES[0]}.wav", writers.foa_noise(6.0, seed=99))
+    executor = CountingExecutor()
+    after, _ = build("starss23", root, tmp_path / "out", executor=executor)
+    assert len(executor.paths) == 1
+    assert after.fingerprint != before.fingerprint
+    assert len(after.clips) == len(before.clips)
+    assert len(list((tmp_path / "out").glob("*.shard.parquet"))) == 6  # the old one is gone
+
+
+def test_other_settings_make_other_shards(starss23: Path, tmp_path: Path) -> None:
+    recordings = CORPORA["starss23"](str(starss23))
+    other = dataclasses.replace(SMALL, frame_rate_hz=5.0)
+    paths = [{job.path for job in plan(recordings, settings, "out")} for settings in (SMALL, other)]
+    assert not paths[0] & paths[1]
+
+
+def test_no_half_written_shard_is_ever_seen(tmp_path: Path) -> None:
+    def clips() -> Iterator[Clip]:
+        yield silent_clip("a", 0)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_shard(str(tmp_path / "a.shard.parquet"), clips(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+# Determinism
+
+
+def test_order_and_workers_change_nothing(starss23: Path, shards: Path, tmp_path: Path) -> None:
+    reference = ShardIndex.open(str(shards))
+    backwards, _ = build(
+        "starss23", starss23, tmp_path / "a", executor=CountingExecutor(backwards=True)
+    )
+    pd.testing.assert_frame_equal(backwards.clips, reference.clips)
+    assert backwards.fingerprint == reference.fingerprint
+    for path in shards.glob("*.shard.parquet"):
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_shards(starss23: Path, shards: Path, tmp_path: Path) -> None:
+    parallel, _ = build("starss23", starss23, tmp_path / "out", workers=2)
+    assert parallel.fingerprint == ShardIndex.open(str(shards)).fingerprint
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_gives_the_same_shards(starss23: Path, shards: Path, tmp_path: Path) -> None:
+    parallel, _ = build(
+        "starss23", starss23, tmp_path / "out", workers=2, executor=find_executor("ray")
+    )
+    assert parallel.fingerprint == ShardIndex.open(str(shards)).fingerprint
+
+
+def test_short_recordings_share_shards_of_bounded_length() -> None:
+    recordings = [
+        Recording(
+            recording_id=f"r{number:03d}",
+            corpus="yt360",
+            split="unannotated",
+            room="r",
+            foa_path=f"/nowhere/{number}.m4a",
+            duration_s=10.0 if number < 70 else None,
+        )
+        for number in range(73)
+    ]
+    jobs = plan(recordings[::-1], ShardSettings(shard_s=300.0), "out")
+    assert [len(job.recordings) for job in jobs] == [30, 30, 10, 1, 1, 1]
+    assert jobs == plan(recordings, ShardSettings(shard_s=300.0), "out")
+
+
+# Index
+
+
+def test_the_index_is_rebuilt_from_the_shards(shards: Path, tmp_path: Path) -> None:
+    stored = ShardIndex.open(str(shards))
+    for path in shards.glob("*.shard.parquet"):
+        shutil.copy(path, tmp_path)
+    rebuilt = ShardIndex.open(str(tmp_path))
+    pd.testing.assert_frame_equal(rebuilt.clips, stored.clips)
+    assert rebuilt.fingerprint == stored.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["remove", "add", "cut"])
+def test_an_index_of_other_shards_is_refused(shards: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    first = min(folder.glob("*.shard.parquet"))
+    if damage == "remove":
+        first.unlink()
+    elif damage == "add":
+        shutil.copy(first, folder / "other.shard.parquet")
+    else:
+        first.write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"delete index\.parquet to rebuild"):
+        ShardIndex.open(str(folder))
+
+
+def test_a_damaged_shard_is_named(shards: Path, tmp_path: Path) -> None:
+    first = min(shards.glob("*.shard.parquet"))
+    (tmp_path / first.name).write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(InputError, match=first.name):
+        ShardIndex.open(str(tmp_path))
+
+
+def test_selections_keep_row_numbers_and_have_fingerprints(shards: Path) -> None:
+    index = ShardIndex.open(str(shards))
+    test = index.select(splits=["test"])
+    assert set(test.clips["room"]) == {"room9"}
+    assert len(test.clips) == 6
+    assert test.clips.index.tolist() == [
+        row for row, split in index.clips["split"].items() if split == "test"
+    ]
+    train = index.select(splits=["train"], rooms=["room2"], minimum_s=1.5)
+    assert set(train.clips["room"]) == {"room2"}
+    assert index.select(minimum_s=99).clips.empty
+    assert index.select(corpora=["starss22"]).clips.empty
+    assert len({index.fingerprint, test.fingerprint, train.fingerprint}) == 3
+    assert index.select().fingerprint == index.fingerprint
+
+
+def test_the_fingerprint_follows_contents_not_shards(tmp_path: Path) -> None:
+    clips = [silent_clip("a", 0), silent_clip("b", 1)]
+    write_shard(str(tmp_path / "one/x.shard.parquet"), clips, {})
+    for clip in clips:
+        write_shard(str(tmp_path / f"two/{clip.recording_id}.shard.parquet"), [clip], {})
+    changed = dataclasses.replace(clips[1], foa=clips[1].foa + np.int16(1))
+    write_shard(str(tmp_path / "three/x.shard.parquet"), [clips[0], changed], {})
+    one, two, three = (write_index(str(tmp_path / name)) for name in ("one", "two", "three"))
+    assert one.fingerprint == two.fingerprint
+    assert one.fingerprint != three.fingerprint
+
+
+# Annotation budgets
+
+
+def silent_clip(
+    recording_id: str, class_id: int, *, room: str = "room1", split: str = "train", seconds: int = 5
+) -> Clip:
+    events = pd.DataFrame(
+        {
+            "frame": range(seconds * 10),
+            "class_id": class_id,
+            "source_id": 0,
+            "azimuth_deg": 0.0,
+            "elevation_deg": 0.0,
+        }
+    )
+    return Clip(
+        recording_id=recording_id,
+        corpus="starss22",
+        split=split,
+        room=room,
+        start_s=0.0,
+        foa=np.zeros((4, seconds * SAMPLE_RATE_HZ), np.int16),
+        frames=[],
+        frame_encoding="raw",
+        frame_rate_hz=4.0,
+        frame_height_px=64,
+        frame_width_px=128,
+        events=events,
+    )
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    """20 minutes: 12 rooms of very different size; one class has nine tenths of the clips."""
+    folder = tmp_path_factory.mktemp("annotated")
+    clips = [
+        silent_clip(
+            f"r{number:03d}",
+            class_id=0 if number % 10 else 1 + number // 10 % 12,
+            room=f"room{min(number // 4, 11)}",
+            seconds=5,
+        )
+        for number in range(240)
+    ]
+    clips += [silent_clip(f"t{number:03d}", 3, room="room99", split="test") for number in range(9)]
+    write_shard(str(folder / "a.shard.parquet"), clips, {})
+    return ShardIndex.open(str(folder))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smaller_budgets_are_subsets(annotated: ShardIndex, seed: int) -> None:
+    budgets = [select_budget(annotated, minutes, seed) for minutes in (0.5, 1, 3.3, 10, 20)]
+    for smaller, larger in pairwise(budgets):
+        assert smaller.clips.index.tolist() == larger.clips.index.tolist()[: len(smaller.clips)]
+    assert [round(budget.minutes, 2) for budget in budgets] == [0.5, 1.0, 3.33, 10.0, 20.0]
+    assert set(budgets[-1].clips["split"]) == {"train"}
+    assert budgets[-1].clips.index.is_unique
+
+
+def test_budgets_spread_over_rooms_and_classes(annotated: ShardIndex) -> None:
+    small = select_budget(annotated, 4.0, seed=0).clips  # 48 of 240 clips
+    assert small["room"].value_counts().to_dict() == {f"room{number}": 4 for number in range(12)}
+
+
+def rare_clips(clips: pd.DataFrame) -> int:
+    return sum(0 not in counts for counts in clips["class_frames"])
+
+
+def test_budgets_prefer_what_is_still_rare(annotated: ShardIndex) -> None:
+    """Of the one large room, against plain draws of as many clips."""
+    room = annotated.select(splits=["train"], rooms=["room11"])
+    chosen = [rare_clips(select_budget(room, 2.0, seed).clips) for seed in range(8)]
+    drawn = [rare_clips(room.clips.sample(24, random_state=seed)) for seed in range(8)]
+    assert min(chosen) > 2 * np.mean(drawn)
+
+
+def test_budgets_depend_on_the_seed_alone(annotated: ShardIndex) -> None:
+    first, again, other = (select_budget(annotated, 2.0, seed) for seed in (0, 0, 1))
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != other.fingerprint
+    shuffled = ShardIndex(annotated.folder, annotated.clips.sample(frac=1.0, random_state=3))
+    assert select_budget(shuffled, 2.0, 0).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("minutes", [0, -1, 20.1])
+def test_impossible_budgets_say_what_there_is(annotated: ShardIndex, minutes: float) -> None:
+    with pytest.raises(InputError, match=r"20\.00 annotated minutes"):
+        select_budget(annotated, minutes, 0)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("start_s", [-0.1, 1.1])
+def test_windows_must_lie_in_their_clip(shards: Path, start_s: float) -> None:
+    with pytest.raises(InputError, match=r"a window within its 2\.00 s"):
+        ClipReader(str(shards)).read([0], window_start_s=start_s, window_s=1.0)
+
+
+def test_a_reader_travels_to_other_processes(shards: Path) -> None:
+    reader = ClipReader(str(shards))
+    before = reader.read([3], window_s=2.0, frame_count=2)
+    after = pickle.loads(pickle.dumps(reader)).read([3], window_s=2.0, frame_count=2)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_few_shards_stay_open(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips_module, "_OPEN_SHARDS", 2)
+    reader = ClipReader(str(shards))
+    whole = ClipReader(str(shards)).read(range(18), window_s=1.0)
+    one_by_one = [reader.read([row], window_s=1.0)["foa"][0] for row in range(18)]
+    assert np.array_equal(whole["foa"], np.stack(one_by_one))
+    assert len(reader._shards) == 2
+
+
+# URIs
+
+
+def test_memory_uris_work_throughout(starss23: Path, shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(starss23), "/corpus", recursive=True)
+    index, rejected = build("starss23", "memory://corpus", "memory://out/shards")
+    assert rejected == []
+    assert index.fingerprint == ShardIndex.open(str(shards)).fingerprint
+    executor = CountingExecutor()
+    build("starss23", "memory://corpus", "memory://out/shards", executor=executor)
+    assert executor.paths == []
+    remote = ClipReader("memory://out/shards").read([4, 9], window_s=1.5, frame_count=2)
+    local = ClipReader(str(shards)).read([4, 9], window_s=1.5, frame_count=2)
+    assert all(np.array_equal(remote[name], local[name]) for name in local)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of an S3 bucket that lives in this process."""
+    moto_server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("seld-test")
+    yield "s3://seld-test"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_s3_uris_work_throughout(bucket: str, starss23: Path, shards: Path) -> None:
+    fsspec.filesystem("s3").put(f"{starss23}/", f"{bucket}/corpus/", recursive=True)
+    index, rejected = build("starss23", f"{bucket}/corpus", f"{bucket}/shards")
+    assert rejected == []
+    assert index.fingerprint == ShardIndex.open(str(shards)).fingerprint
+    executor = CountingExecutor()
+    build("starss23", f"{bucket}/corpus", f"{bucket}/shards", executor=executor)
+    assert executor.paths == []
+    reader = ClipReader(f"{bucket}/shards")
+    remote = reader.read([4, 9], window_s=1.5, frame_count=2)
+    local = ClipReader(str(shards)).read([4, 9], window_s=1.5, frame_count=2)
+    assert all(np.array_equal(remote[name], local[name]) for name in local)
+
+
+# Settings and the command
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"clip_s": 0.0},
+        {"clip_s": 1.23},
+        {"hop_s": 6.0},
+        {"frame_rate_hz": 0.0},
+        {"jpeg_quality": 101},
+    ],
+)
+def test_impossible_settings_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=str(next(iter(values)))):
+        ShardSettings(**values)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["seld.shards", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        exit_on_input_error(main)
+    return int(caught.value.code or 0)
+
+
+def test_the_command_prints_and_writes(
+    broken: tuple[Path, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    arguments = ["--corpus", "starss23", "--root", str(broken[0]), "--out", str(tmp_path / "out")]
+    options = ["--executor", "processes", "--workers", "1", "--set", "clip_s=1.5"]
+    code = run_command(monkeypatch, *arguments, *options, "--max-bad-share", "0.9")
+    printed = capsys.readouterr().out
+    assert code == 0
+    for reason in set(broken[1].values()):
+        assert reason in printed
+    index = ShardIndex.open(str(tmp_path / "out"))
+    assert index.clips["duration_s"].tolist() == [1.5] * 4
+    assert index.fingerprint in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus", "starss24"], "starss22"),
+        (["--set", "clip=3"], "did you mean 'clip_s'"),
+        (["--set", "screening.static_share=2"], "static_share"),
+        (["--root", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--root", "gopher://x"], "gopher"),
+        (["--executor", "slurm"], "processes"),
+        (["--workers", "0"], "at least 1"),
+        (["--max-bad-share", "3"], "0 to 1"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(
+    starss23: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    usual = ["--corpus", "starss23", "--root", str(starss23), "--out", str(tmp_path / "out")]
+    options = ["--executor", "processes", "--workers", "1"]
+    assert run_command(monkeypatch, *usual, *options, *arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
