@@ -13,7 +13,7 @@ import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -323,6 +323,20 @@ def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
     return ShardIndex(index.folder, clips.iloc[taken])
 
 
+class _StoredClip(NamedTuple):
+    """What the reader must know of a clip: columns of the index."""
+
+    clip_id: str
+    shard: str
+    row_group: int
+    duration_s: float
+    frame_count: int
+    frame_encoding: FrameEncoding
+    frame_rate_hz: float
+    frame_height_px: int
+    frame_width_px: int
+
+
 class ClipReader:
     """Reads windows of clips at random; keeps the shards it used last open.
 
@@ -332,13 +346,15 @@ class ClipReader:
 
     def __init__(self, folder: str, index: ShardIndex | None = None) -> None:
         self.index = ShardIndex.open(folder) if index is None else index
-        self._rows = dict(zip(self.index.clips["clip_id"], self.index.clips.index, strict=True))
-        records = self.index.clips.to_dict("records")
-        self._records = dict(zip(self.index.clips.index, records, strict=True))
+        clips = self.index.clips
+        self._position_of_row = {row: position for position, row in enumerate(clips.index)}
+        self._position_of_id = {name: position for position, name in enumerate(clips["clip_id"])}
+        # Lists, because looking one value up in a table takes longer than reading the clip.
+        self._columns = {name: clips[name].tolist() for name in _StoredClip._fields}
         self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": OrderedDict()}
+    def __reduce__(self) -> tuple[type[ClipReader], tuple[str, ShardIndex]]:
+        return ClipReader, (self.index.folder, self.index)
 
     def read(
         self,
@@ -370,17 +386,17 @@ class ClipReader:
         frames: list[NDArray[np.uint8]] = []
         columns = ["foa", "frames"] if frame_count else ["foa"]
         for position, (clip, start_s) in enumerate(zip(clips, starts_s.tolist(), strict=True)):
-            record = self._record(clip)
+            stored = self._stored_clip(clip)
             first = round(start_s * SAMPLE_RATE_HZ)
-            row_group = self._row_group(record, columns)
-            stored = np.frombuffer(row_group.column("foa")[0].as_buffer(), "<i2").reshape(4, -1)
-            if not 0 <= first <= stored.shape[1] - sample_count:
-                expected = f"a window within its {record['duration_s']:.2f} s"
+            row_group = self._row_group(stored, columns)
+            whole = np.frombuffer(row_group.column("foa")[0].as_buffer(), "<i2").reshape(4, -1)
+            if not 0 <= first <= whole.shape[1] - sample_count:
+                expected = f"a window within its {stored.duration_s:.2f} s"
                 window = (start_s, start_s + window_s)
-                raise InputError(f"clip {record['clip_id']}", "window (s)", window, expected)
-            foa[position] = stored[:, first : first + sample_count]
+                raise InputError(f"clip {stored.clip_id}", "window (s)", window, expected)
+            foa[position] = whole[:, first : first + sample_count]
             if frame_count:
-                frames.append(self._frames(record, row_group, start_s, window_s, frame_count))
+                frames.append(self._frames(stored, row_group, start_s, window_s, frame_count))
         return {"foa": foa, "frames": np.stack(frames)} if frames else {"foa": foa}
 
     def events(
@@ -390,7 +406,7 @@ class ClipReader:
 
         ``window_start_s`` must be a multiple of the 100 ms label frame.
         """
-        row_group = self._row_group(self._record(clip), ["events"])
+        row_group = self._row_group(self._stored_clip(clip), ["events"])
         events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(EVENT_COLUMNS))
         first = round(window_start_s / LABEL_FRAME_S)
         assert abs(first * LABEL_FRAME_S - window_start_s) < 1e-6, window_start_s
@@ -401,30 +417,32 @@ class ClipReader:
 
     def _frames(
         self,
-        record: Mapping[str, Any],
+        stored: _StoredClip,
         row_group: pa.Table,
         start_s: float,
         window_s: float,
         frame_count: int,
     ) -> NDArray[np.uint8]:
-        if not record["frame_count"]:
-            raise InputError(f"clip {record['clip_id']}", "frames", 0, "a clip with video")
+        if not stored.frame_count:
+            raise InputError(f"clip {stored.clip_id}", "frames", 0, "a clip with video")
         middles_s = start_s + (np.arange(frame_count) + 0.5) * (window_s / frame_count)
-        numbers = np.rint(middles_s * record["frame_rate_hz"]).astype(int)
-        numbers = np.minimum(numbers, record["frame_count"] - 1)
-        stored = row_group.column("frames").combine_chunks().flatten()
+        numbers = np.rint(middles_s * stored.frame_rate_hz).astype(int)
+        numbers = np.minimum(numbers, stored.frame_count - 1)
+        frames = row_group.column("frames").combine_chunks().flatten()
         return decode_frames(
-            [stored[int(number)].as_buffer() for number in numbers],
-            record["frame_encoding"],
-            height_px=record["frame_height_px"],
-            width_px=record["frame_width_px"],
+            [frames[int(number)].as_buffer() for number in numbers],
+            stored.frame_encoding,
+            height_px=stored.frame_height_px,
+            width_px=stored.frame_width_px,
         )
 
-    def _record(self, clip: int | str) -> Mapping[str, Any]:
-        return self._records[self._rows[clip] if isinstance(clip, str) else int(clip)]
+    def _stored_clip(self, clip: int | str) -> _StoredClip:
+        positions = self._position_of_id if isinstance(clip, str) else self._position_of_row
+        position = positions[clip]
+        return _StoredClip(*(column[position] for column in self._columns.values()))
 
-    def _row_group(self, record: Mapping[str, Any], columns: list[str]) -> pa.Table:
-        name = record["shard"]
+    def _row_group(self, stored: _StoredClip, columns: list[str]) -> pa.Table:
+        name = stored.shard
         shard = self._shards.pop(name, None)
         if shard is None:
             shard = _open_parquet(join(self.index.folder, name))
@@ -432,7 +450,7 @@ class ClipReader:
         if len(self._shards) > _OPEN_SHARDS:
             _, oldest = self._shards.popitem(last=False)
             oldest.close()
-        return shard.read_row_group(record["row_group"], columns=columns, use_threads=False)
+        return shard.read_row_group(stored.row_group, columns=columns, use_threads=False)
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:
