@@ -79,17 +79,17 @@ class Table:
     def markdown(self) -> str:
         """The table as Markdown, its note below."""
         lines = [
-            _markdown_row([column for column in self.columns]),
+            _markdown_row(self.columns),
             _markdown_row(
                 ["---:" if place in self.numeric else ":---" for place in range(len(self.columns))]
             ),
         ]
-        for row in self.rows:
-            lines.append(
-                _markdown_row(
-                    [f"**{e.text}** {e.interval}".strip() if e.bold else e.plain for e in row]
-                )
+        lines += [
+            _markdown_row(
+                [f"**{e.text}** {e.interval}".strip() if e.bold else e.plain for e in row]
             )
+            for row in self.rows
+        ]
         return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.note}\n"
 
     def latex(self) -> str:

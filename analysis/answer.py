@@ -1,0 +1,62 @@
+"""The study's answer in one sentence, with its interval, never stronger than the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.compare import Difference, Estimate
+from analysis.scores import SELD_ERROR, p_text
+from analysis.tables import minutes
+
+
+def answer(differences: Sequence[Difference], baseline: str) -> str:
+    """What the comparisons with the baseline say at the largest budget, and how many resolve."""
+    compared = [item for item in differences if item.primary is not None]
+    if not compared:
+        return f"There is no answer yet: no arm can be compared with {baseline}."
+    budget = max(item.budget_minutes for item in compared)
+    at_budget = [item for item in compared if item.budget_minutes == budget]
+    resolved = [item for item in at_budget if item.resolved]
+    pool = resolved or at_budget
+    leading = min(pool, key=lambda item: _primary(item).mean)
+    found = _primary(leading)
+    size = (
+        f"{SELD_ERROR.number(abs(found.mean))} points "
+        f"{'below' if found.mean < 0 else 'above'} {baseline}'s"
+    )
+    evidence = _evidence(leading, found)
+    where = f"At {minutes(budget)} of annotation"
+    if leading.resolved:
+        change = "lowers" if found.mean < 0 else "raises"
+        sentence = f"{where}, {leading.arm} {change} the SELD error: it is {size} ({evidence})"
+    else:
+        sentence = (
+            f"{where}, no difference to {baseline} is resolved: the lowest mean SELD error of the "
+            f"other arms, {leading.arm}'s, is {size} ({evidence})"
+        )
+    better = sum(item.resolved and _primary(item).mean < 0 for item in compared)
+    worse = sum(item.resolved and _primary(item).mean > 0 for item in compared)
+    return (
+        f"{sentence}; of all {len(compared)} comparisons with {baseline}, {better} "
+        f"{'is' if better == 1 else 'are'} resolved as better and {worse} as worse."
+    )
+
+
+def _primary(item: Difference) -> Estimate:
+    assert item.primary is not None
+    return item.primary
+
+
+def _evidence(item: Difference, found: Estimate) -> str:
+    if found.low != found.low:
+        return f"{found.seeds} seed: no interval can be given"
+    interval = SELD_ERROR.interval(found.low, found.high, signed=True)
+    text = f"difference {SELD_ERROR.number(found.mean, signed=True)}, 95 % interval {interval}"
+    text += f", {found.seeds} seeds, Holm-adjusted p {_relation(p_text(item.p_holm))}"
+    if found.seeds == 2:
+        text += "; two seeds say little about how results vary between seeds"
+    return text
+
+
+def _relation(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"

@@ -1,0 +1,190 @@
+"""One HTML page that opens offline, with the tables and figures beside it as files."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from rich.console import Console
+
+from analysis import figures, tables
+from analysis.answer import answer
+from analysis.compare import RESAMPLES, Comparison
+from analysis.load import Results, load_studies
+from seld.errors import InputError
+
+_HERE = Path(__file__).parent
+
+
+def write_report(study_folders: Sequence[Path], out: Path, baseline: str | None = None) -> Path:
+    """Analyse studies and write ``index.html``, ``tables/`` and ``figures/`` below ``out``.
+
+    Args:
+        study_folders: as :func:`analysis.load.load_studies`.
+        baseline: the arm that others are compared with; the first study's own where None.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: no study, an unknown baseline, or a folder that cannot be written.
+    """
+    return Analysis.of(study_folders, baseline).write(out)
+
+
+def print_summary(
+    study_folders: Sequence[Path], console: Console, baseline: str | None = None
+) -> None:
+    """Print the answer and the tables of scores and differences."""
+    Analysis.of(study_folders, baseline).print(console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What is said about a set of results, before it is printed or written."""
+
+    results: Results
+    comparison: Comparison
+    baseline: str
+    answer: str
+    scores: tables.Table
+    differences: tables.Table
+    records: tuple[tables.Table, ...]
+
+    @classmethod
+    def of(cls, study_folders: Sequence[Path], baseline: str | None) -> Analysis:
+        """Load the studies and compute everything but the figures."""
+        results = load_studies(study_folders)
+        chosen = _baseline(results, baseline)
+        comparison = Comparison(results)
+        differences = comparison.differences(chosen)
+        listed = (
+            tables.failures_table(results),
+            tables.unreadable_table(results),
+            tables.missing_table(results),
+        )
+        return cls(
+            results=results,
+            comparison=comparison,
+            baseline=chosen,
+            answer=answer(differences, chosen),
+            scores=tables.arms_table(comparison),
+            differences=tables.differences_table(differences, chosen),
+            records=tuple(table for table in listed if table.rows),
+        )
+
+    def print(self, console: Console) -> None:
+        """The answer and the tables, on a terminal."""
+        console.print(f"[bold]{self.answer}[/bold]", highlight=False)
+        for table in (self.scores, self.differences, *self.records):
+            console.print()
+            console.print(table.screen())
+
+    def write(self, out: Path) -> Path:
+        """The page and its files."""
+        pictures = figures.score_figures(self.comparison, self.baseline)
+        page = self._page(pictures)
+        try:
+            for folder in (out / "tables", out / "figures"):
+                folder.mkdir(parents=True, exist_ok=True)
+            for table in (self.scores, self.differences, *self.records):
+                for suffix, text in (
+                    ("md", table.markdown()),
+                    ("tex", table.latex()),
+                    ("csv", table.csv()),
+                ):
+                    (out / "tables" / f"{table.name}.{suffix}").write_text(text, encoding="utf-8")
+            for picture in pictures:
+                picture.write(out / "figures")
+            path = out / "index.html"
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise InputError("--out", "folder", str(out), f"writable: {error.strerror}") from error
+        return path
+
+    def _page(self, pictures: Sequence[figures.Picture]) -> str:
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_HERE),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        results = self.results
+        return environment.get_template("report.html.j2").render(
+            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+            questions=[study.record.question for study in results.studies if study.record],
+            title=" + ".join(study.folder.name for study in results.studies),
+            answer=self.answer,
+            tables=(self.scores, self.differences),
+            pictures=[(picture, _data_uri(picture)) for picture in pictures],
+            records=self.records,
+            counts=_trial_counts(results),
+            notes=[n for study in results.studies if study.record for n in study.record.notes],
+            reproduction=_reproduction(results, self.baseline),
+            resamples=RESAMPLES,
+            baseline=self.baseline,
+        )
+
+
+def _baseline(results: Results, wanted: str | None) -> str:
+    arms = results.arms
+    if wanted is not None:
+        if arms and wanted not in arms:
+            raise InputError("--baseline", "arm", wanted, f"one of {', '.join(arms)}")
+        return wanted
+    named = [study.record.baseline for study in results.studies if study.record]
+    fitting = [arm for name in named for arm in arms if arm == name or arm.endswith(f": {name}")]
+    return (fitting or arms or named or ["baseline"])[0]
+
+
+def _trial_counts(results: Results) -> dict[str, int]:
+    statuses = [trial.record.status for trial in results.trials]
+    return {
+        "finished": statuses.count("finished"),
+        "failed": statuses.count("failed"),
+        "running": statuses.count("running"),
+        "stopped": statuses.count("stopped"),
+        "not started": len(results.missing),
+        "unreadable": len(results.unreadable),
+    }
+
+
+def _reproduction(results: Results, baseline: str) -> list[tuple[str, list[str]]]:
+    """Label and values of everything needed to run this again."""
+    records = [trial.record for trial in results.trials]
+    folders = [str(study.folder) for study in results.studies]
+    report = shlex.join(["python", "-m", "analysis", *folders, "--baseline", baseline])
+    commands = [study.record.command for study in results.studies if study.record]
+    versions = sorted({f"{k} {v}" for record in records for k, v in record.versions.items()})
+    commits = {
+        record.git_commit[:12] + (" with uncommitted changes" if record.git_dirty else "")
+        for record in records
+        if record.git_commit
+    }
+
+    def distinct(name: str) -> list[str]:
+        return sorted({getattr(record, name) for record in records} - {""})
+
+    facts = [
+        ("Run the study", [command for command in commands if command]),
+        ("Make this report", [report]),
+        ("Scale", sorted({study.record.scale for study in results.studies if study.record})),
+        ("Commit", sorted(commits)),
+        ("Code fingerprint", distinct("code_fingerprint")),
+        ("Data fingerprint", distinct("data_fingerprint")),
+        ("Test recordings' fingerprint", distinct("test_fingerprint")),
+        ("Metric", distinct("metric_version")),
+        ("Versions", [", ".join(versions)] if versions else []),
+        ("Seeds", [", ".join(str(seed) for seed in sorted({r.seed for r in records}))]),
+    ]
+    return [(label, values) for label, values in facts if values]
+
+
+def _data_uri(picture: figures.Picture) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.svg).decode("ascii")
