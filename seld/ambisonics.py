@@ -103,6 +103,8 @@ class FeatureSettings:
         for name in ("sample_rate_hz", "fft_size", "window_size", "hop_size", "mel_bands"):
             if getattr(self, name) < 1:
                 raise InputError("features", name, getattr(self, name), "a positive number")
+        if self.mel_bands < 2:
+            raise InputError("features", "mel_bands", self.mel_bands, "at least 2")
         if self.window_size > self.fft_size:
             raise InputError(
                 "features", "window_size", self.window_size, f"at most fft_size ({self.fft_size})"
@@ -140,34 +142,68 @@ class FoaFeatures(nn.Module):
     #: Power below which a cell counts as silent: less than the rounding noise of 16-bit sound.
     floor = 1e-8
 
+    #: Frames of one recording worked on together on a CPU, so that every intermediate result
+    #: stays in its cache: three times as fast as whole recordings.
+    frames_at_once = 50
+
     window: Tensor
-    mel_weights: Tensor
+    low_mel_weights: Tensor
+    high_mel_weights: Tensor
 
     def __init__(self, settings: FeatureSettings) -> None:
         super().__init__()
         self.settings = settings
-        window = torch.hann_window(settings.window_size)
+        margin = settings.fft_size - settings.window_size
+        window = nn.functional.pad(
+            torch.hann_window(settings.window_size), (margin // 2, margin - margin // 2)
+        )
         self.register_buffer("window", window, persistent=False)
         filters = mel_filters(settings)
-        self.register_buffer("mel_weights", filters / filters.sum(dim=0), persistent=False)
+        weights = filters / filters.sum(dim=0)
+        # The lower half of the bands needs few frequencies and the upper half none of the lowest:
+        # two products cost half of one.
+        low, high = weights.tensor_split(2, dim=1)
+        self._low_end = int(low.any(dim=1).nonzero().max()) + 1
+        self._high_start = int(high.any(dim=1).nonzero().min())
+        self.register_buffer("low_mel_weights", low[: self._low_end], persistent=False)
+        self.register_buffer("high_mel_weights", high[self._high_start :], persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, 4, time), full scale 1 → (batch, 7, frame, mel)."""
         with torch.autocast(waveform.device.type, enabled=False):
-            spectra = self.spectrogram(waveform)
-            real, imaginary = spectra.real, spectra.imag
-            power = real * real + imaginary * imaginary
-            energy = (0.5 * power.sum(dim=1, keepdim=True)).clamp(min=self.floor)
-            # From the channels' order Y, Z, X to x, y, z only after the sum over bins.
-            flow = real[:, :1] * real[:, 1:] + imaginary[:, :1] * imaginary[:, 1:]
-            y, z, x = self.to_mel(flow / energy).unbind(1)
-            log_mel = self.to_mel(power).clamp(min=self.floor).log()
-            return torch.cat([log_mel, torch.stack([x, y, z], dim=1)], dim=1)
+            framed = self._framed(waveform)
+            if framed.device.type != "cpu":
+                return self._block_features(framed)
+            return torch.stack(
+                [
+                    torch.cat(
+                        [
+                            self._block_features(block)
+                            for block in recording.split(self.frames_at_once, dim=1)
+                        ],
+                        dim=1,
+                    )
+                    for recording in framed
+                ]
+            )
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """(batch, channel, time) → complex64 (batch, channel, frame, frequency)."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            return torch.fft.rfft(self._framed(waveform) * self.window)
+
+    def to_mel(self, cells: Tensor) -> Tensor:
+        """Means over mel bands: (..., frame, frequency) → (..., frame, mel)."""
+        with torch.autocast(cells.device.type, enabled=False):
+            rows = cells.reshape(-1, cells.shape[-1])
+            low = rows[:, : self._low_end] @ self.low_mel_weights
+            high = rows[:, self._high_start :] @ self.high_mel_weights
+            return torch.cat([low, high], dim=1).unflatten(0, cells.shape[:-1])
+
+    def _framed(self, waveform: Tensor) -> Tensor:
+        """Overlapping frames (batch, channel, frame, fft_size), a view into the padded sound."""
         settings = self.settings
-        batch, channels, samples = waveform.shape
+        samples = waveform.shape[-1]
         frames = samples // settings.hop_size
         if frames == 0:
             raise InputError(
@@ -175,23 +211,23 @@ class FoaFeatures(nn.Module):
             )
         before = settings.fft_size // 2
         needed = (frames - 1) * settings.hop_size + settings.fft_size
-        with torch.autocast(waveform.device.type, enabled=False):
-            padded = nn.functional.pad(waveform.float(), (before, needed - before - samples))
-            spectra = torch.stft(
-                padded.flatten(0, 1),
-                settings.fft_size,
-                settings.hop_size,
-                settings.window_size,
-                self.window,
-                center=False,
-                return_complex=True,
-            )
-        return spectra.transpose(1, 2).unflatten(0, (batch, channels))
+        padded = nn.functional.pad(waveform.float(), (before, needed - before - samples))
+        return padded.unfold(-1, settings.fft_size, settings.hop_size)
 
-    def to_mel(self, cells: Tensor) -> Tensor:
-        """Means over mel bands: (..., frame, frequency) → (..., frame, mel)."""
-        with torch.autocast(cells.device.type, enabled=False):
-            return cells @ self.mel_weights
+    def _block_features(self, framed: Tensor) -> Tensor:
+        """(..., 4, frame, fft_size) → (..., 7, frame, mel)."""
+        spectra = torch.fft.rfft(framed * self.window)
+        real, imaginary = spectra.real, spectra.imag
+        power = real * real + imaginary * imaginary
+        omni, dipoles = slice(0, 1), slice(1, 4)
+        flow = real[..., omni, :, :] * real[..., dipoles, :, :]
+        flow = flow + imaginary[..., omni, :, :] * imaginary[..., dipoles, :, :]
+        energy = 0.5 * power.sum(dim=-3, keepdim=True)
+        intensity = flow / energy.clamp(min=self.floor)
+        bands = self.to_mel(torch.cat([power, intensity], dim=-3))
+        w_y_z_x, (y, z, x) = bands[..., :4, :, :], bands[..., 4:, :, :].unbind(-3)
+        log_mel = w_y_z_x.clamp(min=self.floor).log()
+        return torch.cat([log_mel, torch.stack([x, y, z], dim=-3)], dim=-3)
 
 
 def mel_filters(settings: FeatureSettings) -> Tensor:

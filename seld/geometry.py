@@ -162,7 +162,7 @@ def channel_swaps() -> Tensor:
     return torch.from_numpy(np.rint(np.stack(swaps))).float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DoaGrid:
     """K fixed directions of arrival, spread over the sphere.
 

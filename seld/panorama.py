@@ -22,7 +22,7 @@ def camera_matrices(directions: Tensor) -> Tensor:
     straight up or down has its left at +y, as if it had been tilted from azimuth 0.
     """
     forward = F.normalize(directions.float(), dim=-1)
-    x, y, z = forward.unbind(-1)
+    x, y = forward[..., 0], forward[..., 1]
     horizontal = torch.hypot(x, y)
     at_pole = horizontal < 1e-6
     length = torch.where(at_pole, 1.0, horizontal)
