@@ -6,10 +6,11 @@ taken as 0-based as the DCASE baseline does (no published STARSS file has a fram
 file has them, ``distance_cm`` or ``x, y, z`` follow.
 
 Six columns mean two things: STARSS23 references add a distance, DCASE 2022 predictions hold a
-Cartesian vector. A row is Cartesian if its vector is between 0 and 2 long (an ACCDOA network's
-tanh reaches √3; read as polar such a row would be a source within 2 cm of the microphone), and
-polar if azimuth and elevation are whole degrees in range. No row is both, the majority of a file's
-rows decides, and the others are errors.
+Cartesian vector. A row can be Cartesian if its vector is longer than 0 and at most 2 (an ACCDOA
+network's tanh reaches √3), and polar if azimuth and elevation are whole degrees in range and the
+distance is not negative. A file is what more of its rows can be, and rows that cannot be that are
+errors. What can be both, vectors of whole numbers such as 0,0,1, is Cartesian if all the file's
+rows are so: read as polar, every source would be within 2 cm of the microphone.
 
 Only numpy and pandas are imported, so that the scorer starts quickly.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from seld.errors import InputError
 
@@ -129,9 +130,10 @@ def parse(path: str | Path, class_count: int | None = None) -> ParsedFile:
     columns = columns or [np.zeros(0, dtype=np.int64)] * width
 
     values = np.column_stack([column.astype(np.float64) for column in columns[3:]])
-    cartesian = _is_cartesian(values)
-    layout = "cartesian" if 2 * np.count_nonzero(cartesian) > len(cartesian) else "polar"
-    fits = cartesian if layout == "cartesian" else ~cartesian & _is_polar(values)
+    cartesian, polar = _is_cartesian(values), _is_polar(values)
+    layout, fits = "polar", polar
+    if cartesian.any() and np.count_nonzero(cartesian) >= np.count_nonzero(polar):
+        layout, fits = "cartesian", cartesian
     for row in np.flatnonzero(~fits):
         number, tokens = well_formed[row]
         problems[number] = _range_problem(path, number, tokens, layout)
@@ -151,7 +153,9 @@ def parse(path: str | Path, class_count: int | None = None) -> ParsedFile:
         names = (*POLAR_COLUMNS[:3], *CARTESIAN_COLUMNS)
     table = pd.DataFrame({name: column[fits] for name, column in zip(names, columns, strict=False)})
     if layout == "cartesian":
-        azimuth_deg, elevation_deg = _angles_deg(*(table[name] for name in CARTESIAN_COLUMNS))
+        azimuth_deg, elevation_deg = _angles_deg(
+            *table[list(CARTESIAN_COLUMNS)].to_numpy(np.float64).T
+        )
         table.insert(3, "azimuth_deg", azimuth_deg)
         table.insert(4, "elevation_deg", elevation_deg)
     return ParsedFile(table, tuple(problems[number] for number in sorted(problems)))
@@ -259,7 +263,9 @@ class _Rows:
 
 def _rows_within(table: pd.DataFrame, frame_count: int, class_count: int) -> _Rows:
     """Rows of the first ``frame_count`` frames, with unit vectors (row, 3)."""
-    table = table[(table["frame"] >= 0) & (table["frame"] < frame_count)]
+    frame = table["frame"].to_numpy(np.int64)
+    within = np.flatnonzero((frame >= 0) & (frame < frame_count))
+    table = table.iloc[within]
     class_id = table["class_id"].to_numpy(np.int64)
     unknown = class_id[(class_id < 0) | (class_id >= class_count)]
     if len(unknown):
@@ -274,7 +280,7 @@ def _rows_within(table: pd.DataFrame, frame_count: int, class_count: int) -> _Ro
             np.sin(elevation),
         ]
     )
-    return _Rows(table["frame"].to_numpy(np.int64), class_id, vector)
+    return _Rows(frame[within], class_id, vector)
 
 
 def _all_well_formed(parsed: ParsedFile) -> pd.DataFrame:
@@ -284,7 +290,7 @@ def _all_well_formed(parsed: ParsedFile) -> pd.DataFrame:
 
 
 def _angles_deg(
-    x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]
+    x: ArrayLike, y: ArrayLike, z: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     # The evaluator's own operations in its order: scores are compared to 1e-9.
     x, y, z = (np.asarray(axis, dtype=np.float64) for axis in (x, y, z))
@@ -302,16 +308,19 @@ def _numbers(tokens: tuple[str, ...]) -> NDArray[np.int64] | NDArray[np.float64]
 
 def _is_cartesian(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(row, 2 or 3) → (row,), see the module's docstring."""
+    if values.shape[1] != 3:
+        return np.zeros(len(values), dtype=bool)
     length = np.linalg.norm(values, axis=1)
-    return (length > 0) & (length <= LONGEST_VECTOR) & (values.shape[1] == 3)
+    return (length > 0) & (length <= LONGEST_VECTOR)
 
 
 def _is_polar(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     angles, distance = values[:, :2], values[:, 2:]
-    fits = (np.abs(angles) <= (180, 90)).all(axis=1)
-    if distance.shape[1]:
-        fits &= (angles == np.floor(angles)).all(axis=1) & (distance >= 0).all(axis=1)
-    return fits
+    in_range = (np.abs(angles[:, 0]) <= 180) & (np.abs(angles[:, 1]) <= 90)
+    if not distance.shape[1]:
+        return in_range
+    whole = np.all(angles == np.floor(angles), axis=1)
+    return in_range & whole & (distance[:, 0] >= 0)
 
 
 def _width(match: re.Match[str]) -> int:
@@ -354,11 +363,11 @@ def _range_problem(
     for column, (token, (limit, expected)) in enumerate(zip(tokens[3:], limits, strict=False), 4):
         if abs(float(token)) > limit or (whole and not float(token).is_integer()):
             return InputError(where, f"column {column}", token, expected)
-    return InputError(where, "column 6", tokens[5], "a distance in cm that is possible")
+    return InputError(where, "column 6", tokens[5], "a distance in cm, 0 or more")
 
 
 def _check_same_direction(table: pd.DataFrame, path: str | Path) -> None:
-    azimuth_deg, elevation_deg = _angles_deg(*(table[name] for name in CARTESIAN_COLUMNS))
+    azimuth_deg, elevation_deg = _angles_deg(*table[list(CARTESIAN_COLUMNS)].to_numpy(np.float64).T)
     turn = np.abs(azimuth_deg - table["azimuth_deg"]) % 360
     tilt = np.abs(elevation_deg - table["elevation_deg"])
     differs = np.flatnonzero((np.minimum(turn, 360 - turn) > 1e-6) | (tilt > 1e-6))

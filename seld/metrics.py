@@ -140,7 +140,7 @@ def score_from_recordings(
     """As :func:`score`, from counts (recording, class, column) by recording name."""
     total = counts.sum(axis=0)
     overall = scores_from_counts(total, average=average)
-    per_class = pd.DataFrame(_class_scores(total), index=pd.Index(class_names, name="class"))
+    per_class = pd.DataFrame(_class_scores(total), index=pd.Index(list(class_names), name="class"))
     per_class["references"] = total[:, COUNT_COLUMNS.index("references")].astype(int)
     intervals = None
     if jackknife:
@@ -289,7 +289,7 @@ def _jackknife(
 def _block_count(reference: pd.DataFrame) -> int:
     if not len(reference):
         return 0
-    return -(-int(reference["frame"].max()) // FRAMES_PER_BLOCK)
+    return -(-int(reference["frame"].to_numpy().max()) // FRAMES_PER_BLOCK)
 
 
 @dataclass(frozen=True)
