@@ -399,6 +399,23 @@ class ClipReader:
                 frames.append(self._frames(stored, row_group, start_s, window_s, frame_count))
         return {"foa": foa, "frames": np.stack(frames)} if frames else {"foa": foa}
 
+    def read_frames(
+        self,
+        clips: Sequence[int | str],
+        *,
+        window_start_s: float | Sequence[float] | NDArray[np.float64] = 0.0,
+        window_s: float,
+        frame_count: int,
+    ) -> NDArray[np.uint8]:
+        """The ``frames`` of :meth:`read` alone, for who has the sound in another form."""
+        starts_s = np.broadcast_to(np.asarray(window_start_s, np.float64), (len(clips),))
+        frames = []
+        for clip, start_s in zip(clips, starts_s.tolist(), strict=True):
+            stored = self._stored_clip(clip)
+            row_group = self._row_group(stored, ["frames"])
+            frames.append(self._frames(stored, row_group, start_s, window_s, frame_count))
+        return np.stack(frames)
+
     def events(
         self, clip: int | str, *, window_start_s: float = 0.0, window_s: float | None = None
     ) -> pd.DataFrame:
