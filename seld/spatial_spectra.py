@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,10 @@ from seld.clips import ClipReader
 from seld.storage import written_whole
 
 SPECTRA_CHANNELS = 11
-_ENERGY, _OMNI, _COVARIANCE, _INTENSITY = 0, 1, slice(2, 8), slice(8, 11)
+_OMNI, _COVARIANCE, _INTENSITY = slice(1, 2), slice(2, 8), slice(8, 11)
+
+#: The smallest share of the energy that float16 tells from nothing.
+_SMALLEST_SHARE = 6e-8
 
 #: The dipole pairs of the six covariances, as indices into (x, y, z).
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
@@ -42,18 +46,18 @@ def spatial_spectra(waveform: Tensor, features: FoaFeatures) -> Tensor:
         waveform: float32, full scale 1.
         features: whose transform, mel bands and floor are used.
     """
-    omni, dipole_y, dipole_z, dipole_x = features.spectrogram(waveform).unbind(1)
-    dipoles = (dipole_x, dipole_y, dipole_z)
-    covariances = [(dipoles[i] * dipoles[j].conj()).real for i, j in _PAIRS]
-    power = torch.stack([omni.abs().square(), *covariances], dim=1)
-    energy = 0.5 * (power[:, 0] + power[:, 1] + power[:, 2] + power[:, 3])
-    intensity = torch.stack([(omni.conj() * dipole).real for dipole in dipoles], dim=1)
-    direction = intensity / energy.clamp(min=features.floor)[:, None]
-    bands = features.to_mel(torch.cat([energy[:, None], power], dim=1))
-    energy_bands = bands[:, :1].clamp(min=features.floor)
-    return torch.cat(
-        [energy_bands.log(), bands[:, 1:] / energy_bands, features.to_mel(direction)], dim=1
-    )
+    spectra = features.spectrogram(waveform)
+    real, imaginary = (part[:, [0, 3, 1, 2]] for part in (spectra.real, spectra.imag))  # W, X, Y, Z
+
+    def cross_power(first: int, second: int) -> Tensor:
+        return real[:, first] * real[:, second] + imaginary[:, first] * imaginary[:, second]
+
+    power = torch.stack([cross_power(0, 0), *(cross_power(1 + i, 1 + j) for i, j in _PAIRS)], dim=1)
+    energy = (0.5 * power[:, :4].sum(dim=1, keepdim=True)).clamp(min=features.floor)
+    intensity = torch.stack([cross_power(0, 1 + axis) for axis in range(3)], dim=1) / energy
+    mel_energy = features.to_mel(energy)
+    shares = features.to_mel(power) / mel_energy
+    return torch.cat([mel_energy.log(), shares, features.to_mel(intensity)], dim=1)
 
 
 def turned_features(spectra: Tensor, matrices: Tensor) -> Tensor:
@@ -61,15 +65,15 @@ def turned_features(spectra: Tensor, matrices: Tensor) -> Tensor:
 
     Equal to :class:`FoaFeatures` of the rotated or reflected waveform, up to rounding.
     """
-    x, y, z = matrices.unbind(1)  # rows: the new axes, each (batch, 3)
-    rows = torch.stack([y, z, x], dim=1)  # ACN order
+    rows = matrices[:, [1, 2, 0]]  # what the turned Y, Z, X are made of
     factors = torch.stack(
         [rows[:, :, i] * rows[:, :, j] * (1.0 if i == j else 2.0) for i, j in _PAIRS], dim=2
     )  # (batch, 3, 6)
     cells = spectra.shape[2:]
     dipoles = (factors @ spectra[:, _COVARIANCE].flatten(2)).unflatten(2, cells)
-    shares = torch.cat([spectra[:, _OMNI : _OMNI + 1], dipoles], dim=1)
-    log_mel = spectra[:, :1] + shares.clamp(min=1e-7).log()
+    shares = torch.cat([spectra[:, _OMNI], dipoles], dim=1)
+    log_mel = spectra[:, :1] + shares.clamp(min=_SMALLEST_SHARE).log()
+    log_mel = log_mel.clamp(min=math.log(FoaFeatures.floor))
     intensity = (matrices @ spectra[:, _INTENSITY].flatten(2)).unflatten(2, cells)
     return torch.cat([log_mel, intensity], dim=1)
 

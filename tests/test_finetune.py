@@ -60,7 +60,7 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(output_format: str, tm
 
 def drifting_validation(network: SeldNetwork) -> dict[str, float]:
     assert not network.training
-    return {"seld_error": float(network.head.output.weight.abs().sum())}
+    return {"seld_error": network.head.output.weight.abs().sum().item()}
 
 
 def test_best_state_is_kept_and_patience_stops() -> None:

@@ -15,7 +15,7 @@ from seld.geometry import DoaGrid, channel_swaps, unit_vectors
 from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
-from seld.spatial_spectra import spatial_spectra
+from seld.spatial_spectra import spatial_spectra, turned_features
 from trainables.clips import Batch, clip_schedule
 from trainables.directions import DirectionSettings, choose_directions
 from trainables.pretrain import (
@@ -26,6 +26,8 @@ from trainables.pretrain import (
     pretrain,
 )
 from trainables.steps import NonFiniteLossError, TrainState, seed_step
+
+torch.set_num_threads(1)  # several threads are slower than one on networks of this size
 
 GRID = DirectionSettings(sampling="grid", grid=DoaGrid(kind="fibonacci", count=6))
 TINY = PretrainSettings(
@@ -47,7 +49,13 @@ TINY = PretrainSettings(
         )
     ),
     visual=VisualEncoderSettings(
-        stage_channels=(8,), stage_blocks=(1,), stem_stride=1, time_stride=False, embedding_dim=16
+        stem_channels=8,
+        stage_channels=(8,),
+        stage_blocks=(1,),
+        stem_stride=1,
+        stage_strides=(1,),
+        time_stride=False,
+        embedding_dim=16,
     ),
     precision="float32",
     report_every=1,
@@ -241,7 +249,5 @@ def test_turned_pair_is_the_pair_of_the_turned_scene() -> None:
     batch = next(random_batches(TINY))
     waveform = batch["foa"].float() / 32768.0
     features = FoaFeatures(TINY.audio.features)
-    from seld.spatial_spectra import turned_features
-
     turned = turned_features(spatial_spectra(waveform, features), matrix.expand(4, 3, 3))
     assert torch.allclose(turned, features(rotate(waveform, matrix)), atol=2e-3)

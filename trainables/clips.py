@@ -42,28 +42,37 @@ def clip_schedule(
     step: int,
     batch_size: int,
     window_s: float,
+    windows_per_clip: int = 1,
     rank: int = 0,
     world_size: int = 1,
 ) -> list[Window]:
     """The windows that ``rank`` sees at ``step``.
 
     A step's clips are drawn without replacement over all ranks, as long as there are enough: a
-    clip that met itself in a batch would be a false negative. Windows start on the label clock.
+    clip that met itself in a batch would be a false negative. Windows start on the label clock;
+    several windows of one clip do not overlap, as far as they fit.
 
     Args:
         clips: (clip,) row numbers to draw from.
         durations_s: (clip,) how long each is, at least ``window_s``.
-        batch_size: windows per rank.
+        batch_size: windows per rank, a multiple of ``windows_per_clip``.
     """
+    assert batch_size % windows_per_clip == 0, (batch_size, windows_per_clip)
     generator = np.random.default_rng([seed, step])
-    total = batch_size * world_size
+    total = batch_size * world_size // windows_per_clip
     drawn = generator.choice(len(clips), total, replace=len(clips) < total)
-    free_frames = np.floor((durations_s[drawn] - window_s) / LABEL_FRAME_S + 1e-6)
-    starts = np.floor(generator.random(total) * (free_frames + 1.0))
+    # Each window starts within its own equal part of what is free before the last start.
+    part_s = durations_s[drawn] / windows_per_clip
+    free_frames = np.maximum(np.floor((part_s - window_s) / LABEL_FRAME_S + 1e-6), 0.0)
+    last_start_s = np.floor((durations_s[drawn] - window_s) / LABEL_FRAME_S + 1e-6) * LABEL_FRAME_S
+    offsets = np.floor(generator.random((windows_per_clip, total)) * (free_frames + 1.0))
+    firsts_s = np.floor(np.arange(windows_per_clip)[:, None] * part_s / LABEL_FRAME_S + 1e-6)
+    starts_s = np.minimum((firsts_s + offsets) * LABEL_FRAME_S, last_start_s).T.ravel()
+    rows = clips[drawn].repeat(windows_per_clip)
     mine = slice(rank * batch_size, (rank + 1) * batch_size)
     return [
-        Window(int(clips[position]), round(float(start) * LABEL_FRAME_S, 6))
-        for position, start in zip(drawn[mine], starts[mine], strict=True)
+        Window(int(clip), round(float(start_s), 6))
+        for clip, start_s in zip(rows[mine], starts_s[mine], strict=True)
     ]
 
 
@@ -74,6 +83,7 @@ class WindowSchedule:
     seed: int
     batch_size: int
     window_s: float
+    windows_per_clip: int = 1
     rank: int = 0
     world_size: int = 1
 
@@ -88,6 +98,7 @@ class WindowSchedule:
             step=step,
             batch_size=self.batch_size,
             window_s=self.window_s,
+            windows_per_clip=self.windows_per_clip,
             rank=self.rank,
             world_size=self.world_size,
         )

@@ -141,9 +141,9 @@ def arriving_energy(
 ) -> Tensor:
     """Energy that arrives from each direction, by where the intensity vectors point.
 
-    A first-order beam is too wide to tell two sources apart; each time-frequency cell instead
-    gives its amplitude to the directions near its intensity vector, damped by how diffuse it is
-    (as in directional audio coding, Pulkki 2007).
+    A first-order beam is too wide to tell two sources apart. Instead each time-frequency cell
+    gives its amplitude to the directions near its intensity vector, the less the more diffuse it
+    is (as in directional audio coding, Pulkki 2007).
 
     Args:
         intensity: (batch, 3, frames, bands).
@@ -154,11 +154,13 @@ def arriving_energy(
     Returns:
         (batch, K), positive.
     """
-    cells = intensity.flatten(2)  # (batch, 3, cells)
-    length = cells.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    amplitude = torch.exp(0.5 * level.flatten(1))[:, None]  # (batch, 1, cells)
+    amplitude = torch.exp(0.5 * level)[:, None]
+    # Cells of 100 ms and four bands: a twentieth of the work, and still mostly one source each.
+    pooled = torch.nn.functional.avg_pool2d(intensity * amplitude, (5, 4), ceil_mode=True)
+    cells = pooled.flatten(2)  # (batch, 3, cells)
+    length = (cells.square().sum(dim=1, keepdim=True) + 1e-12).sqrt()
     lobe = torch.exp(sharpness * (directions @ (cells / length) - 1.0))  # (batch, K, cells)
-    return (lobe * (amplitude * length.square())).mean(dim=2) + 1e-12
+    return (lobe * length).mean(dim=2) + 1e-12
 
 
 def _peaks_and_random(

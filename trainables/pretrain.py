@@ -36,19 +36,19 @@ from seld.models.resnet_conformer import AudioEncoder, AudioEncoderSettings
 from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
 from trainables.clips import Batch, batch_spectra
+from trainables.directions import DirectionSettings, choose_directions
 from trainables.steps import (
     Metrics,
     NonFiniteLossError,
     Report,
     TrainState,
-    network_precision,
     average_gradients,
     detached,
+    network_precision,
     schedule,
     seed_step,
     train_state,
 )
-from trainables.directions import DirectionSettings, choose_directions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class PretrainSettings:
     Attributes:
         objective: ``doa_wise`` and ``recording_wise`` are the paper's, ``avc`` its baseline.
         steps, batch_size: optimiser steps, and windows per step and rank.
+        windows_per_clip: how many of a batch's windows come from one clip, at different times.
+            They share the room's sound and looks, so that only what happens tells them apart.
         window_s: length of the sound of a pair.
         frame_count: pictures per window, spread evenly over it.
         field_of_view_deg, crop_px: of the square perspective crop at each direction.
@@ -84,6 +86,7 @@ class PretrainSettings:
     seed: int = 0
     steps: int = 2000
     batch_size: int = 32
+    windows_per_clip: int = 1
     window_s: float = 2.0
     frame_count: int = 3
     field_of_view_deg: float = 50.0
@@ -123,6 +126,10 @@ class PretrainSettings:
         for name in ("window_s", "temperature", "learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0.0:
                 raise InputError(where, name, getattr(self, name), "more than 0")
+        if self.windows_per_clip < 1 or self.batch_size % self.windows_per_clip:
+            raise InputError(
+                where, "windows_per_clip", self.windows_per_clip, f"a divisor of {self.batch_size}"
+            )
         if not 0.0 < self.field_of_view_deg < 180.0:
             raise InputError(where, "field_of_view_deg", self.field_of_view_deg, "0 to 180")
         fixed_grid = self.directions.sampling == "grid" and self.directions.grid_rotation == "none"
@@ -339,11 +346,11 @@ def contrastive_loss(
             turned = turn.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
             views.append(transform.transpose(1, 2)[:, None] @ turned)
     crops = perspective_crops(
-        frames.float() / 255.0,
+        frames,
         torch.cat(views, dim=1),
         field_of_view_deg=settings.field_of_view_deg,
         size_px=settings.crop_px,
-    )
+    ).div_(255.0)
 
     with network_precision(settings.precision, device):
         audio = networks.embed_sound(features, directions.vectors, settings.segments)
@@ -367,6 +374,16 @@ def contrastive_loss(
     count = settings.directions.count
     rotated = visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
     return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
+
+
+def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:
+    """The audio encoder's part of a state: what fine-tuning starts from."""
+    prefix = "audio_encoder."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state["networks"].items()
+        if name.startswith(prefix)
+    }
 
 
 def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Generator) -> Tensor:

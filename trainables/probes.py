@@ -232,12 +232,13 @@ def empty_direction_metrics(
 
 
 def _crops(pictures: Tensor, directions: Tensor, settings: PretrainSettings) -> Tensor:
-    return perspective_crops(
-        pictures.float() / 255.0,
+    crops = perspective_crops(
+        pictures,
         camera_matrices(directions),
         field_of_view_deg=settings.field_of_view_deg,
         size_px=settings.crop_px,
     )
+    return crops / 255.0
 
 
 def _ridge(inputs: Tensor, targets: Tensor, test_inputs: Tensor) -> Tensor:
