@@ -162,10 +162,10 @@ class FeatureNormalisation(nn.Module):
     "from nowhere", and its direction must survive.
     """
 
-    #: Of log-mel (natural logarithm of power) before anything was measured.
-    initial_log_mel_mean = -7.0
-    initial_log_mel_deviation = 3.0
-    initial_intensity_deviation = 0.4
+    #: Before anything was measured: single sounds with faint noise at ordinary recording levels.
+    initial_log_mel_mean = -4.0
+    initial_log_mel_deviation = 4.0
+    initial_intensity_deviation = 0.3
 
     mean: Tensor
     deviation: Tensor
