@@ -37,7 +37,7 @@ def py360convert_crop(
 
 
 def smooth_picture(height: int, width: int) -> NDArray[np.float32]:
-    """Noise blurred over the sphere, in [0, 1]: (height, width, 3)."""
+    """Waves over the sphere, smooth at seam and poles, in [0, 1]: (height, width, 3)."""
     elevation = np.deg2rad(90.0 - (np.arange(height) + 0.5) * 180.0 / height)[:, None]
     azimuth = np.deg2rad(180.0 - (np.arange(width) + 0.5) * 360.0 / width)
     x, y = np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth)

@@ -87,7 +87,8 @@ def main() -> None:
         ours = features(batch)[0].numpy()
         theirs = librosa_features(waveform, settings, mel_weights)
         difference = np.abs(ours - theirs).max()
-        assert ours.shape == theirs.shape and difference < 1e-3, difference
+        assert ours.shape == theirs.shape
+        assert difference < 1e-3, difference
         peer_s, ours_s = median_seconds(
             [
                 lambda: librosa_features(waveform, settings, mel_weights),

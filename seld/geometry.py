@@ -73,8 +73,7 @@ def angular_distance_deg(first: Any, second: Any) -> Any:
     From cross and dot product, so that angles near 0° and 180° are exact to rounding.
     """
     backend = _backend(first)
-    if backend is np:
-        first, second = np.asarray(first), np.asarray(second)
+    first, second = _broadcast(backend, first, second)
     cross = backend.linalg.norm(backend.linalg.cross(first, second), None, -1)
     dot = (first * second).sum(-1)
     return backend.rad2deg(backend.arctan2(cross, dot))
