@@ -17,6 +17,8 @@ evaluator tells:
 - ER is one number over all classes, since substitutions pair a miss with another class's false
   positive. A class's own row, and the macro mean, hold the same ER.
 - Macro means run over all classes: an absent one has F 0, LE 180°, LR 0.
+- Denominators have machine epsilon added: without any reference track, one error makes an ER of
+  4.5e15.
 
 Two things are not followed: rooms are told apart by their whole number (the evaluator takes its
 first digit, so rooms 2 and 21 are one), and with the jackknife ER is that of all files (the
@@ -112,9 +114,11 @@ def score(
     """Score tables (see :mod:`seld.annotations`) by recording name.
 
     Raises:
-        InputError: the names differ, a class is unknown, or fewer than two recordings are to be
-            left out one at a time.
+        InputError: there is no recording, the names differ, a class is unknown, or fewer than two
+            recordings are to be left out one at a time.
     """
+    if not references:
+        raise InputError("references", "recordings", 0, "at least 1")
     for name in sorted(references.keys() ^ predictions.keys()):
         lacking = "prediction" if name in references else "reference"
         raise InputError(lacking, name, "missing", "a reference and a prediction per recording")

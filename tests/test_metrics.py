@@ -377,6 +377,8 @@ def test_score_names_what_is_missing_or_unknown() -> None:
     rows = table([(0, 0, 0, 0), (5, 0, 0, 0)])
     with pytest.raises(InputError, match="prediction: x is 'missing'"):
         score({"x": rows}, {}, class_names=CLASSES)
+    with pytest.raises(InputError, match="recordings is 0"):
+        score({}, {}, class_names=CLASSES)
     with pytest.raises(InputError, match="class_id is 5"):
         score({"x": rows}, {"x": rows.assign(class_id=5)}, class_names=CLASSES)
     with pytest.raises(InputError, match="at least 2"):
