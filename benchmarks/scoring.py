@@ -22,7 +22,7 @@ from seld.classes import STARSS_CLASSES
 from seld.metrics import SCORE_NAMES, score
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from reference_seld import ReferenceSeld  # noqa: E402 # pyright: ignore[reportMissingImports]
+from reference_seld import ReferenceSeld  # pyright: ignore[reportMissingImports]
 
 Result = TypeVar("Result")
 FRAMES_PER_MINUTE = 600
