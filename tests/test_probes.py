@@ -12,6 +12,7 @@ from tests.test_pretrain import OBJECTIVES, TINY
 from trainables.pretrain import PretrainNetworks
 from trainables.probes import (
     ProbeWindows,
+    has_learnt,
     linear_probe_metrics,
     probe_pretraining,
     spread_metrics,
@@ -117,3 +118,11 @@ def test_probing_leaves_the_networks_alone() -> None:
     before = {key: value.clone() for key, value in networks.state_dict().items()}
     probe_pretraining(networks, probe_windows(), TINY)
     assert all(torch.equal(before[key], value) for key, value in networks.state_dict().items())
+
+
+def test_learnt_means_more_than_luck_explains() -> None:
+    # Of 100 events at chance 0.1, luck's standard error is 0.03.
+    metrics = {"retrieval_top1_chance": 0.1, "retrieval_events": 100.0}
+    assert has_learnt(metrics | {"retrieval_top1": 0.20}) is True
+    assert has_learnt(metrics | {"retrieval_top1": 0.18}) is False
+    assert has_learnt({}) is None

@@ -159,7 +159,7 @@ def finetune(
 
     metrics: Metrics = {}
     loss_sum, counted = 0.0, 0
-    state = None
+    state = start
     for step, batch in zip(range(first_step, settings.steps), batches, strict=False):
         network.train()
         generator = seed_step(settings.seed, step)
@@ -182,17 +182,17 @@ def finetune(
         done = step + 1
         last = done == settings.steps
         validation: Metrics = {}
-        if validate is not None and settings.validate_every:
-            if last or done % settings.validate_every == 0:
-                validation = validate(network.eval())
-                if validation["seld_error"] < best["seld_error"]:
-                    best = {
-                        "step": done,
-                        "seld_error": validation["seld_error"],
-                        "network": detached(network.state_dict()),
-                    }
-                waited = (done - best["step"]) // settings.validate_every
-                last |= 0 < settings.patience <= waited
+        validates = validate is not None and settings.validate_every > 0
+        if validates and (last or done % settings.validate_every == 0):
+            validation = validate(network.eval())
+            if validation["seld_error"] < best["seld_error"]:
+                best = {
+                    "step": done,
+                    "seld_error": validation["seld_error"],
+                    "network": detached(network.state_dict()),
+                }
+            waited = (done - best["step"]) // settings.validate_every
+            last |= 0 < settings.patience <= waited
         state_due = last or done % settings.state_every == 0
         if state_due or validation or done % settings.report_every == 0:
             metrics = {"loss": loss_sum / counted, **validation}

@@ -267,7 +267,7 @@ def pretrain(
     metrics: Metrics = {}
     sums: dict[str, float] = {}
     counted = 0
-    state = None
+    state = start
     for step, batch in zip(range(first_step, settings.steps), batches, strict=False):
         networks.train()
         generator = seed_step(settings.seed, step)
@@ -305,7 +305,8 @@ def pretrain(
                 if probe is not None:
                     metrics |= probe(networks.eval())
             report(done, metrics, state)
-    assert state is not None and state["step"] == settings.steps, "batches ended early"
+    assert state is not None, "batches ended early"
+    assert state["step"] == settings.steps, "batches ended early"
     return PretrainResult(
         state=state, audio_encoder=detached(networks.audio_encoder.state_dict()), metrics=metrics
     )

@@ -6,6 +6,8 @@ chance level under ``<name>_chance``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,18 @@ def probe_pretraining(
     if settings.objective == "doa_wise":
         metrics |= empty_direction_metrics(networks, features, latents, windows, settings)
     return metrics
+
+
+def has_learnt(metrics: Mapping[str, float]) -> bool | None:
+    """Whether sound finds pictures of its class better than by luck, by three standard errors.
+
+    None where the metrics hold no retrieval (no annotated pictures to measure on).
+    """
+    if "retrieval_top1" not in metrics:
+        return None
+    chance = metrics["retrieval_top1_chance"]
+    standard_error = math.sqrt(chance * (1.0 - chance) / metrics["retrieval_events"])
+    return metrics["retrieval_top1"] > chance + 3.0 * standard_error
 
 
 def spread_metrics(latents: Tensor) -> Metrics:
@@ -187,6 +201,7 @@ def retrieval_metrics(
     return {
         "retrieval_top1": class_top1(sound_at),
         "retrieval_top1_chance": chance[usable].mean().item(),
+        "retrieval_events": float(usable.sum()),
         "retrieval_direction_shuffled_top1": class_top1(sound_elsewhere),
         "retrieval_direction_top1": (near.argmax(dim=1) == 0).float().mean().item(),
         "retrieval_direction_top1_chance": (1.0 / (1.0 + apart.sum(dim=1))).mean().item(),
