@@ -31,11 +31,6 @@ _OTHER_DIRECTIONS = DoaGrid(kind="fibonacci", count=16)
 _EMPTY_DEG = 20.0
 
 
-#: Retrieval must beat chance by this much before the encoders are said to have learnt anything:
-#: about three standard errors on the hundred or so events of a probe.
-LEARNT_MARGIN = 0.1
-
-
 @dataclass(frozen=True, kw_only=True)
 class ProbeWindows:
     """Held-out windows with what is truly there.
@@ -53,13 +48,6 @@ class ProbeWindows:
     event_window: Tensor
     event_class: Tensor
     event_direction: Tensor
-
-
-def has_learnt(metrics: Metrics) -> bool | None:
-    """Whether sound finds pictures of its class better than by luck; None if never measured."""
-    if "retrieval_top1" not in metrics:
-        return None
-    return metrics["retrieval_top1"] > metrics["retrieval_top1_chance"] + LEARNT_MARGIN
 
 
 @torch.no_grad()
