@@ -11,8 +11,9 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import PurePosixPath
@@ -34,7 +35,7 @@ from seld.decoding import (
 )
 from seld.errors import InputError, exit_on_input_error
 from seld.settings import override, to_mapping
-from seld.storage import file_system, join, stamps, written_whole
+from seld.storage import absolute, check_writable, file_system, join, stamps, written_whole
 
 EXECUTOR_GROUP = "seld.shard_executors"
 _REJECTED_NAME = "rejected.csv"
@@ -132,6 +133,8 @@ def build_shards(
     Raises:
         InputError: too many recordings are bad, or ``out`` holds shards of something else.
     """
+    out = absolute(out)
+    check_writable(out)
     jobs = plan(recordings, settings, out)
     present = _present_shards(out)
     done = [job for job in jobs if PurePosixPath(job.path).name in present]
@@ -139,24 +142,34 @@ def build_shards(
     results: list[ShardResult] = []
     allowed = max_bad_share * len(recordings)
 
-    def results_as_they_come() -> Iterable[ShardResult]:
+    def results_as_they_come() -> Generator[ShardResult]:
         for job in done:
             yield ShardResult.from_footer(job.path, read_footer(job.path))
         if waiting:
             yield from executor.map(decode_shard, waiting, workers=workers)
 
-    for result in results_as_they_come():
-        results.append(result)
-        on_result(result)
-        bad = sum(len(finished.rejected) for finished in results)
-        if bad > allowed:
-            rejected = write_rejected(out, results)
-            expected = (
-                f"at most {max_bad_share:.0%} (--max-bad-share); "
-                f"{_reason_counts(rejected)}; see {join(out, _REJECTED_NAME)}"
-            )
-            raise InputError(out, "bad recordings", f"{bad} of {len(recordings)}", expected)
+    # Closed on leaving: what is still being decoded then is of no use.
+    with closing(results_as_they_come()) as coming:
+        for result in coming:
+            results.append(result)
+            on_result(result)
+            if sum(len(finished.rejected) for finished in results) > allowed:
+                raise _too_many_bad(out, results, len(recordings), max_bad_share)
     return finish(out, jobs, results), write_rejected(out, results)
+
+
+def _too_many_bad(
+    out: str, results: Sequence[ShardResult], recording_count: int, max_bad_share: float
+) -> InputError:
+    rejected = write_rejected(out, results)
+    counts = pd.Series([item.reason for item in rejected]).value_counts()
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+    return InputError(
+        out,
+        "bad recordings",
+        f"{len(rejected)} of {recording_count}",
+        f"at most {max_bad_share:.0%} (--max-bad-share); {reasons}; see {_REJECTED_NAME} there",
+    )
 
 
 def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -> ShardIndex:
@@ -194,18 +207,18 @@ def _sources(recording: Recording) -> list[str]:
 def _shard_name(
     recordings: Sequence[Recording], settings: ShardSettings, stamp_of: dict[str, str]
 ) -> str:
+    # Without the paths: a corpus that has moved is still the same.
+    paths = ("foa_path", "video_path", "annotation_path")
     content = {
-        "recordings": [asdict(recording) for recording in recordings],
+        "recordings": [
+            {name: value for name, value in asdict(recording).items() if name not in paths}
+            for recording in recordings
+        ],
         "sources": [stamp_of[path] for recording in recordings for path in _sources(recording)],
         "settings": to_mapping(settings),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{recordings[0].corpus}-{recordings[0].recording_id}-{digest}{SHARD_SUFFIX}"
-
-
-def _reason_counts(rejected: Sequence[Rejected]) -> str:
-    counts = pd.Series([item.reason for item in rejected]).value_counts()
-    return ", ".join(f"{reason}: {count}" for reason, count in counts.items())
 
 
 def main() -> int:

@@ -20,6 +20,11 @@ def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
 
+def absolute(path: str) -> str:
+    """The same file however it is spelt: worker processes may not share the working folder."""
+    return os.path.abspath(path.removeprefix("file://")) if is_local(path) else path
+
+
 def join(root: str, relative: str) -> str:
     """``root/relative`` for paths and URIs alike."""
     return f"{root.rstrip('/')}/{relative}"
@@ -71,6 +76,18 @@ def stamps(paths: Iterable[str]) -> dict[str, str]:
             changed = info and (info.get("mtime") or info.get("ETag") or info.get("created"))
             found[path] = f"{info['size']} {changed}" if info else "missing"
     return found
+
+
+def check_writable(folder: str) -> None:
+    """Raise :class:`InputError` unless files can be written into ``folder`` (made if missing)."""
+    probe = join(folder, f".writable-{uuid.uuid4().hex}")
+    try:
+        with written_whole(probe) as temporary:
+            temporary.write_bytes(b"")
+        files, inner = file_system(probe)
+        files.rm_file(inner)
+    except OSError as error:
+        raise InputError(folder, "folder", str(error), "one that can be written") from error
 
 
 @contextmanager

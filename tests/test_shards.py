@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pickle
 import shutil
 import socket
@@ -59,17 +60,21 @@ class CountingExecutor:
 
     def __init__(self, stop_after: int | None = None, backwards: bool = False) -> None:
         self.paths: list[str] = []
+        self.closed = False
         self.stop_after = stop_after
         self.backwards = backwards
 
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], *, workers: int
     ) -> Iterator[Any]:
-        for item in reversed(items) if self.backwards else items:
-            if len(self.paths) == self.stop_after:
-                raise KeyboardInterrupt
-            self.paths.append(item.path)
-            yield function(item)
+        try:
+            for item in reversed(items) if self.backwards else items:
+                if len(self.paths) == self.stop_after:
+                    raise KeyboardInterrupt
+                self.paths.append(item.path)
+                yield function(item)
+        finally:
+            self.closed = True
 
 
 def build(
@@ -282,6 +287,7 @@ def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_
         build("starss23", broken[0], tmp_path / "out", executor=executor, max_bad_share=0.25)
     assert caught.value.value == "5 of 18"
     assert len(executor.paths) == 5
+    assert executor.closed
     assert len(pd.read_csv(tmp_path / "out/rejected.csv")) == 5
 
 
@@ -390,6 +396,26 @@ def test_a_changed_file_is_decoded_again(starss23: Path, tmp_path: Path) -> None
     assert after.fingerprint != before.fingerprint
     assert len(after.clips) == len(before.clips)
     assert len(list((tmp_path / "out").glob("*.shard.parquet"))) == 6  # the old one is gone
+
+
+def test_a_corpus_that_moved_is_not_decoded_again(starss23: Path, tmp_path: Path) -> None:
+    shutil.copytree(starss23, tmp_path / "here")
+    build("starss23", tmp_path / "here", tmp_path / "out")
+    (tmp_path / "here").rename(tmp_path / "there")
+    executor = CountingExecutor()
+    build("starss23", tmp_path / "there", tmp_path / "out", executor=executor)
+    assert executor.paths == []
+
+
+def test_paths_need_not_be_absolute(
+    starss23: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(starss23.parent)
+    recordings = CORPORA["starss23"](starss23.name)
+    assert Path(recordings[0].foa_path).is_absolute()
+    assert recordings == CORPORA["starss23"](str(starss23))
+    reader = ClipReader(os.path.relpath(shards))
+    assert reader.read([0], window_s=1.0)["foa"].any()
 
 
 def test_other_settings_make_other_shards(starss23: Path, tmp_path: Path) -> None:
@@ -741,6 +767,7 @@ def test_the_command_prints_and_writes(
         (["--root", "gopher://x"], "gopher"),
         (["--executor", "slurm"], "processes"),
         (["--workers", "0"], "at least 1"),
+        (["--out", "/proc/shards"], "can be written"),
         (["--max-bad-share", "3"], "0 to 1"),
     ],
 )
@@ -758,4 +785,4 @@ def test_mistakes_are_one_line_and_code_2(
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not any(tmp_path.glob("out/*"))

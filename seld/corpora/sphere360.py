@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from seld.corpora.recording import Recording, in_order
 from seld.errors import InputError
-from seld.storage import join, list_files
+from seld.storage import absolute, join, list_files
 
 LAYOUT = "<ID>_<start>.webm (or .mp4, .mkv), in any folders, sound inside or in a file beside"
 SEGMENT_S = 10.0
@@ -25,6 +25,7 @@ _NAME = re.compile(r"(?P<video_id>[\w-]{11})_(?P<start_s>\d+)", re.ASCII)
 
 def read(root: str) -> list[Recording]:
     """Manifest of all segments below ``root``; a video's segments are a room."""
+    root = absolute(root)
     videos: dict[str, str] = {}
     sounds: dict[str, str] = {}
     for name in list_files(root):

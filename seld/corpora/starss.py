@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from seld.corpora.recording import Origin, Recording, Split, in_order
 from seld.errors import InputError
-from seld.storage import join, list_files
+from seld.storage import absolute, join, list_files
 
 LAYOUT = "foa_dev/<part>/fold<F>_room<R>_mix<NNN>.wav and metadata_dev/<part>/….csv"
 
@@ -22,6 +22,7 @@ def read_layout(
 
     A part whose name starts with ``unannotated`` needs no annotation files, of any fold.
     """
+    root = absolute(root)
     top_folders = {"foa_dev": ".wav", "metadata_dev": ".csv"}
     if with_video:
         top_folders["video_dev"] = ".mp4"

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from seld.corpora.recording import Recording, Split, in_order
 from seld.errors import InputError
-from seld.storage import join, list_files
+from seld.storage import absolute, join, list_files
 
 LAYOUT = "foa/fold<F>_room<R>_mix<NNN>.wav and metadata/….csv"
 
@@ -21,6 +21,7 @@ _SPLITS: dict[int, Split] = {1: "train", 2: "validation"}
 
 def read(root: str) -> list[Recording]:
     """Manifest of the folder that holds ``foa`` and ``metadata``: mixtures of one minute each."""
+    root = absolute(root)
     suffixes = {"foa": ".wav", "metadata": ".csv"}
     stems: dict[str, re.Match[str]] = {}
     for name in list_files(root):

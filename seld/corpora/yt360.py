@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from seld.corpora.recording import Recording, in_order
 from seld.errors import InputError
-from seld.storage import join, list_files
+from seld.storage import absolute, join, list_files
 
 LAYOUT = "video/<ID>-<start>.mp4 and audio/<ID>-<start>.m4a"
 SEGMENT_S = 10.0
@@ -22,6 +22,7 @@ _NAME = re.compile(r"(?P<video_id>[\w-]{11})-(?P<start_s>\d+)", re.ASCII)
 
 def read(root: str) -> list[Recording]:
     """Manifest of the folder that holds ``video`` and ``audio``; a video's segments are a room."""
+    root = absolute(root)
     suffixes = {"video": ".mp4", "audio": ".m4a"}
     stems: dict[str, re.Match[str]] = {}
     for name in list_files(root):
