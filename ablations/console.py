@@ -81,6 +81,13 @@ class StudyProgress(tune.Callback):
             auto_refresh=console.is_terminal,
         )
 
+    # Tune pickles and copies its callbacks to restore experiments; a display is neither.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StudyProgress:
+        return self
+
     def __enter__(self) -> StudyProgress:
         if self._console.is_terminal:
             self._live.start()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -26,6 +28,14 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.field} is {self.value!r}, expected {self.expected}"
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like every other input error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for whatever it cannot parse."""
+        raise InputError("command line", "argument", message, f"see {self.prog} --help")
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> None:

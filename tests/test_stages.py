@@ -49,7 +49,7 @@ def test_keys_depend_on_everything_the_outcome_depends_on() -> None:
             settings or {"steps": 3, "nested": {"a": 1.0}},
             data_fingerprint=data,
             inputs=inputs,
-            code_of="seld.settings",
+            code_of=("seld.settings",),
         ).digest
 
     assert key() == key({"nested": {"a": 1.0}, "steps": 3})

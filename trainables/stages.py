@@ -27,7 +27,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,14 @@ OUR_PACKAGES = ("seld", "trainables")
 
 @dataclass(frozen=True, kw_only=True)
 class StageKey:
-    """Name and digest of one stage."""
+    """Name and digest of one stage.
+
+    ``alike`` is a digest of the settings without their seed: stages alike take about as long.
+    """
 
     name: str
     digest: str
+    alike: str = field(default="", compare=False)
 
     @property
     def path(self) -> str:
@@ -73,7 +77,7 @@ def stage_key(
     *,
     data_fingerprint: str,
     inputs: tuple[StageKey, ...] = (),
-    code_of: str,
+    code_of: tuple[str, ...],
 ) -> StageKey:
     """Key of a stage.
 
@@ -82,16 +86,20 @@ def stage_key(
         settings: everything the outcome depends on, seed included (plain nested values).
         data_fingerprint: digest of the shards it reads.
         inputs: stages whose results it reads.
-        code_of: module whose code, with all of ours that it imports, makes the outcome.
+        code_of: modules whose code, with all of ours that they import, makes the outcome.
     """
     content = {
         "settings": settings,
         "data": data_fingerprint,
         "inputs": [key.digest for key in inputs],
-        "code": code_fingerprint(code_of),
+        "code": [code_fingerprint(module) for module in code_of],
     }
-    text = json.dumps(content, sort_keys=True)
-    return StageKey(name=name, digest=hashlib.sha256(text.encode()).hexdigest()[:20])
+    alike = {name: value for name, value in settings.items() if name != "seed"}
+    return StageKey(name=name, digest=_digest(content), alike=_digest(alike))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
 @cache
@@ -187,15 +195,10 @@ class StageStore:
             summary=commit["summary"],
         )
 
-    def is_committed(self, key: StageKey) -> bool:
-        """Whether the stage is finished, without fetching it."""
-        return self._files.exists(f"{self._base}/{key.path}/committed.json")
-
-    def durations_s(self, name: str) -> list[float]:
-        """How long the committed stages of this name took, for the plan of a later run."""
-        pattern = f"{self._base}/{name}/*/committed.json"
-        commits = [json.loads(self._files.cat_file(path)) for path in self._files.glob(pattern)]
-        return [commit["duration_s"] for commit in commits]
+    def committed(self, name: str) -> dict[str, dict[str, Any]]:
+        """What is known of all finished stages of a name, by digest."""
+        paths = self._files.glob(f"{self._base}/{name}/*/committed.json")
+        return {path.split("/")[-2]: json.loads(self._files.cat_file(path)) for path in paths}
 
     def obtain(
         self,
@@ -262,6 +265,7 @@ class StageStore:
             "files": {name: (folder / name).stat().st_size for name in names},
             "summary": summary,
             "duration_s": duration_s,
+            "alike": key.alike,
             "host": socket.gethostname(),
         }
         self._write_json(f"{key.path}/committed.json", commit)
@@ -390,12 +394,3 @@ def _process_runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def summary_of_sharing(results: list[StageResult]) -> dict[str, tuple[int, int]]:
-    """Per stage name: how many were computed and how many uses were served from the store."""
-    counts: dict[str, tuple[int, int]] = {}
-    for result in results:
-        computed, shared = counts.get(result.key.name, (0, 0))
-        counts[result.key.name] = (computed + result.computed, shared + (not result.computed))
-    return counts

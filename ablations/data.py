@@ -1,0 +1,149 @@
+"""Which data a study runs on, and making shards of it: rendered first where nothing is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from search_spaces.studies import Study
+from seld.corpora import CORPORA
+from seld.decoding import Rejected
+from seld.errors import InputError
+from trainables.jobs import ShardFolder
+from trainables.prepare import (
+    CorpusSource,
+    PreparedData,
+    build_clip_shards,
+    class_names_of,
+    describe_data,
+    folder_name,
+)
+from trainables.resources import Placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What the user said about data; nothing said means the embedded benchmark.
+
+    Attributes:
+        folder: where rendered scenes and shards are kept.
+        sound_bank: folder of ``<class>/*.wav|ogg|flac`` for the embedded benchmark's sounds.
+        annotated, unannotated: corpora as ``NAME=PATH``; both or neither.
+        max_bad_share: stop where more recordings than this are unusable.
+    """
+
+    folder: Path
+    sound_bank: Path | None = None
+    annotated: CorpusSource | None = None
+    unannotated: CorpusSource | None = None
+    max_bad_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if (self.annotated is None) != (self.unannotated is None):
+            given, missing = (
+                ("--annotated", "--unannotated")
+                if self.annotated
+                else ("--unannotated", "--annotated")
+            )
+            raise InputError("command line", missing, None, f"a corpus, as {given} is given")
+        if self.annotated and self.sound_bank:
+            raise InputError(
+                "command line", "--sound-bank", str(self.sound_bank), "no corpora given beside it"
+            )
+        if not 0.0 <= self.max_bad_share <= 1.0:
+            raise InputError("command line", "--max-bad-share", self.max_bad_share, "0 to 1")
+
+    def check(self) -> None:
+        """Find out what can be wrong with the data before any long work."""
+        for source in (self.annotated, self.unannotated):
+            if source is not None:
+                CORPORA[source.name](source.root)
+        make_writable(self.folder)
+
+
+def make_writable(folder: Path) -> None:
+    """Create a folder, or say why it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror})"
+        raise InputError("command line", "folder", str(folder), expected) from error
+
+
+def prepare_data(
+    options: DataOptions, study: Study, placement: Placement, console: Console
+) -> PreparedData:
+    """Render if nothing was given, decode into shards, and open them; all of it is kept."""
+    scale = study.scale
+    if options.annotated is None or options.unannotated is None:
+        annotated = unannotated = render(options, study, placement, console)
+    else:
+        annotated, unannotated = options.annotated, options.unannotated
+    folders = {}
+    for source in dict.fromkeys((unannotated, annotated)):
+        folder = options.folder / "shards" / folder_name(source, scale.shards)
+        with progress_bar(console, f"decoding {source.name}") as progress:
+            _, rejected = build_clip_shards(
+                source,
+                scale.shards,
+                folder,
+                workers=max(1, int(placement.cluster_cpus)),
+                max_bad_share=options.max_bad_share,
+                progress=progress,
+            )
+        show_rejected(rejected, folder, console)
+        # On a GPU features are made from the waveform; on CPUs they cost more than the network.
+        spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
+        folders[source] = ShardFolder(path=str(folder.resolve()), spectra=spectra)
+    for folder in folders.values():
+        with progress_bar(console, "computing spectra") as progress:
+            folder.store(scale.finetune.audio.features, progress)
+    return describe_data(folders[unannotated], folders[annotated], class_names_of(annotated))
+
+
+def render(
+    options: DataOptions, study: Study, placement: Placement, console: Console
+) -> CorpusSource:
+    """The embedded benchmark at the study's scale; recordings that exist are kept."""
+    settings = scene_settings(options, study)
+    folder = options.folder / "scenes" / settings_digest(settings)
+    with progress_bar(console, "rendering scenes") as progress:
+        render_corpus(
+            settings, folder, workers=max(1, int(placement.cluster_cpus)), progress=progress
+        )
+    return CorpusSource(name="embedded", root=str(folder.resolve()))
+
+
+def show_rejected(rejected: list[Rejected], folder: Path, console: Console) -> None:
+    """The recordings that were set aside, with their reasons."""
+    if not rejected:
+        return
+    table = Table(title=f"{len(rejected)} recordings set aside ({folder / 'rejected.csv'})")
+    for column in ("recording", "reason", "detail"):
+        table.add_column(column)
+    for item in rejected:
+        table.add_row(item.recording_id, item.reason, item.detail)
+    console.print(table)
+
+
+@contextmanager
+def progress_bar(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that says how much is done of how much."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

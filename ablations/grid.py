@@ -1,0 +1,240 @@
+"""From a study to its table: prepare the data, run the missing trials, write the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from ablations.console import StudyProgress, quiet_output
+from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.plan import plan_stages, print_plan
+from analysis import print_summary, write_report
+from search_spaces.studies import Study
+from seld.errors import InputError
+from seld.records import (
+    StudyRecord,
+    TrialRecord,
+    read_record,
+    trial_folder,
+    trials_table,
+    write_study,
+)
+from trainables.prepare import PreparedData
+from trainables.provenance import current_provenance
+from trainables.resources import TRIAL_CPUS, plan_placement
+from trainables.stages import StageStore
+from trainables.trial import Cell, StudyRun, run_trial, stages_of
+
+#: More trials than lanes may be open: one that waits for another's stage leaves its lane free.
+WAITING_TRIALS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where Ray runs and how trials are laid out on it.
+
+    Attributes:
+        address: of a running cluster (``auto`` for this machine's); None starts one here.
+        cpus: logical CPUs of a cluster started here; None for all.
+    """
+
+    address: str | None = None
+    cpus: int | None = None
+    train_workers: int = 1
+    gpus_per_worker: float | None = None
+    most_trials_at_once: int | None = None
+
+
+def run_study(
+    study: Study,
+    *,
+    data: DataOptions,
+    cluster: ClusterOptions,
+    results: Path,
+    storage: str | None = None,
+    plan_only: bool = False,
+    budget_hours: float | None = None,
+) -> int:
+    """Run what is missing of a study and report on all of it.
+
+    Returns:
+        The exit code: 0, or 1 where trials failed.
+
+    Raises:
+        InputError: for everything that can be known to be wrong before the work starts.
+    """
+    study_folder = results / study.name
+    make_writable(study_folder)
+    data.check()
+    with quiet_output(study_folder / "logs" / "ray.log") as console:
+        console.print(f"[bold]{study.question}[/bold]")
+        with ray_cluster(cluster):
+            placement = plan_placement(
+                ray.cluster_resources(),
+                train_workers=cluster.train_workers,
+                gpus_per_worker=cluster.gpus_per_worker,
+                most_lanes=cluster.most_trials_at_once,
+            )
+            console.print(placement.describe(), highlight=False)
+            prepared = prepare_data(data, study, placement, console)
+            run = StudyRun(
+                study_folder=study_folder.resolve(),
+                store=StageStore(storage or (results / "stages").resolve()),
+                placement=placement,
+                data=prepared,
+                provenance=current_provenance(),
+            )
+            if plan_only:
+                plans = plan_stages(study.cells(), prepared, run.store)
+                print_plan(plans, placement, console)
+                return 0
+            run_missing_trials(study, run, console, budget_hours)
+        return report_on(study, study_folder, console)
+
+
+def run_missing_trials(
+    study: Study, run: StudyRun, console: Console, budget_hours: float | None = None
+) -> None:
+    """Run every cell that has no finished record of exactly these settings, data and code.
+
+    Trials still running after ``budget_hours`` are stopped; their stages go on from their last
+    checkpoints when the study is run again.
+    """
+    cells = study.cells()
+    check_budgets(study, run.data)
+    record_study(study, cells, run.study_folder)
+    missing = [cell for cell in cells if not is_finished(cell, run)]
+    if not missing:
+        console.print(f"all {len(cells)} trials are finished already")
+        return
+    if len(missing) < len(cells):
+        console.print(f"{len(cells) - len(missing)} of {len(cells)} trials are finished already")
+    progress = StudyProgress(console, planned=len(cells), already_done=len(cells) - len(missing))
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"CPU": TRIAL_CPUS}),
+        param_space={"cell": tune.grid_search(missing), "run": run},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=run.placement.lanes + WAITING_TRIALS,
+            time_budget_s=budget_hours * 3600 if budget_hours else None,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=study.name,
+            storage_path=str(run.study_folder / "logs" / "tune"),
+            callbacks=[progress],
+            failure_config=tune.FailureConfig(max_failures=2),
+            verbose=0,
+        ),
+    )
+    with progress:
+        tuner.fit()
+
+
+def is_finished(cell: Cell, run: StudyRun) -> bool:
+    """Whether an earlier run left this cell's record, made from the same stages."""
+    try:
+        record = read_record(trial_folder(run.study_folder, cell.trial_id))
+    except InputError:
+        return False
+    wanted = stages_of(cell, run.data).evaluate.digest
+    made = {stage.name: stage.key for stage in record.stages}
+    return record.status == "finished" and made.get("evaluate") == wanted
+
+
+def report_on(study: Study, study_folder: Path, console: Console) -> int:
+    """Write the tables and the report, print the summary."""
+    records = [
+        read_record(trial_folder(study_folder, cell.trial_id))
+        for cell in study.cells()
+        if (trial_folder(study_folder, cell.trial_id) / "record.json").exists()
+    ]
+    table = trials_table(records)
+    table.to_parquet(study_folder / "trials.parquet", index=False)
+    table.to_csv(study_folder / "trials.csv", index=False)
+    report = write_report([study_folder], study_folder / "report", baseline=study.baseline)
+    print_summary([study_folder], console)
+    console.print(sharing(records), highlight=False)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    failed = sum(record.status == "failed" for record in records)
+    return 1 if failed else 0
+
+
+def sharing(records: Sequence[TrialRecord]) -> str:
+    """How many stages the study's trials computed, and how often one served several."""
+    uses = Counter(stage.name for record in records for stage in record.stages)
+    unique = {
+        name: len({s.key for record in records for s in record.stages if s.name == name})
+        for name in uses
+    }
+    parts = [f"{unique[name]} {name} for {uses[name]} trials" for name in uses]
+    return "stages: " + ", ".join(parts)
+
+
+def record_study(study: Study, cells: Sequence[Cell], study_folder: Path) -> None:
+    """Write ``study.json``, so that a report knows what should be there."""
+    write_study(
+        StudyRecord(
+            name=study.name,
+            question=study.question,
+            arms=[arm.name for arm in study.arms],
+            baseline=study.baseline,
+            budgets_minutes=list(study.budgets_minutes),
+            seeds=list(study.seeds),
+            scale=study.scale.name,
+            command=shlex.join(["python", *sys.argv]),
+            cells=[
+                {
+                    "trial_id": cell.trial_id,
+                    "arm": cell.arm,
+                    "seed": cell.seed,
+                    "annotation_minutes": cell.annotation_minutes,
+                }
+                for cell in cells
+            ],
+        ),
+        study_folder,
+    )
+
+
+def check_budgets(study: Study, data: PreparedData) -> None:
+    """Refuse budgets that the annotated part cannot give."""
+    largest = max(study.budgets_minutes)
+    if largest > data.trainable_minutes + 1e-6:
+        raise InputError(
+            f"study {study.name}",
+            "annotation budget (minutes)",
+            largest,
+            f"at most the {data.trainable_minutes:.1f} that {data.annotated.path} has",
+        )
+
+
+@contextmanager
+def ray_cluster(options: ClusterOptions) -> Iterator[None]:
+    """Connect to a cluster or start one here, quietly; it ends with the block, Ctrl-C included."""
+    # Tune would catch Ctrl-C itself, carry on for a while and swallow it.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    try:
+        if options.address is None:
+            ray.init(
+                num_cpus=options.cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        else:
+            ray.init(address=options.address, log_to_driver=False, logging_level=logging.WARNING)
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,329 @@
+"""A stage's computation as a value: settings and data in, files out. No Ray here.
+
+A job can be sent to a Ray worker, run in a test or on a machine that has torch and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from seld.ambisonics import FeatureSettings, FoaFeatures
+from seld.annotations import accdoa_targets, write_annotations
+from seld.checkpoints import load_checkpoint, save_checkpoint
+from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex, select_budget
+from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
+from seld.predict import predict_waveform
+from seld.spatial_spectra import SpectraStore, spatial_spectra
+from trainables.clips import AnnotatedReader, PairReader, WindowSchedule, local_batches
+from trainables.finetune import FinetuneSettings, finetune
+from trainables.pretrain import PretrainNetworks, PretrainSettings
+from trainables.probes import ProbeWindows, probe_pretraining
+from trainables.steps import Metrics, TrainState
+
+#: What a computation says while it runs: ``stage``, ``step``, ``steps`` and metrics.
+Progress = dict[str, Any]
+
+ENCODER_FILE = "audio_encoder.pt"
+NETWORK_FILE = "seld_network.safetensors"
+HISTORY_FILE = "history.csv"
+COUNTS_FILE = "counts.parquet"
+PREDICTIONS_FOLDER = "predictions"
+REFERENCE_FOLDER = "reference"
+
+#: Windows that pretraining is probed on.
+PROBE_WINDOWS = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFolder:
+    """Clip shards to train from.
+
+    Attributes:
+        path: folder or URI.
+        spectra: local folder of their precomputed spectra, or None to compute features from the
+            waveform on the training device: the better choice on a GPU.
+    """
+
+    path: str
+    spectra: str | None = None
+
+    def reader(self, index: ShardIndex) -> ClipReader:
+        return ClipReader(self.path, index)
+
+    def store(
+        self,
+        features: FeatureSettings,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> SpectraStore | None:
+        """Spectra of all clips of the folder, built by whoever asks first."""
+        if self.spectra is None:
+            return None
+        return SpectraStore.open_or_build(
+            Path(self.spectra), ClipReader(self.path), features, progress
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob:
+    """Pretraining on the unannotated clips.
+
+    ``probes`` is the folder of annotated clips whose training windows measure what has been
+    learnt; annotations are used for nothing else.
+    """
+
+    settings: PretrainSettings
+    shards: ShardFolder
+    probes: ShardFolder | None = None
+
+    def reader(self, *, rank: int = 0, world_size: int = 1) -> PairReader:
+        """Step number → batch of this rank."""
+        settings = self.settings
+        index = ShardIndex.open(self.shards.path).select(splits=["unannotated"])
+        return PairReader(
+            reader=self.shards.reader(index),
+            schedule=WindowSchedule(
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                window_s=settings.window_s,
+                rank=rank,
+                world_size=world_size,
+            ),
+            frame_count=settings.frame_count,
+            store=self.shards.store(settings.audio.features),
+        )
+
+    def probe(self) -> Callable[[PretrainNetworks], Metrics] | None:
+        """Measures networks on annotated windows; None where those have no pictures."""
+        if self.probes is None:
+            return None
+        windows = probe_windows(self.probes, self.settings)
+        if windows is None:
+            return None
+        return lambda networks: probe_pretraining(networks, windows, self.settings)
+
+
+def probe_windows(shards: ShardFolder, settings: PretrainSettings) -> ProbeWindows | None:
+    """The middles of :data:`PROBE_WINDOWS` annotated training clips, with what sounds in them."""
+    index = ShardIndex.open(shards.path).select(
+        splits=["train", "validation"], minimum_s=settings.window_s
+    )
+    clips = index.clips[index.clips["frame_count"] > 0]
+    if clips.empty:
+        return None
+    clips = clips.sample(min(PROBE_WINDOWS, len(clips)), random_state=0).sort_index()
+    reader = shards.reader(ShardIndex(index.folder, clips))
+    rows = clips.index.to_list()
+    middle_s = (clips["duration_s"].to_numpy() - settings.window_s) / 2
+    starts_s = np.floor(middle_s / LABEL_FRAME_S + 1e-6) * LABEL_FRAME_S
+    arrays = reader.read(
+        rows,
+        window_start_s=starts_s,
+        window_s=settings.window_s,
+        frame_count=settings.frame_count,
+    )
+    frame_count = round(settings.window_s / LABEL_FRAME_S)
+    class_count = 1 + max((max(counts, default=0) for counts in clips["class_frames"]), default=0)
+    events = [
+        reader.events(row, window_start_s=start_s, window_s=settings.window_s)
+        for row, start_s in zip(rows, starts_s.tolist(), strict=True)
+    ]
+    activity = np.stack(
+        [
+            accdoa_targets(table, frame_count=frame_count, class_count=class_count)
+            for table in events
+        ]
+    )
+    # A class that sounds for half of the window has been there to be seen; its mean direction.
+    sounding = (np.linalg.norm(activity, axis=-1) > 0.5).mean(axis=1) >= 0.5
+    event_window, event_class = np.nonzero(sounding)
+    direction = activity.sum(axis=1)[event_window, event_class]
+    waveform = torch.from_numpy(arrays["foa"]).float() / 32768.0
+    with torch.no_grad():
+        spectra = spatial_spectra(waveform, FoaFeatures(settings.audio.features))
+    return ProbeWindows(
+        spectra=spectra,
+        pictures=torch.from_numpy(arrays["frames"]),
+        group=torch.from_numpy(clips["recording_id"].astype("category").cat.codes.to_numpy(int)),
+        activity=torch.from_numpy(activity),
+        event_window=torch.from_numpy(event_window),
+        event_class=torch.from_numpy(event_class),
+        event_direction=torch.nn.functional.normalize(torch.from_numpy(direction), dim=-1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneJob:
+    """Fine-tuning on ``annotation_minutes`` of the annotated training clips.
+
+    ``encoder`` is the folder of a finished pretraining, or None for scratch. Clips of
+    ``validation_rooms`` are kept out of the budget and measure progress where the settings ask.
+    """
+
+    settings: FinetuneSettings
+    shards: ShardFolder
+    annotation_minutes: float
+    class_names: tuple[str, ...]
+    encoder: Path | None
+    validation_rooms: tuple[str, ...] = ()
+
+    def run(
+        self,
+        folder: Path,
+        *,
+        device: torch.device | str,
+        report: Callable[[Progress], None],
+        start: TrainState | None = None,
+        keep: Callable[[TrainState], None] = lambda state: None,
+    ) -> Metrics:
+        """Train; ``folder`` receives the network and the history, ``keep`` states to resume from."""
+        settings = self.settings
+        index = ShardIndex.open(self.shards.path)
+        rooms = set(index.clips["room"]) - set(self.validation_rooms)
+        # The seed of the budget's order is the trial's: spread over seeds includes the luck of
+        # which recordings were annotated.
+        budget = select_budget(
+            index.select(rooms=sorted(rooms)), self.annotation_minutes, settings.seed
+        )
+        read_step = AnnotatedReader(
+            reader=self.shards.reader(budget),
+            schedule=WindowSchedule(
+                seed=settings.seed, batch_size=settings.batch_size, window_s=settings.window_s
+            ),
+            class_count=len(self.class_names),
+            output_format=settings.output_format,
+            store=self.shards.store(settings.audio.features),
+        )
+        history = History("finetune")
+
+        def on_report(step: int, metrics: Metrics, state: TrainState | None) -> None:
+            history.add(step, metrics)
+            report(metrics | {"stage": "finetune", "step": step, "steps": settings.steps})
+            if state is not None:
+                keep(state)
+
+        result = finetune(
+            settings,
+            local_batches(
+                read_step, start_step=start["step"] if start else 0, steps=settings.steps
+            ),
+            class_count=len(self.class_names),
+            encoder_state=self._encoder_state(),
+            device=device,
+            report=on_report,
+            start=start,
+        )
+        save_checkpoint(folder / NETWORK_FILE, result.network, class_names=self.class_names)
+        history.write(folder / HISTORY_FILE)
+        return result.metrics | {"best_step": float(result.best_step)}
+
+    def _encoder_state(self) -> dict[str, Tensor] | None:
+        if self.encoder is None:
+            return None
+        return torch.load(self.encoder / ENCODER_FILE, weights_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Predictions for every recording of a split, and their score."""
+
+    shards: ShardFolder
+    network: Path
+    class_names: tuple[str, ...]
+    split: str = "test"
+
+    def run(
+        self, folder: Path, *, device: torch.device | str, report: Callable[[Progress], None]
+    ) -> dict[str, Any]:
+        """Score; ``folder`` receives predictions, references and the metric's counts.
+
+        Returns:
+            ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
+        """
+        index = ShardIndex.open(self.shards.path).select(splits=[self.split])
+        checkpoint = load_checkpoint(self.network / NETWORK_FILE, class_names=self.class_names)
+        network = checkpoint.network.to(device)
+        names, references, predictions = [], [], []
+        recordings = index.clips.sort_values("start_s").groupby("recording_id")
+        for done, (name, clips) in enumerate(recordings, start=1):
+            recording = RecordingClips(self.shards.reader(ShardIndex(index.folder, clips)))
+            reference = recording.annotations()
+            prediction = predict_waveform(network, recording.blocks())
+            for table, kind in ((reference, REFERENCE_FOLDER), (prediction, PREDICTIONS_FOLDER)):
+                path = folder / kind / f"{name}.csv"
+                path.parent.mkdir(exist_ok=True)
+                write_annotations(table, path)
+            names.append(str(name))
+            references.append(reference)
+            predictions.append(prediction)
+            report({"stage": "evaluate", "step": done, "steps": len(recordings)})
+        counts = recording_counts(references, predictions, class_count=len(self.class_names))
+        counts_table(names, counts).to_parquet(folder / COUNTS_FILE, index=False)
+        result = score_from_recordings(names, counts, class_names=self.class_names)
+        per_class = result.per_class.rename_axis("class_name").reset_index()
+        per_room = result.per_room.reset_index()
+        return {
+            "metrics": {name: getattr(result, name) for name in SCORE_NAMES},
+            "per_class": per_class.to_dict("records"),
+            "per_room": per_room.to_dict("records"),
+        }
+
+
+@dataclass(frozen=True)
+class RecordingClips:
+    """A whole recording out of its consecutive clips."""
+
+    reader: ClipReader
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Its sound, int16 (4, time), clip by clip."""
+        clips = self.reader.index.clips
+        for row, duration_s in zip(clips["clip_id"], clips["duration_s"], strict=True):
+            yield self.reader.read([row], window_s=duration_s)["foa"][0]
+
+    def annotations(self) -> pd.DataFrame:
+        """Its events, frames counted from the recording's start."""
+        tables = []
+        clips = self.reader.index.clips
+        for row, start_s in zip(clips["clip_id"], clips["start_s"], strict=True):
+            events = self.reader.events(row)
+            tables.append(events.assign(frame=events["frame"] + round(start_s / LABEL_FRAME_S)))
+        return pd.concat(tables, ignore_index=True)
+
+
+def counts_table(names: list[str], counts: np.ndarray) -> pd.DataFrame:
+    """Counts (recording, class, column) as the rows of ``counts.parquet``."""
+    recordings, classes, columns = counts.shape
+    table = pd.DataFrame(counts.reshape(-1, columns), columns=list(COUNT_COLUMNS))
+    table.insert(0, "recording", np.repeat(names, classes))
+    table.insert(1, "class_id", np.tile(np.arange(classes), recordings))
+    return table
+
+
+class History:
+    """Curves of one stage, as rows ``stage, step, name, value``."""
+
+    def __init__(self, stage: str, rows: list[tuple[Any, ...]] | None = None) -> None:
+        self._stage = stage
+        self._rows = rows or []
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of a step."""
+        self._rows += [(self._stage, step, name, float(value)) for name, value in metrics.items()]
+
+    def write(self, path: Path) -> None:
+        """Write ``history.csv``."""
+        table = pd.DataFrame(self._rows, columns=["stage", "step", "name", "value"])
+        table.to_csv(path, index=False)
+
+    @classmethod
+    def read(cls, stage: str, path: Path) -> History:
+        """What an interrupted run had recorded."""
+        return cls(stage, list(pd.read_csv(path).itertuples(index=False, name=None)))

@@ -1,0 +1,156 @@
+"""From a corpus to clip shards that trials can read: rendered where it is the embedded one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from seld.classes import STARSS_CLASSES
+from seld.clips import ShardIndex
+from seld.corpora import CORPORA
+from seld.decoding import Rejected, ShardSettings
+from seld.errors import InputError
+from seld.settings import to_mapping
+from seld.shards import build_shards
+from trainables.ingest import RayDataExecutor
+from trainables.jobs import ShardFolder
+
+#: Of the training rooms, one in this many measures progress where a corpus has no such split.
+ROOMS_PER_VALIDATION_ROOM = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSource:
+    """A corpus on disk or in a bucket, by the name of its reader."""
+
+    name: str
+    root: str
+
+    def __post_init__(self) -> None:
+        if self.name not in CORPORA:
+            raise InputError("corpus", "name", self.name, f"one of {', '.join(CORPORA)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Shards and what trials must know of them.
+
+    ``unannotated`` may be the same folder as ``annotated``; splits tell clips apart.
+    ``unannotated_classes`` are the classes that sound in the unannotated part, where known.
+    """
+
+    unannotated: ShardFolder
+    annotated: ShardFolder
+    class_names: tuple[str, ...]
+    validation_rooms: tuple[str, ...]
+    unannotated_fingerprint: str
+    annotated_fingerprint: str
+    test_fingerprint: str
+    trainable_minutes: float
+    unannotated_classes: list[str] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all parts together."""
+        parts = (self.unannotated_fingerprint, self.annotated_fingerprint, self.test_fingerprint)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def build_clip_shards(
+    source: CorpusSource,
+    settings: ShardSettings,
+    folder: Path,
+    *,
+    workers: int,
+    max_bad_share: float,
+    progress: Callable[[int, int], None],
+) -> tuple[ShardIndex, list[Rejected]]:
+    """Decode a corpus with Ray Data into ``folder``; what is decoded already is kept.
+
+    Args:
+        progress: told recordings done and recordings in all.
+
+    Raises:
+        InputError: no recordings, or more than ``max_bad_share`` of them unusable.
+    """
+    recordings = CORPORA[source.name](source.root)
+    done = 0
+
+    def count(result: object) -> None:
+        nonlocal done
+        done += getattr(result, "recording_count", 1)
+        progress(done, len(recordings))
+
+    return build_shards(
+        recordings,
+        settings,
+        str(folder),
+        executor=RayDataExecutor(),
+        workers=workers,
+        max_bad_share=max_bad_share,
+        on_result=count,
+    )
+
+
+def describe_data(
+    unannotated: ShardFolder,
+    annotated: ShardFolder,
+    class_names: tuple[str, ...],
+    *,
+    unannotated_classes: list[str] | None = None,
+) -> PreparedData:
+    """Open the shards and check that there is something to pretrain, fine-tune and test on."""
+    unannotated_index = ShardIndex.open(unannotated.path).select(splits=["unannotated"])
+    annotated_index = ShardIndex.open(annotated.path)
+    train = annotated_index.select(splits=["train", "validation"])
+    test = annotated_index.select(splits=["test"])
+    for folder, index, part in (
+        (unannotated, unannotated_index, "unannotated"),
+        (annotated, train, "training"),
+        (annotated, test, "test"),
+    ):
+        if index.clips.empty:
+            raise InputError(folder.path, f"{part} clips", 0, "at least one")
+    shared_rooms = set(train.clips["room"]) & set(test.clips["room"])
+    if shared_rooms:
+        raise InputError(
+            annotated.path, "rooms in training and test", sorted(shared_rooms), "none in both"
+        )
+    validation_rooms = _validation_rooms(train)
+    trainable = train.select(rooms=sorted(set(train.clips["room"]) - set(validation_rooms)))
+    return PreparedData(
+        unannotated=unannotated,
+        annotated=annotated,
+        class_names=class_names,
+        validation_rooms=validation_rooms,
+        unannotated_fingerprint=unannotated_index.fingerprint,
+        annotated_fingerprint=train.fingerprint,
+        test_fingerprint=test.fingerprint,
+        trainable_minutes=trainable.minutes,
+        unannotated_classes=unannotated_classes,
+    )
+
+
+def class_names_of(source: CorpusSource) -> tuple[str, ...]:
+    """The corpus's own classes where it lists them, else the thirteen of STARSS."""
+    listing = Path(source.root) / "corpus.json"
+    if source.name != "embedded" or not listing.is_file():
+        return STARSS_CLASSES
+    return tuple(json.loads(listing.read_text(encoding="utf-8"))["class_names"])
+
+
+def folder_name(source: CorpusSource, settings: ShardSettings) -> str:
+    """A name that tells shards of other corpora or settings apart."""
+    text = json.dumps([source.name, source.root, to_mapping(settings)], sort_keys=True)
+    return f"{source.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _validation_rooms(train: ShardIndex) -> tuple[str, ...]:
+    own = sorted(set(train.clips.loc[train.clips["split"] == "validation", "room"]))
+    if own:
+        return tuple(own)
+    rooms = sorted(set(train.clips["room"]))
+    return tuple(rooms[::ROOMS_PER_VALIDATION_ROOM] if len(rooms) > 1 else ())

@@ -1,0 +1,300 @@
+"""What Ray Tune runs: one trial, as the stages it needs.
+
+A trial is an arm with a seed and an annotation budget. It asks the stage store for its
+pretraining, its fine-tuning and its evaluation, in this order; each is computed only where no
+trial, of this run or an earlier one, has made it. The trial's own process computes nothing and
+holds no CPU: stages run in Ray Train workers and Ray tasks, so a trial that waits for another's
+pretraining costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray import tune
+
+from seld.metrics import METRIC_VERSION
+from seld.records import Failure, StageUse, Status, TrialRecord, trial_folder, write_record
+from seld.settings import to_mapping
+from trainables.failures import RETRIES, describe_failure, failure_kind
+from trainables.finetune import FinetuneSettings
+from trainables.jobs import (
+    COUNTS_FILE,
+    HISTORY_FILE,
+    PREDICTIONS_FOLDER,
+    REFERENCE_FOLDER,
+    EvaluateJob,
+    FinetuneJob,
+    PretrainJob,
+)
+from trainables.prepare import PreparedData
+from trainables.pretrain import PretrainSettings
+from trainables.probes import has_learnt
+from trainables.provenance import Provenance
+from trainables.resources import Placement
+from trainables.stages import StageKey, StageResult, StageStore, code_fingerprint, stage_key
+from trainables.workers import pretrain_on_workers, run_as_task
+
+#: First wait before a stage is tried again; doubles with every further try.
+BACKOFF_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One planned trial.
+
+    Attributes:
+        pretrain: None where the encoder starts untrained.
+        parameters: the settings that vary within the study, flat, for tables.
+    """
+
+    study: str
+    arm: str
+    seed: int
+    annotation_minutes: float
+    pretrain: PretrainSettings | None
+    finetune: FinetuneSettings
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trial_id(self) -> str:
+        """Readable and unique: two cells share it only if every setting is the same."""
+        text = json.dumps(self.config(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        return f"{self.arm}-{self.annotation_minutes:g}min-seed{self.seed}-{digest}"
+
+    def config(self) -> dict[str, Any]:
+        """Every setting, nested and plain."""
+        return {
+            "arm": self.arm,
+            "seed": self.seed,
+            "annotation_minutes": self.annotation_minutes,
+            "pretrain": to_mapping(self.pretrain) if self.pretrain else None,
+            "finetune": to_mapping(self.finetune),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """What all trials of a run share."""
+
+    study_folder: Path
+    store: StageStore
+    placement: Placement
+    data: PreparedData
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStages:
+    """The keys of a cell's stages, known before anything is computed."""
+
+    pretrain: StageKey | None
+    finetune: StageKey
+    evaluate: StageKey
+
+
+def stages_of(cell: Cell, data: PreparedData) -> CellStages:
+    """What a cell's stages depend on: their own settings, their data, their code; no more."""
+    pretrain = None
+    if cell.pretrain is not None:
+        pretrain = stage_key(
+            "pretrain",
+            to_mapping(cell.pretrain),
+            data_fingerprint=data.unannotated_fingerprint,
+            code_of=("trainables.pretrain", "trainables.probes"),
+        )
+    finetune = stage_key(
+        "finetune",
+        to_mapping(cell.finetune) | {"annotation_minutes": cell.annotation_minutes},
+        data_fingerprint=data.annotated_fingerprint,
+        inputs=(pretrain,) if pretrain else (),
+        code_of=("trainables.finetune",),
+    )
+    evaluate = stage_key(
+        "evaluate",
+        {"metric": METRIC_VERSION},
+        data_fingerprint=data.test_fingerprint,
+        inputs=(finetune,),
+        code_of=("seld.predict", "seld.metrics"),
+    )
+    return CellStages(pretrain=pretrain, finetune=finetune, evaluate=evaluate)
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """The function Ray Tune calls: leaves a trial record whatever happens.
+
+    Args:
+        config: ``cell`` (:class:`Cell`) and ``run`` (:class:`StudyRun`).
+    """
+    trial = _Trial(config["cell"], config["run"])
+    # The one boundary at which every exception is caught: it becomes part of the record.
+    try:
+        record = trial.run()
+    except Exception as error:
+        record = trial.record("failed", failure=trial.failure(error))
+    write_record(record, trial.shared.study_folder)
+    message = record.failure.message if record.failure else ""
+    tune.report({"status": record.status, "message": message, **record.metrics})
+
+
+class _Trial:
+    """One trial under way: its stages so far, and when it started."""
+
+    def __init__(self, cell: Cell, shared: StudyRun) -> None:
+        self.cell = cell
+        self.shared = shared
+        self.keys = stages_of(cell, shared.data)
+        self.folder = trial_folder(shared.study_folder, cell.trial_id)
+        self.started_at = datetime.now(UTC)
+        self.stage = "pretrain"
+        self.attempts = 0
+        self.results: list[StageResult] = []
+
+    def run(self) -> TrialRecord:
+        """All stages, then the record; the trial's tables are in its folder by then."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        encoder = self.pretrained() if self.keys.pretrain else None
+        network = self.finetuned(encoder)
+        evaluation = self.evaluated(network)
+        self.collect(encoder, network, evaluation)
+        scores = evaluation.summary
+        return self.record(
+            "finished",
+            metrics=scores["metrics"],
+            per_class=scores["per_class"],
+            per_room=scores["per_room"],
+            probes=encoder.summary["probes"] if encoder else {},
+            pretraining_learnt=encoder.summary["learnt"] if encoder else None,
+        )
+
+    def pretrained(self) -> StageResult:
+        """The arm's audio encoder."""
+        key, settings, data = self.keys.pretrain, self.cell.pretrain, self.shared.data
+        assert key is not None and settings is not None
+        job = PretrainJob(settings=settings, shards=data.unannotated, probes=data.annotated)
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            metrics = pretrain_on_workers(
+                job,
+                self.shared.placement,
+                storage_uri=self.shared.store.partial_uri(key),
+                retries=RETRIES["lost_node"],
+                folder=folder,
+            )
+            return {"probes": metrics, "learnt": has_learnt(metrics)}
+
+        return self.obtain(key, compute)
+
+    def finetuned(self, encoder: StageResult | None) -> StageResult:
+        """The network fine-tuned on the cell's budget."""
+        data = self.shared.data
+        job = FinetuneJob(
+            settings=self.cell.finetune,
+            shards=data.annotated,
+            annotation_minutes=self.cell.annotation_minutes,
+            class_names=data.class_names,
+            encoder=encoder.folder if encoder else None,
+            validation_rooms=data.validation_rooms,
+        )
+        return self.obtain(self.keys.finetune, self.as_task(job))
+
+    def evaluated(self, network: StageResult) -> StageResult:
+        """Predictions for the test rooms, and their score."""
+        data = self.shared.data
+        job = EvaluateJob(
+            shards=data.annotated, network=network.folder, class_names=data.class_names
+        )
+        return self.obtain(self.keys.evaluate, self.as_task(job))
+
+    def as_task(self, job: FinetuneJob | EvaluateJob) -> Callable[[Path], Mapping[str, Any]]:
+        """The job as the stage store wants it."""
+        return lambda folder: run_as_task(
+            job, self.shared.placement, folder=folder, report=tune.report
+        )
+
+    def obtain(self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]) -> StageResult:
+        """A stage's result, its computation tried again where the kind of failure allows it."""
+        self.stage = key.name
+        self.attempts = 0
+
+        def waiting(owner: str) -> None:
+            tune.report({"stage": f"waits for {key.name} by {owner}"})
+
+        while True:
+            self.attempts += 1
+            try:
+                result = self.shared.store.obtain(key, compute, waiting=waiting)
+            except Exception as error:
+                if self.attempts > RETRIES[failure_kind(error)]:
+                    raise
+                tune.report({"stage": f"{key.name}, try {self.attempts + 1}"})
+                time.sleep(BACKOFF_S * 2 ** (self.attempts - 1))
+                continue
+            self.results.append(result)
+            return result
+
+    def collect(
+        self, encoder: StageResult | None, network: StageResult, evaluation: StageResult
+    ) -> None:
+        """Copy what the trial's own folder holds out of the shared stages."""
+        shutil.copyfile(evaluation.folder / COUNTS_FILE, self.folder / COUNTS_FILE)
+        for source, target in (
+            (evaluation.folder / PREDICTIONS_FOLDER, self.folder / PREDICTIONS_FOLDER),
+            (evaluation.folder / REFERENCE_FOLDER, self.shared.study_folder / REFERENCE_FOLDER),
+        ):
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        stages = (encoder, network) if encoder else (network,)
+        history = pd.concat([pd.read_csv(stage.folder / HISTORY_FILE) for stage in stages])
+        history.to_csv(self.folder / HISTORY_FILE, index=False)
+
+    def failure(self, error: Exception) -> Failure:
+        """The record's account of what went wrong."""
+        return describe_failure(error, stage=self.stage, attempts=self.attempts)
+
+    def record(self, status: Status, **outcome: Any) -> TrialRecord:
+        """The trial's record with this outcome."""
+        cell, data, provenance = self.cell, self.shared.data, self.shared.provenance
+        finished_at = datetime.now(UTC)
+        return TrialRecord(
+            study=cell.study,
+            trial_id=cell.trial_id,
+            arm=cell.arm,
+            seed=cell.seed,
+            annotation_minutes=cell.annotation_minutes,
+            status=status,
+            config=cell.config(),
+            parameters=cell.parameters,
+            stages=[
+                StageUse(
+                    name=result.key.name,
+                    key=result.key.digest,
+                    computed=result.computed,
+                    duration_s=result.duration_s,
+                )
+                for result in self.results
+            ],
+            durations_s={result.key.name: result.duration_s for result in self.results}
+            | {"total": (finished_at - self.started_at).total_seconds()},
+            class_names=list(data.class_names),
+            unannotated_classes=data.unannotated_classes,
+            versions=provenance.versions,
+            git_commit=provenance.git_commit,
+            git_dirty=provenance.git_dirty,
+            data_fingerprint=data.fingerprint,
+            test_fingerprint=data.test_fingerprint,
+            code_fingerprint=code_fingerprint("trainables.jobs"),
+            metric_version=METRIC_VERSION,
+            started_at=self.started_at.isoformat(timespec="seconds"),
+            finished_at=finished_at.isoformat(timespec="seconds"),
+            **outcome,
+        )

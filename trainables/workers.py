@@ -1,0 +1,206 @@
+"""Where a stage's computation runs: Ray Train and Ray tasks around the loops.
+
+Pretraining is a Ray Train run: its negatives may span many workers, and Train brings it back
+from its last checkpoint. Fine-tuning and evaluation need one process and little time; they are
+Ray tasks, whose worker processes Ray keeps, so that only the first of them pays for importing
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from trainables.ingest import stream_batches
+from trainables.jobs import (
+    ENCODER_FILE,
+    HISTORY_FILE,
+    EvaluateJob,
+    FinetuneJob,
+    History,
+    PretrainJob,
+    Progress,
+)
+from trainables.pretrain import audio_encoder_of, pretrain
+from trainables.resources import Placement
+from trainables.steps import Metrics, TrainState
+
+STATE_FILE = "state.pt"
+METRICS_FILE = "metrics.json"
+
+
+def pretrain_on_workers(
+    job: PretrainJob, placement: Placement, *, storage_uri: str, retries: int, folder: Path
+) -> Metrics:
+    """One pretraining as a Ray Train run that reports to the Tune trial calling it.
+
+    Args:
+        job: settings and data.
+        placement: workers and what each holds.
+        storage_uri: where Train keeps checkpoints; a run there that did not end is continued.
+        retries: how many times workers may be lost.
+        folder: receives the audio encoder and the history.
+
+    Returns:
+        The last metrics, probes included.
+    """
+    resources = {"CPU": placement.worker_cpus}
+    if placement.worker_gpus:
+        resources["GPU"] = placement.worker_gpus
+    trainer = ray.train.torch.TorchTrainer(
+        _pretrain_worker,
+        train_loop_config={"job": job, "placement": placement},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=placement.train_workers,
+            use_gpu=placement.worker_gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=storage_uri,
+            failure_config=ray.train.FailureConfig(max_failures=retries),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    result = trainer.fit()
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as checkpoint:
+        for name in (ENCODER_FILE, HISTORY_FILE):
+            (folder / name).write_bytes((Path(checkpoint) / name).read_bytes())
+        return json.loads((Path(checkpoint) / METRICS_FILE).read_text(encoding="utf-8"))
+
+
+def _pretrain_worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    job: PretrainJob = config["job"]
+    placement: Placement = config["placement"]
+    settings = job.settings
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(placement.worker_threads)
+
+    start: TrainState | None = None
+    history = History("pretrain")
+    restored = ray.train.get_checkpoint()
+    if restored is not None:
+        with restored.as_directory() as folder:
+            start = torch.load(Path(folder) / STATE_FILE, weights_only=True)
+            history = History.read("pretrain", Path(folder) / HISTORY_FILE)
+
+    if start is not None and start["step"] == settings.steps:
+        return  # the run was lost after its last checkpoint; nothing is left to do
+
+    def report(step: int, metrics: Metrics, state: TrainState | None) -> None:
+        history.add(step, metrics)
+        progress = metrics | {"stage": "pretrain", "step": step, "steps": settings.steps}
+        if state is None or rank != 0:
+            ray.train.report(progress)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, Path(folder) / STATE_FILE)
+            torch.save(audio_encoder_of(state), Path(folder) / ENCODER_FILE)
+            history.write(Path(folder) / HISTORY_FILE)
+            (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
+            ray.train.report(progress, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    batches = stream_batches(
+        job.reader(rank=rank, world_size=world_size),
+        start_step=start["step"] if start is not None else 0,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        cpus=placement.data_cpus / placement.train_workers,
+    )
+    pretrain(
+        settings,
+        batches,
+        device=ray.train.torch.get_device(),
+        report=report,
+        start=start,
+        probe=job.probe() if rank == 0 else None,
+    )
+
+
+def run_as_task(
+    job: FinetuneJob | EvaluateJob,
+    placement: Placement,
+    *,
+    folder: Path,
+    report: Callable[[Progress], None],
+) -> dict[str, Any]:
+    """Run a job in a Ray task.
+
+    Args:
+        job: what to run; needs no Ray itself.
+        placement: what the task holds while it runs.
+        folder: receives the job's files.
+        report: called with the job's progress, in this process.
+
+    Returns:
+        What the job returned.
+    """
+    task = _run_job.options(
+        num_cpus=placement.finetune_cpus,
+        num_gpus=placement.worker_gpus,
+        # Not inside the trial's own placement group, which holds next to nothing.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
+    )
+    stream: Iterator[ray.ObjectRef[Any]] = task.remote(job, placement.worker_threads)  # type: ignore[assignment]
+    for reference in stream:
+        message = ray.get(reference)
+        if isinstance(message, _Finished):
+            for name, content in message.files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            return message.summary
+        report(message)
+    raise AssertionError("a task ended without its result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    summary: dict[str, Any]
+    files: dict[str, bytes]
+
+
+# The trial decides about retries, by the kind of failure, so Ray itself makes none.
+@ray.remote(max_retries=0, num_returns="streaming")
+def _run_job(job: FinetuneJob | EvaluateJob, threads: int) -> Iterator[Progress | _Finished]:
+    """The job's progress as it goes, last its result."""
+    torch.set_num_threads(threads)
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    messages: queue.Queue[Progress | _Finished | BaseException] = queue.Queue()
+
+    # Loops report by callback and a streaming task by yielding; a thread turns one into the other.
+    def work() -> None:
+        try:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                summary = job.run(folder, device=device, report=messages.put)
+                paths = [path for path in folder.rglob("*") if path.is_file()]
+                files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+                messages.put(_Finished(summary=summary, files=files))
+        except BaseException as error:
+            messages.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        message = messages.get()
+        if isinstance(message, BaseException):
+            raise message
+        yield message
+        if isinstance(message, _Finished):
+            return
