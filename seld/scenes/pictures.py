@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 _GOLDEN_RATIO = 0.618034
-_RADIUS_DEG = (11.0, 22.0)
-_RADIUS_M = (0.35, 0.6)
+_RADIUS_DEG = (14.0, 24.0)
+_RADIUS_M = (0.35, 0.7)
 _CORNER = 1.45  # the farthest point of any shape, in radii
 #: Each pixel of a small picture is the mean of this many squared.
 _SUPERSAMPLING_BELOW = ((128, 3), (512, 2))

@@ -44,7 +44,7 @@ from seld.settings import to_mapping
 from seld.storage import written_whole
 
 #: Changes whenever the same settings give other bytes.
-RENDERER_VERSION = "1"
+RENDERER_VERSION = "2"
 LISTING = "corpus.json"
 
 _FOLDERS = {
@@ -197,7 +197,8 @@ def render_recording(
 
 
 def _generator(settings: SceneSettings, *key: int) -> np.random.Generator:
-    return np.random.default_rng([settings.seed, *key])
+    # With its length, as numpy takes a seed that ends in zeros for the shorter one.
+    return np.random.default_rng([settings.seed, len(key), *key])
 
 
 def _draw_sounds(

@@ -206,10 +206,7 @@ def _paths(offsets_m: NDArray, room: Room) -> tuple[NDArray, NDArray, NDArray]:
     images = lattice[:, None] * size + np.where(mirrored, size - sources, sources)
     from_microphone = images - microphone
     distances = np.linalg.norm(from_microphone, axis=-1)
-    if room.kind == "outdoor":
-        reflection = _GROUND_REFLECTION
-    else:
-        reflection = np.sqrt(1 - room.absorption)
+    reflection = _GROUND_REFLECTION if room.kind == "outdoor" else np.sqrt(1 - room.absorption)
     gains = reflection ** np.abs(lattice).sum(1)[:, None] / distances
     return distances / SPEED_OF_SOUND_M_S, gains, from_microphone / distances[..., None]
 

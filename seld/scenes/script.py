@@ -14,7 +14,7 @@ _EVENT_S = (1.5, 6.0)
 #: Mean pause between the events of the first voice, the second… of a recording.
 _MEAN_PAUSES_S = (1.0, 4.0, 8.0, 12.0, 16.0)
 _SEEN_BEFORE_AND_AFTER_S = (0.0, 1.0)
-_DISTANCE_M = (0.8, 3.5)
+_DISTANCE_M = (0.7, 2.5)
 _WALL_MARGIN = 0.9
 _ELEVATION_DEG = (-35.0, 45.0)
 _AZIMUTH_SPEED_DEG_S = (8.0, 40.0)

@@ -151,4 +151,4 @@ def _check(holds: bool, where: str, name: str, value: object, expected: str) -> 
         raise InputError(where, name, value, expected)
 
 
-assert {name for name in PART_NAMES} <= {entry.name for entry in fields(SceneSettings)}
+assert set(PART_NAMES) <= {entry.name for entry in fields(SceneSettings)}

@@ -7,6 +7,7 @@ fold or file, synthetic ones by the generator that they are drawn from.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ def active_frames(sound: NDArray, offset_samples: int = 0) -> NDArray[np.bool_]:
     energy = (padded.reshape(count, frame_samples) ** 2).sum(axis=1)
     active = energy > energy.max() * 10 ** (-ACTIVITY_DB / 10)
     sounding = np.flatnonzero(active)
-    for before, after in zip(sounding[:-1], sounding[1:], strict=True):
+    for before, after in itertools.pairwise(sounding):
         if after - before <= _BRIDGED_PAUSE_FRAMES:
             active[before:after] = True
     return active

@@ -1,0 +1,338 @@
+"""The embedded benchmark: what is heard, seen and annotated agree, and repeat to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from seld.annotations import read_annotations
+from seld.classes import STARSS_CLASSES
+from seld.corpora.embedded import read
+from seld.errors import InputError
+from seld.geometry import angular_distance_deg, unit_vectors
+from seld.scenes.pictures import PanoramaPainter, draw_look
+from seld.scenes.render import RENDERER_VERSION, plan_recordings, render_corpus, render_recording
+from seld.scenes.rooms import (
+    CONTROL_RATE_HZ,
+    SAMPLE_RATE_HZ,
+    SPEED_OF_SOUND_M_S,
+    diffuse_noise,
+    draw_room,
+    impulse_response,
+    render_source,
+)
+from seld.scenes.script import write_script
+from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings, with_minutes
+from seld.scenes.sounds import SyntheticBank, active_frames, open_bank, split_files
+
+SMALL = SceneSettings(
+    seed=3,
+    recording_s=4.0,
+    picture=PictureSettings(height_px=32, width_px=64, frame_rate_hz=5),
+    unannotated=PartSettings(minutes=4 / 60, rooms=2),
+    train=PartSettings(minutes=8 / 60, rooms=2),
+    test=PartSettings(minutes=4 / 60, rooms=1),
+)
+
+
+def intensity_direction(foa: np.ndarray) -> np.ndarray:
+    """Mean intensity direction (x, y, z) of (4, time), W, Y, Z, X."""
+    intensity = np.array([(foa[0] * foa[channel]).sum() for channel in (3, 1, 2)])
+    return intensity / np.linalg.norm(intensity)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "corpus"
+    render_corpus(SMALL, folder, workers=1)
+    return folder
+
+
+def test_layout_reads_as_corpus_with_disjoint_rooms(corpus: Path) -> None:
+    recordings = read(str(corpus))
+    rooms = {split: set() for split in ("unannotated", "train", "test")}
+    for recording in recordings:
+        rooms[recording.split].add(recording.room)
+        sound = soundfile.info(recording.foa_path)
+        assert (sound.channels, sound.samplerate, sound.subtype) == (4, 24_000, "PCM_16")
+        assert sound.frames == 4 * 24_000
+        with av.open(recording.video_path) as video:
+            stream = video.streams.video[0]
+            assert (stream.width, stream.height) == (64, 32)
+            assert stream.codec_context.name == "h264"
+            assert sum(1 for _ in video.decode(stream)) == 20
+    assert {split: len(found) for split, found in rooms.items()} == {
+        "unannotated": 1,
+        "train": 2,
+        "test": 1,
+    }
+    assert len(set.union(*rooms.values())) == 4
+    listing = json.loads((corpus / "corpus.json").read_text())
+    assert listing["class_names"] == list(STARSS_CLASSES)
+    assert listing["complete"]
+    assert {entry["recording_id"] for entry in listing["recordings"]} == {
+        recording.recording_id for recording in recordings
+    }
+
+
+def test_same_bytes_from_other_processes_and_after_an_interruption(
+    corpus: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    render_corpus(SMALL, again, workers=2)
+    expected = digests(corpus)
+    assert digests(again) == expected
+    lost = next(again.glob("foa_dev/dev-train-embedded/*.wav"))
+    kept = next(again.glob("foa_dev/unannotated/*.wav"))
+    kept_written_ns = kept.stat().st_mtime_ns
+    lost.unlink()
+    counts = []
+    render_corpus(
+        SMALL, again, workers=1, progress=lambda done, total: counts.append((done, total))
+    )
+    assert counts == [(3, 4), (4, 4)]
+    assert digests(again) == expected
+    assert kept.stat().st_mtime_ns == kept_written_ns
+
+
+def test_another_seed_gives_another_corpus_and_is_refused_in_the_same_folder(corpus: Path) -> None:
+    with pytest.raises(InputError, match="fingerprint"):
+        render_corpus(replace(SMALL, seed=4), corpus, workers=1)
+
+
+def test_annotations_point_at_what_is_heard(tmp_path: Path) -> None:
+    """In the open, one voice: intensity of each labelled frame is along its label."""
+    settings = replace(
+        SMALL,
+        recording_s=10.0,
+        max_overlap=1,
+        moving_share=1.0,
+        ambient_noise_dbfs=-110,
+        train=PartSettings(minutes=0.5, rooms=1, acoustics="anechoic"),
+    )
+    for recording in plan_recordings(settings):
+        if recording.part != "train":
+            continue
+        render_recording(recording, settings, SyntheticBank(), tmp_path)
+        foa, _ = soundfile.read(recording.path(tmp_path, "foa", ".wav"))
+        table = read_annotations(recording.path(tmp_path, "metadata", ".csv"))
+        assert len(table) > 20
+        assert not table.duplicated(["frame", "source_id"]).any()
+        labelled = np.zeros(100, bool)
+        errors_deg = []
+        for row in table.itertuples():
+            labelled[row.frame] = True
+            piece = foa[row.frame * 2400 : (row.frame + 1) * 2400].T
+            if piece[0].std() > 1e-3:
+                label = unit_vectors(row.azimuth_deg, row.elevation_deg)
+                errors_deg.append(angular_distance_deg(intensity_direction(piece), label))
+        assert np.median(errors_deg) < 1.0
+        assert np.quantile(errors_deg, 0.95) < 4.0
+        energy = (foa[:, 0].reshape(100, 2400) ** 2).sum(axis=1)
+        assert energy[~labelled].sum() < 0.01 * energy.sum()
+
+
+def test_overlap_stays_within_its_limit_and_shares_are_kept() -> None:
+    generator = np.random.default_rng(0)
+    part = PartSettings(minutes=1, rooms=1, unseen_share=0.3, silent_share=0.5)
+    settings = SceneSettings(recording_s=60.0, max_overlap=2)
+    room = draw_room("small", generator)
+    sounding = unseen = silent = most = 0
+    for _ in range(20):
+        script = write_script(settings, part, STARSS_CLASSES, room, generator)
+        heard = [source for source in script.sources if source.sounds]
+        time_s = np.arange(0, 60, 0.05)[:, None]
+        starts = np.array([source.start_s for source in heard])
+        ends = starts + [source.duration_s for source in heard]
+        most = max(most, int(((starts <= time_s) & (time_s < ends)).sum(axis=1).max()))
+        sounding += len(heard)
+        unseen += sum(source.seen_s is None for source in heard)
+        silent += len(script.sources) - len(heard)
+    assert most == 2
+    assert unseen / sounding == pytest.approx(0.3, abs=0.07)
+    assert silent / sounding == pytest.approx(0.5, abs=0.07)
+
+
+def test_parts_choose_their_classes_and_balance() -> None:
+    generator = np.random.default_rng(0)
+    room = draw_room("small", generator)
+    settings = SceneSettings(recording_s=600.0)
+    only = PartSettings(minutes=1, rooms=1, classes=("bell", "knock"))
+    drawn = write_script(settings, only, STARSS_CLASSES, room, generator).sources
+    assert {STARSS_CLASSES[source.class_id] for source in drawn} == {"bell", "knock"}
+    skewed = PartSettings(minutes=1, rooms=1, class_skew=1.5)
+    drawn = write_script(settings, skewed, STARSS_CLASSES, room, generator).sources
+    counts = np.bincount([source.class_id for source in drawn], minlength=13)
+    assert counts[0] > 3 * counts[4:].mean()
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "reverberant"])
+def test_impulse_decays_with_the_rooms_rt60(kind) -> None:
+    generator = np.random.default_rng(1)
+    room = draw_room(kind, generator)
+    response = impulse_response(np.array([0.8, 0.4, 0.1]), room, generator)[0]
+    remaining_db = 10 * np.log10(np.cumsum(response[::-1] ** 2)[::-1])
+    remaining_db -= remaining_db[0]
+    start, end = np.argmax(remaining_db < -10), np.argmax(remaining_db < -30)
+    assert 3 * (end - start) / SAMPLE_RATE_HZ == pytest.approx(room.rt60_s, rel=0.08)
+
+
+def test_direct_sound_has_its_delay_level_and_direction() -> None:
+    generator = np.random.default_rng(2)
+    room = draw_room("anechoic", generator)
+    for azimuth_deg, elevation_deg, distance_m in ((30, 20, 1.0), (-135, -30, 2.0), (180, 0, 4.0)):
+        offset_m = distance_m * unit_vectors(azimuth_deg, elevation_deg)
+        response = impulse_response(offset_m, room, generator)
+        delay = distance_m / SPEED_OF_SOUND_M_S * SAMPLE_RATE_HZ
+        assert abs(np.argmax(response[0]) - delay) <= 0.5
+        assert response[0].sum() == pytest.approx(1 / distance_m, rel=0.01)
+        np.testing.assert_allclose(intensity_direction(response), offset_m / distance_m, atol=1e-4)
+
+
+def test_a_moving_source_that_stands_still_sounds_as_a_static_one() -> None:
+    generator = np.random.default_rng(3)
+    room = draw_room("outdoor", generator)
+    time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    dry = np.sin(2 * np.pi * 700 * time_s).astype(np.float32)
+    offset_m = np.array([1.0, -0.5, 0.2])
+    static = render_source(dry, offset_m, room, generator)
+    moving = render_source(dry, np.tile(offset_m, (2 * CONTROL_RATE_HZ, 1)), room, generator)
+    middle = slice(2000, 20_000)
+    np.testing.assert_allclose(moving[:, middle], static[:, middle], atol=0.01)
+
+
+def test_a_source_that_leaves_is_doppler_shifted() -> None:
+    room = draw_room("anechoic", np.random.default_rng(0))
+    time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    dry = np.sin(2 * np.pi * 1000 * time_s).astype(np.float32)
+    control_s = np.arange(2 * CONTROL_RATE_HZ) / CONTROL_RATE_HZ
+    speed_m_s = 5.0
+    offsets_m = np.stack([1 + speed_m_s * control_s, 0 * control_s, 0 * control_s], axis=-1)
+    heard = render_source(dry, offsets_m, room, np.random.default_rng(0))[0, 2400:21_600]
+    crossings = np.count_nonzero(np.diff(np.signbit(heard))) / 2 / (len(heard) / SAMPLE_RATE_HZ)
+    assert crossings == pytest.approx(1000 * (1 - speed_m_s / SPEED_OF_SOUND_M_S), abs=2)
+
+
+def test_ambient_noise_is_diffuse_and_at_its_level() -> None:
+    noise = diffuse_noise(10 * SAMPLE_RATE_HZ, -40.0, np.random.default_rng(0))
+    assert 20 * np.log10(noise[0].std()) == pytest.approx(-40, abs=0.1)
+    np.testing.assert_allclose(noise[1:].var(axis=1) / noise[0].var(), 1 / 3, rtol=0.25)
+
+
+@pytest.mark.parametrize(
+    "direction_deg", [(0, 0), (90, 0), (-90, 40), (179, -30), (-179, 10), (20, 85)]
+)
+def test_objects_are_painted_where_they_are(direction_deg: tuple[float, float]) -> None:
+    painter = PanoramaPainter(180)
+    look = replace(draw_look(0, 13, np.random.default_rng(0)), shape="disc")
+    direction = unit_vectors(*direction_deg)
+    picture = np.zeros((180, 360, 3), np.float32)
+    painter.paint(picture, look, direction, 1.5, None)
+    rows, columns = np.nonzero(picture.max(axis=-1) > 0)
+    painted = unit_vectors(180 - (columns + 0.5), 90 - (rows + 0.5))
+    weights = np.cos(np.radians(90 - (rows + 0.5)))[:, None]
+    centre = (weights * painted).sum(axis=0)
+    assert angular_distance_deg(centre / np.linalg.norm(centre), direction) < 0.5
+    distances_deg = angular_distance_deg(painted, direction)
+    expected_deg = np.clip(np.degrees(np.arctan2(look.radius_m, 1.5)), 14, 24)
+    assert distances_deg.max() == pytest.approx(expected_deg, abs=1.2)
+
+
+def test_synthetic_classes_differ_within_and_are_sound() -> None:
+    bank = SyntheticBank()
+    for class_id in range(len(STARSS_CLASSES)):
+        first, second = (
+            bank.draw(class_id, "train", 2.0, np.random.default_rng(seed)) for seed in (0, 1)
+        )
+        assert len(first) == len(second) == 2 * SAMPLE_RATE_HZ
+        assert np.isfinite(first).all()
+        assert active_frames(first).mean() > 0.3, STARSS_CLASSES[class_id]
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
+
+
+def test_silence_within_a_sound_is_not_active() -> None:
+    sound = np.zeros(SAMPLE_RATE_HZ * 2, np.float32)
+    sound[:2400] = sound[-2400:] = 0.1
+    assert np.flatnonzero(active_frames(sound)).tolist() == [0, 19]
+    assert np.flatnonzero(active_frames(sound, 1200)).tolist() == [0, 1, 19, 20]
+    sound[2 * 2400 : 3 * 2400] = 0.1  # a pause of one frame belongs to the event
+    assert np.flatnonzero(active_frames(sound)).tolist() == [0, 1, 2, 19]
+
+
+def write_bank(folder: Path, names: dict[str, list[str]]) -> Path:
+    generator = np.random.default_rng(0)
+    for class_name, files in names.items():
+        (folder / class_name).mkdir(parents=True)
+        for name in files:
+            noise = generator.uniform(-0.5, 0.5, 16_000)
+            soundfile.write(folder / class_name / name, noise, 16_000)
+    return folder
+
+
+def test_recorded_sounds_are_split_by_fold_and_never_shared(tmp_path: Path) -> None:
+    files = [f"{fold}-{take}.wav" for fold in (1, 2, 3, 4) for take in "ab"]
+    bank = open_bank(str(write_bank(tmp_path, {"rain": files, "saw": files})))
+    assert bank.class_names == ("rain", "saw")
+    assert split_files(files) == {name: "test" if name[0] == "4" else "train" for name in files}
+    by_file = split_files(["a.wav", "b.wav", "c.wav", "4-d.wav"])
+    assert sorted(by_file.values()) == ["test", "train", "train", "train"]
+    sounds = getattr(bank, "sounds")  # noqa: B009 - only the recorded bank has them
+    assert [len(sounds[0, side]) for side in ("train", "test")] == [6, 2]
+    contents = {side: {sound.tobytes() for sound in sounds[0, side]} for side in ("train", "test")}
+    assert not contents["train"] & contents["test"]
+
+
+def test_corpus_of_a_recorded_bank_lists_its_classes(tmp_path: Path) -> None:
+    bank = write_bank(tmp_path / "bank", {"rain": ["a.wav", "b.flac"], "saw": ["a.wav", "b.wav"]})
+    settings = replace(SMALL, sound_bank=str(bank), train=PartSettings(minutes=4 / 60, rooms=1))
+    render_corpus(settings, tmp_path / "out", workers=1)
+    listing = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    assert listing["class_names"] == ["rain", "saw"]
+    assert listing["renderer_version"] == RENDERER_VERSION
+
+
+def test_bad_input_is_named_before_anything_is_rendered(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = write_bank(tmp_path / "broken", {"rain": ["a.wav", "b.wav"]})
+    (broken / "rain" / "c.ogg").write_bytes(b"not a sound")
+    single = write_bank(tmp_path / "single", {"rain": ["a.wav"]})
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file")
+    out = tmp_path / "out"
+    for settings, folder, message in (
+        (replace(SMALL, sound_bank=str(tmp_path / "empty")), out, "classes"),
+        (replace(SMALL, sound_bank=str(tmp_path / "nowhere")), out, "no such folder"),
+        (replace(SMALL, sound_bank=str(broken)), out, "c.ogg"),
+        (replace(SMALL, sound_bank=str(single)), out, "recordings"),
+        (replace(SMALL, train=PartSettings(minutes=1, rooms=1, classes=("bel",))), out, "'bel'"),
+        (SMALL, occupied, "can be written"),
+    ):
+        with pytest.raises(InputError, match=message):
+            render_corpus(settings, folder, workers=1)
+    assert not out.exists()
+    with pytest.raises(InputError, match="twice the height"):
+        PictureSettings(height_px=64, width_px=100)
+
+
+def test_minutes_keep_the_parts_proportions() -> None:
+    scaled = with_minutes(SceneSettings(), 6.0)
+    assert scaled.minutes == pytest.approx(6.0)
+    default = SceneSettings()
+    assert scaled.test.minutes / scaled.train.minutes == pytest.approx(
+        default.test.minutes / default.train.minutes
+    )
