@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from analysis.compare import Difference, Estimate
 from analysis.scores import SELD_ERROR, p_text
-from analysis.tables import minutes
+from analysis.tables import minutes, setting
 
 
 def answer(differences: Sequence[Difference], baseline: str) -> str:
@@ -30,6 +32,9 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
         change = "lowers" if found.mean < 0 else "raises"
         sentence = f"{where}, {leading.arm} {change} the SELD error: it is {size} ({evidence})"
     else:
+        if found.excludes_zero:
+            evidence += "; on its own this interval excludes zero, among all comparisons it may "
+            evidence += "be chance"
         sentence = (
             f"{where}, no difference to {baseline} is resolved: the lowest mean SELD error of the "
             f"other arms, {leading.arm}'s, is {size} ({evidence})"
@@ -39,6 +44,22 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
     return (
         f"{sentence}; of all {len(compared)} comparisons with {baseline}, {better} "
         f"{'is' if better == 1 else 'are'} resolved as better and {worse} as worse."
+    )
+
+
+def sweep_answer(trials: pd.DataFrame) -> str:
+    """The best point of a sweep; ``trials`` as :func:`analysis.sweeps.swept_trials`."""
+    if not len(trials):
+        return "There is no answer yet: no trial has finished."
+    best = trials.loc[trials[SELD_ERROR.name].idxmin()]
+    error = SELD_ERROR.number(float(best[SELD_ERROR.name]))
+    settings = ", ".join(
+        f"{name} {setting(best[name])}" for name in trials.columns if name != SELD_ERROR.name
+    )
+    return (
+        f"Of {len(trials)} settings, the lowest SELD error is {error} points at {settings}; the "
+        "best of many single trials is flattered by luck, so no interval can be given before it "
+        "is repeated with new seeds."
     )
 
 

@@ -208,7 +208,7 @@ def recording_draws(recordings: int) -> NDArray[np.float64]:
     """How often each draw holds each recording, (1 + draw, recording); the first is the sample."""
     generator = np.random.default_rng(20221103)
     weights = generator.multinomial(recordings, np.full(recordings, 1 / recordings), size=RESAMPLES)
-    return np.vstack([np.ones((1, recordings)), weights])
+    return np.vstack([np.ones((1, recordings)), weights.astype(np.float64)])
 
 
 def resampled_counts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -282,7 +282,10 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """An arm at one budget: what its finished trials say together."""
+    """An arm at one budget: what its finished trials say together.
+
+    ``not_learnt`` counts finished trials whose pretraining fell short of its own goal.
+    """
 
     arm: str
     budget_minutes: float
@@ -290,6 +293,7 @@ class Cell:
     seeds: int
     failed: int
     unfinished: int
+    not_learnt: int
     refusals: tuple[str, ...]
     caveats: tuple[str, ...]
 
@@ -341,6 +345,7 @@ class Comparison:
             seeds=len(finished),
             failed=sum(trial.record.status == "failed" for trial in trials),
             unfinished=sum(trial.record.status in ("running", "stopped") for trial in trials),
+            not_learnt=sum(trial.record.pretraining_learnt is False for trial in finished),
             refusals=tuple(refused),
             caveats=tuple(caveats(finished, [])),
         )

@@ -6,15 +6,21 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.compare import Comparison, estimate
+from analysis.events import Matches, match_events
+from analysis.load import Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
+from analysis.sweeps import importances, is_logarithmic, swept_trials
 from analysis.tables import minutes
+from seld.errors import InputError
 
 #: Colour (apart for colour-blind readers, and of different lightness), line style, marker.
 _STYLES: tuple[tuple[str, str, str], ...] = (
@@ -28,7 +34,7 @@ _STYLES: tuple[tuple[str, str, str], ...] = (
     ("#7F7F7F", (0, (8, 2)), "*"),
 )  # pyright: ignore[reportAssignmentType]
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -48,8 +54,11 @@ _SETTINGS = {
 }
 _WIDTH_IN = 5.6
 _PNG_DPI = 200
-#: More arms than this are drawn without markers of their own in the legend's second column.
 _LEGEND_COLUMNS = 3
+#: Settings whose response is drawn; a sweep varies more only by mistake.
+_MOST_RESPONSES = 6
+#: Numbers with more values than this are medians of parts, not of values.
+_MOST_VALUES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +276,7 @@ def rooms(comparison: Comparison) -> Picture | None:
         for number, arm in enumerate(comparison.results.arms):
             rows = by_arm.get(arm, {})
             found = [np.asarray(rows.get(room, [np.nan])) * SELD_ERROR.scale for room in names]
-            mean = np.array([values.mean() for values in found])
+            mean = np.array([seeds.mean() for seeds in found])
             shift = 0.6 * ((number + 0.5) / len(comparison.results.arms) - 0.5)
             colour, _, marker = _style(number)
             axes.errorbar(
@@ -275,8 +284,8 @@ def rooms(comparison: Comparison) -> Picture | None:
                 mean,
                 yerr=np.nan_to_num(
                     [
-                        mean - [values.min() for values in found],
-                        [values.max() for values in found] - mean,
+                        mean - [seeds.min() for seeds in found],
+                        [seeds.max() for seeds in found] - mean,
                     ]
                 ),
                 color=colour,
@@ -297,6 +306,246 @@ def rooms(comparison: Comparison) -> Picture | None:
         (_WIDTH_IN, 3.5),
         paint,
     )
+
+
+def prediction_figures(
+    comparison: Comparison, baseline: str
+) -> tuple[list[Picture], list[Unreadable]]:
+    """What is drawn from predicted events: of the best arm, and of the baseline beside it.
+
+    Returns:
+        The figures, and the prediction files that could not be read.
+    """
+    budget = _largest_budget(comparison)
+    if budget is None:
+        return [], []
+    best = _best_arm(comparison, budget)
+    matched: dict[str, Matches] = {}
+    shown: dict[str, Trial] = {}
+    unreadable = []
+    for arm in dict.fromkeys((best, baseline)):
+        trial = _typical_trial(comparison, arm, budget)
+        if trial is None or not (trial.folder / "predictions").is_dir():
+            continue
+        try:
+            matched[arm] = match_events(trial)
+            shown[arm] = trial
+        except InputError as error:
+            unreadable.append(Unreadable(trial.folder / "predictions", str(error)))
+    pictures = []
+    if best in matched:
+        pictures += [_confusion(shown[best], matched[best])]
+    if matched:
+        pictures += [_azimuth_errors(comparison, matched, budget)]
+    if best in matched:
+        pictures += [_tracks(shown[best], matched[best])]
+    return pictures, unreadable
+
+
+def _confusion(trial: Trial, matches: Matches) -> Picture:
+    names = [*(name.replace("_", " ") for name in trial.record.class_names), "nothing"]
+    totals = matches.confusion.sum(axis=1, keepdims=True)
+    share = matches.confusion / np.maximum(totals, 1)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
+        for row, column in zip(*np.nonzero(share >= 0.01), strict=True):
+            axes.text(
+                column,
+                row,
+                f"{100 * share[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="white" if share[row, column] > 0.5 else "black",
+            )
+        axes.set_xticks(range(len(names)), [*names[:-1], "missed"], rotation=60, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("reference")
+
+    return draw(
+        "confusion",
+        f"Confusions of {trial.arm} at {minutes(trial.budget_minutes)}",
+        "Percent of each class's frames (of all false events in the last row), events matched by "
+        f"direction within 20°. Seed {trial.record.seed}, the middle one by SELD error.",
+        (_WIDTH_IN, 5.3),
+        paint,
+    )
+
+
+def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget: float) -> Picture:
+    edges = np.arange(-180, 181, 10)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for arm, matches in matched.items():
+            colour, line, _ = _style(comparison.results.arms.index(arm))
+            counted, _ = np.histogram(matches.azimuth_error_deg, edges)
+            axes.stairs(
+                100 * counted / max(counted.sum(), 1),
+                edges,
+                color=colour,
+                linestyle=line,
+                linewidth=1.4,
+                label=arm,
+            )
+        axes.set_xticks(range(-180, 181, 60))
+        axes.set_xlabel("azimuth, prediction minus reference (°)")
+        axes.set_ylabel("frames (%)")
+        _legend(figure, axes)
+
+    return draw(
+        "azimuth_error",
+        f"Azimuth errors at {minutes(budget)}",
+        "Events of the same class in the same frame, matched by direction; bins of 10°. A second "
+        "peak near ±180° is front-back confusion. The middle seed of each arm.",
+        (_WIDTH_IN, 3.4),
+        paint,
+    )
+
+
+def _tracks(trial: Trial, matches: Matches) -> Picture:
+    names = trial.record.class_names
+    classes = matches.reference["class_id"].value_counts().index[: len(_STYLES) - 1].tolist()
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        for axes, column, limits in zip(
+            panels, ("azimuth_deg", "elevation_deg"), ((-180, 180), (-90, 90)), strict=True
+        ):
+            for number, class_id in enumerate(classes):
+                colour, _, marker = _style(number)
+                true = _of_class(matches.reference, class_id)
+                guessed = _of_class(matches.prediction, class_id)
+                axes.plot(
+                    true["frame"] / 10, true[column], linestyle="none", marker="s",
+                    markersize=4, color=colour, alpha=0.2, markeredgewidth=0,
+                )  # fmt: skip
+                axes.plot(
+                    guessed["frame"] / 10, guessed[column], linestyle="none", marker=marker,
+                    markersize=2.5, color=colour, markeredgewidth=0,
+                    label=names[class_id].replace("_", " "),
+                )  # fmt: skip
+            axes.set_ylim(limits)
+            axes.set_yticks(range(limits[0], limits[1] + 1, 90))
+            axes.set_ylabel(column.removesuffix("_deg") + " (°)")
+        panels[1].set_xlabel("time (s)")
+        _legend(figure, panels[0])
+
+    return draw(
+        "tracks",
+        f"Tracks of {matches.recording}",
+        f"Wide pale bands: reference; small marks: {trial.arm} at "
+        f"{minutes(trial.budget_minutes)}, seed {trial.record.seed}. The test recording with most "
+        f"events, its {len(classes)} most frequent classes.",
+        (_WIDTH_IN, 4.6),
+        paint,
+    )
+
+
+def sweep_figures(comparison: Comparison) -> list[Picture]:
+    """Response of the SELD error to each varied parameter, and Optuna's importances."""
+    trials = swept_trials(comparison.results)
+    if not len(trials):
+        return []
+    parameters = [name for name in trials.columns if name != SELD_ERROR.name][:_MOST_RESPONSES]
+    weights = importances(trials)
+    pictures = [_responses(trials, parameters)]
+    if weights:
+        pictures.append(_importances(weights, len(trials)))
+    return pictures
+
+
+def _responses(trials: pd.DataFrame, parameters: list[str]) -> Picture:
+    columns = min(2, len(parameters))
+    rows = -(-len(parameters) // columns)
+
+    def paint(figure: Figure) -> None:
+        panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+        for axes, name in zip(panels, parameters, strict=False):
+            known = trials.dropna(subset=[name])
+            error = pd.Series(SELD_ERROR.scale * known[SELD_ERROR.name])
+            values = pd.Series(known[name])
+            if not pd.api.types.is_numeric_dtype(values):
+                values = values.astype(str)
+            axes.plot(
+                values, error, linestyle="none", marker="o", markersize=3.5, alpha=0.45,
+                color="#222222", markeredgewidth=0,
+            )  # fmt: skip
+            middle = _running_median(values, error)
+            axes.plot(middle.index, middle, color="#0072B2", linewidth=1.6)
+            if is_logarithmic(values):
+                axes.set_xscale("log")
+            axes.set_xlabel(name.rpartition(".")[2].replace("_", " "))
+        for axes in panels[len(parameters) :]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel(SELD_ERROR.heading)
+
+    return draw(
+        "responses",
+        "Response to the varied settings",
+        "One point per trial; line: median of the values, or of six equal parts of them. Other "
+        "settings vary too, so a line is an average over them.",
+        (_WIDTH_IN, 0.6 + 2.3 * rows),
+        paint,
+    )
+
+
+def _running_median(values: pd.Series, error: pd.Series) -> pd.Series:
+    if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= _MOST_VALUES:
+        return error.groupby(values).median()
+    part = pd.qcut(values, 6, duplicates="drop")
+    middle = error.groupby(part, observed=True).median()
+    middle.index = pd.Index(values.groupby(part, observed=True).median())
+    return middle
+
+
+def _importances(weights: dict[str, float], trial_count: int) -> Picture:
+    shown = dict(list(weights.items())[:10])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.barh(
+            [name.replace("_", " ") for name in shown],
+            list(shown.values()),
+            color="#dddddd",
+            edgecolor="#222222",
+            hatch="//",
+        )
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("importance for a low SELD error (sum 1)")
+
+    return draw(
+        "importances",
+        "Which settings matter",
+        f"Optuna's PED-ANOVA importances from {trial_count} trials.",
+        (_WIDTH_IN, 1.0 + 0.32 * len(shown)),
+        paint,
+    )
+
+
+def _best_arm(comparison: Comparison, budget: float) -> str:
+    return min(
+        (cell.estimates[SELD_ERROR.name].mean, arm)
+        for (arm, at), cell in comparison.cells.items()
+        if at == budget and cell.estimates
+    )[1]
+
+
+def _typical_trial(comparison: Comparison, arm: str, budget: float) -> Trial | None:
+    """The finished trial in the middle by SELD error."""
+    trials = [t for t in comparison.results.cells.get((arm, budget), []) if t.finished]
+    trials.sort(key=lambda trial: trial.record.metrics[SELD_ERROR.name])
+    return trials[len(trials) // 2] if trials else None
+
+
+def _of_class(table: pd.DataFrame, class_id: int) -> pd.DataFrame:
+    return table.loc[table["class_id"] == class_id]
 
 
 def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None:

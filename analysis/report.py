@@ -13,9 +13,11 @@ from markupsafe import Markup
 from rich.console import Console
 
 from analysis import figures, tables
-from analysis.answer import answer
+from analysis.answer import answer, sweep_answer
 from analysis.compare import RESAMPLES, Comparison
 from analysis.load import Results, load_studies
+from analysis.signatures import Finding, find_signatures, signatures_table
+from analysis.sweeps import swept_trials
 from seld.errors import InputError
 
 _HERE = Path(__file__).parent
@@ -54,6 +56,9 @@ class Analysis:
     answer: str
     scores: tables.Table
     differences: tables.Table
+    sweep: tables.Table
+    signatures: tables.Table
+    findings: tuple[Finding, ...]
     records: tuple[tables.Table, ...]
 
     @classmethod
@@ -63,36 +68,58 @@ class Analysis:
         chosen = _baseline(results, baseline)
         comparison = Comparison(results)
         differences = comparison.differences(chosen)
+        swept = swept_trials(results)
         listed = (
             tables.failures_table(results),
             tables.unreadable_table(results),
             tables.missing_table(results),
         )
+        findings = find_signatures(comparison, chosen)
         return cls(
             results=results,
             comparison=comparison,
             baseline=chosen,
-            answer=answer(differences, chosen),
+            answer=answer(differences, chosen) if results.arms else sweep_answer(swept),
             scores=tables.arms_table(comparison),
             differences=tables.differences_table(differences, chosen),
+            sweep=tables.sweep_table(swept),
+            signatures=signatures_table(findings),
+            findings=tuple(finding for finding in findings if finding.triggered),
             records=tuple(table for table in listed if table.rows),
         )
+
+    @property
+    def all_tables(self) -> list[tables.Table]:
+        """Those that have rows, in order of reading."""
+        listed = (self.scores, self.differences, self.sweep, self.signatures, *self.records)
+        return [table for table in listed if table.rows]
 
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
         console.print(f"[bold]{self.answer}[/bold]", highlight=False)
-        for table in (self.scores, self.differences, *self.records):
-            console.print()
-            console.print(table.screen())
+        for table in (self.scores, self.differences, self.sweep, *self.records):
+            if table.rows:
+                console.print()
+                console.print(table.screen())
+        for finding in self.findings:
+            console.print(
+                f"[bold]{finding.signature.title}[/bold]: {finding.arm}, {finding.evidence}",
+                highlight=False,
+            )
 
     def write(self, out: Path) -> Path:
         """The page and its files."""
-        pictures = figures.score_figures(self.comparison, self.baseline)
-        page = self._page(pictures)
+        of_predictions, unreadable = figures.prediction_figures(self.comparison, self.baseline)
+        pictures = [
+            *figures.score_figures(self.comparison, self.baseline),
+            *figures.sweep_figures(self.comparison),
+            *of_predictions,
+        ]
+        page = self._page(pictures, [f"{item.path}: {item.reason}" for item in unreadable])
         try:
             for folder in (out / "tables", out / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
-            for table in (self.scores, self.differences, *self.records):
+            for table in self.all_tables:
                 for suffix, text in (
                     ("md", table.markdown()),
                     ("tex", table.latex()),
@@ -107,7 +134,7 @@ class Analysis:
             raise InputError("--out", "folder", str(out), f"writable: {error.strerror}") from error
         return path
 
-    def _page(self, pictures: Sequence[figures.Picture]) -> str:
+    def _page(self, pictures: Sequence[figures.Picture], remarks: Sequence[str]) -> str:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE),
             autoescape=True,
@@ -121,7 +148,11 @@ class Analysis:
             questions=[study.record.question for study in results.studies if study.record],
             title=" + ".join(study.folder.name for study in results.studies),
             answer=self.answer,
-            tables=(self.scores, self.differences),
+            tables=(self.scores, self.differences, self.sweep),
+            signatures=self.signatures,
+            findings=self.findings,
+            minutes=tables.minutes,
+            remarks=remarks,
             pictures=[(picture, _data_uri(picture)) for picture in pictures],
             records=self.records,
             counts=_trial_counts(results),

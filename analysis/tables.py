@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import pandas as pd
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
@@ -74,7 +75,7 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     numeric: frozenset[int]
     groups: frozenset[int]
-    values: tuple[dict[str, object], ...]
+    values: tuple[Mapping[str, object], ...]
 
     def markdown(self) -> str:
         """The table as Markdown, its note below."""
@@ -163,9 +164,12 @@ def arms_table(comparison: Comparison) -> Table:
             for score in SCORES
         }
         absent = cell.unfinished + missing.get((cell.arm, cell.budget_minutes), 0)
-        remarks = "; ".join([*(f"refused: {r}" for r in cell.refusals), *cell.caveats])
+        notes = [*(f"refused: {reason}" for reason in cell.refusals), *cell.caveats]
         if absent:
-            remarks = "; ".join(filter(None, [remarks, f"{absent} not run to the end"]))
+            notes.append(f"{absent} not run to the end")
+        if cell.not_learnt:
+            notes.append(f"pretraining did not learn in {cell.not_learnt}")
+        remarks = "; ".join(notes)
         rows.append(
             (
                 Entry(text=minutes(cell.budget_minutes)),
@@ -177,7 +181,7 @@ def arms_table(comparison: Comparison) -> Table:
             )
         )
         values.append(_cell_values(cell, remarks))
-    return Table(
+    table = Table(
         name="scores",
         title="Scores by annotation budget and arm",
         note=(
@@ -198,6 +202,7 @@ def arms_table(comparison: Comparison) -> Table:
         groups=_group_starts([cell.budget_minutes for cell in cells]),
         values=tuple(values),
     )
+    return without_empty_last_column(table)
 
 
 def differences_table(differences: Sequence[Difference], baseline: str) -> Table:
@@ -244,29 +249,53 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
                 "remarks": remarks,
             }
         )
-    return Table(
+    table = Table(
         name="differences",
         title=f"Differences to {baseline}",
         note=(
             f"Arm minus {baseline}, paired by seed, budget and test recordings, with 95 % "
             "interval; a negative difference of SELD error is an improvement. p-values are for "
-            "the SELD error, Holm-adjusted over all rows: the first belongs to the interval, the "
-            "second to the exact exchange of arms within seeds, which cannot fall below "
-            "2 / 2^seeds before adjustment. Bold: resolved (Holm-adjusted p < 0.05)."
+            "the SELD error, Holm-adjusted over all rows: p belongs to the interval, p perm. to an "
+            "exact exchange of arms within seeds, which cannot fall below 2 / 2^pairs before "
+            "adjustment. Bold: resolved (Holm-adjusted p < 0.05)."
         ),
         columns=(
             "Annotated",
             "Arm",
             *(f"Δ {score.heading}" for score in SCORES),
             "Pairs",
-            "p (Holm)",
-            "p (permutation, Holm)",
+            "p",
+            "p perm.",
             "Remarks",
         ),
         rows=tuple(rows),
         numeric=frozenset({0, *range(2, 5 + len(SCORES))}),
         groups=_group_starts([item.budget_minutes for item in ordered]),
         values=tuple(values),
+    )
+    return without_empty_last_column(table)
+
+
+def sweep_table(trials: pd.DataFrame) -> Table:
+    """The ten best points of a sweep; ``trials`` as :func:`analysis.sweeps.swept_trials`."""
+    best = trials.nsmallest(10, SELD_ERROR.name) if len(trials) else trials
+    names = [name for name in trials.columns if name != SELD_ERROR.name]
+    rows: list[dict[str, str]] = [
+        {
+            SELD_ERROR.name: SELD_ERROR.number(row[SELD_ERROR.name]),
+            **{name: setting(row[name]) for name in names},
+        }
+        for row in best.to_dict("records")
+    ]
+    return Table(
+        name="sweep",
+        title="Best settings of the sweep",
+        note="Single trials at the largest budget; the best of many is flattered by luck.",
+        columns=(SELD_ERROR.heading, *names),
+        rows=tuple(tuple(Entry(text=text) for text in row.values()) for row in rows),
+        numeric=frozenset(range(1 + len(names))),
+        groups=frozenset(),
+        values=tuple(dict(row) for row in rows),
     )
 
 
@@ -342,9 +371,21 @@ def missing_table(results: Results) -> Table:
     )
 
 
+def without_empty_last_column(table: Table) -> Table:
+    """The table without its remarks where there are none."""
+    if any(row[-1].text for row in table.rows):
+        return table
+    return replace(table, columns=table.columns[:-1], rows=tuple(row[:-1] for row in table.rows))
+
+
 def minutes(budget_minutes: float) -> str:
     """A budget as printed."""
     return f"{budget_minutes:g} min"
+
+
+def setting(value: object) -> str:
+    """A swept setting as printed."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _entry(

@@ -1,0 +1,105 @@
+"""Response to swept parameters, and how much each matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from analysis.load import Results
+from analysis.scores import SELD_ERROR
+
+_PREFIX = "parameter."
+#: These are drawn first where a study has varied them: temperature, and K directions.
+_FIRST = ("temperature", "doa_count", "count")
+#: Fewer values than this are arms to compare, not a response.
+_LEAST_VALUES = 3
+#: Importances of fewer trials are luck.
+_LEAST_TRIALS = 12
+_LOG_RATIO = 10.0
+
+
+def swept_trials(results: Results) -> pd.DataFrame:
+    """Finished trials at the largest budget: a column per varied parameter, and ``seld_error``.
+
+    Empty where no parameter takes three values.
+    """
+    table = results.table
+    if not len(table):
+        return pd.DataFrame()
+    table = table.loc[table["status"] == "finished"]
+    if results.swept_arms:
+        table = table.loc[table["arm"].isin(list(results.swept_arms))]
+    table = table.loc[table["annotation_minutes"] == table["annotation_minutes"].max()]
+    varied = [
+        column
+        for column in table.columns
+        if column.startswith(_PREFIX) and table[column].dropna().nunique() >= _LEAST_VALUES
+    ]
+    if not varied:
+        return pd.DataFrame()
+    varied.sort(key=lambda column: (_rank(column), column))
+    named = {column: column.removeprefix(_PREFIX) for column in varied}
+    chosen = table.loc[:, [*varied, SELD_ERROR.name]].rename(columns=named)
+    return chosen.dropna(subset=[SELD_ERROR.name]).reset_index(drop=True)
+
+
+def importances(trials: pd.DataFrame) -> dict[str, float]:
+    """Optuna's importance (PED-ANOVA) of each parameter for a low SELD error, largest first."""
+    complete = trials.dropna()
+    parameters = [name for name in complete.columns if name != SELD_ERROR.name]
+    found = {name: _distribution(complete.loc[:, name]) for name in parameters}
+    distributions = {name: kind for name, kind in found.items() if kind is not None}
+    if len(complete) < _LEAST_TRIALS or len(distributions) < 2:
+        return {}
+    study = optuna.create_study()
+    study.add_trials(
+        [
+            optuna.trial.create_trial(
+                params={name: _plain(row[name]) for name in distributions},
+                distributions=distributions,
+                value=float(row[SELD_ERROR.name]),
+            )
+            for row in complete.to_dict("records")
+        ]
+    )
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def is_logarithmic(values: pd.Series) -> bool:
+    """Whether a parameter spans so much that its axis should be logarithmic."""
+    return (
+        pd.api.types.is_numeric_dtype(values)
+        and values.min() > 0
+        and values.max() / values.min() >= _LOG_RATIO
+    )
+
+
+def _rank(column: str) -> int:
+    last = column.rpartition(".")[2]
+    return _FIRST.index(last) if last in _FIRST else len(_FIRST)
+
+
+def _distribution(values: pd.Series) -> BaseDistribution | None:
+    if values.nunique() < 2:
+        return None
+    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
+        return CategoricalDistribution(sorted({_plain(value) for value in values}, key=str))
+    low, high = values.min(), values.max()
+    log = is_logarithmic(values)
+    if pd.api.types.is_integer_dtype(values):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
