@@ -23,6 +23,7 @@ from seld.clips import (
 from seld.corpora.recording import Recording
 from seld.errors import InputError
 from seld.media import MediaError, PictureReader, Reason, read_foa
+from seld.settings import to_mapping
 from seld.storage import local_copy
 
 _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
@@ -140,6 +141,8 @@ def decode_shard(job: ShardJob) -> ShardResult:
         else:
             clips += outcome
     footer = {
+        "corpus": job.recordings[0].corpus,
+        "settings": to_mapping(job.settings),
         "recording_count": len(job.recordings),
         "rejected": [asdict(item) for item in rejected],
     }

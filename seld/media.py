@@ -74,31 +74,18 @@ def read_foa(
     if channel_map is None:
         channel_map = _stored_channel_map(path)
     order = list(channel_map)
-    blocks, resampler = [], None
-    skipped = 0
-    for rate_hz, block in _sound_blocks(path):
-        if block.shape[1] != 4:
-            raise MediaError("wrong channel count", f"{block.shape[1]} channels, expected 4")
-        if not np.isfinite(block).all():
-            raise MediaError("not finite", "NaN or infinite samples")
-        if resampler is None and rate_hz != sample_rate_hz:
-            resampler = soxr.ResampleStream(rate_hz, sample_rate_hz, 4, dtype="float32")
-        if resampler is not None:
-            block = resampler.resample_chunk(np.ascontiguousarray(block))
-        first = min(max(round(start_s * sample_rate_hz) - skipped, 0), len(block))
-        skipped += first
-        blocks.append(_as_int16(block[first:, order]))
-        if duration_s is not None and _length(blocks) >= round(duration_s * sample_rate_hz):
+    start = round(start_s * sample_rate_hz)
+    wanted = None if duration_s is None else round(duration_s * sample_rate_hz)
+    kept: list[NDArray[np.int16]] = []
+    decoded = 0
+    for block in _resampled(_sound_blocks(path), sample_rate_hz):
+        kept.append(_as_int16(block[max(start - decoded, 0) :, order]))
+        decoded += len(block)
+        if wanted is not None and decoded >= start + wanted:
             break
-    if resampler is not None:
-        blocks.append(_as_int16(resampler.resample_chunk(np.empty((0, 4), np.float32), last=True)))
-        blocks[-1] = blocks[-1][:, order]
-    if not blocks:
+    if not kept:
         raise MediaError("unreadable", "no sound could be decoded")
-    foa = np.concatenate(blocks)
-    if duration_s is not None:
-        foa = foa[: round(duration_s * sample_rate_hz)]
-    return np.ascontiguousarray(foa.T)
+    return np.ascontiguousarray(np.concatenate(kept)[:wanted].T)
 
 
 class PictureReader:
@@ -153,6 +140,26 @@ def _sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
         return _soundfile_blocks(path)
     return _av_sound_blocks(path)
+
+
+def _resampled(
+    blocks: Iterator[tuple[int, NDArray[np.float32]]], sample_rate_hz: int
+) -> Iterator[NDArray[np.float32]]:
+    """Checked blocks (time, 4) at ``sample_rate_hz``."""
+    resampler: soxr.ResampleStream | None = None
+    for rate_hz, block in blocks:
+        if block.shape[1] != 4:
+            raise MediaError("wrong channel count", f"{block.shape[1]} channels, expected 4")
+        if not np.isfinite(block).all():
+            raise MediaError("not finite", "NaN or infinite samples")
+        if rate_hz == sample_rate_hz:
+            yield block
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(rate_hz, sample_rate_hz, 4, dtype="float32")
+        yield resampler.resample_chunk(np.ascontiguousarray(block))
+    if resampler is not None:
+        yield resampler.resample_chunk(np.empty((0, 4), np.float32), last=True)
 
 
 def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -290,7 +297,3 @@ def _stored_channel_map(path: Path) -> tuple[int, ...]:
 def _as_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     # 32768, not 32767: the scale of 16-bit files, which so keep every bit.
     return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
-
-
-def _length(blocks: list[NDArray[np.int16]]) -> int:
-    return sum(len(block) for block in blocks)

@@ -137,6 +137,7 @@ def build_shards(
     check_writable(out)
     jobs = plan(recordings, settings, out)
     present = _present_shards(out)
+    _check_superseded(out, present, jobs)
     done = [job for job in jobs if PurePosixPath(job.path).name in present]
     waiting = [job for job in jobs if PurePosixPath(job.path).name not in present]
     results: list[ShardResult] = []
@@ -155,7 +156,18 @@ def build_shards(
             on_result(result)
             if sum(len(finished.rejected) for finished in results) > allowed:
                 raise _too_many_bad(out, results, len(recordings), max_bad_share)
-    return finish(out, jobs, results), write_rejected(out, results)
+    rejected = write_rejected(out, results)
+    return finish(out, jobs, results), rejected
+
+
+def _check_superseded(out: str, present: set[str], jobs: Sequence[ShardJob]) -> None:
+    """Shards of recordings that have changed will go; any others are not ours to remove."""
+    corpus, settings = jobs[0].recordings[0].corpus, to_mapping(jobs[0].settings)
+    for name in sorted(present - {PurePosixPath(job.path).name for job in jobs}):
+        footer = read_footer(join(out, name))
+        if (footer["corpus"], footer["settings"]) != (corpus, settings):
+            found = f"{name}, of {footer['corpus']} with settings {footer['settings']}"
+            raise InputError(out, "shards", found, "another folder for other corpora or settings")
 
 
 def _too_many_bad(

@@ -281,6 +281,84 @@ def test_every_breakage_is_set_aside_with_its_reason(
     assert table["detail"].notna().all()
 
 
+def reasons_of(rejected: Sequence[Rejected]) -> dict[str, str]:
+    return {item.recording_id[-1]: item.reason for item in rejected}
+
+
+def test_broken_yt360_segments_are_set_aside(tmp_path: Path) -> None:
+    names = [f"abc-efg_ijk-{number}" for number in range(9)]
+    root = writers.write_yt360(tmp_path / "yt360", names)
+    sounds, videos = (
+        [root / f"{top}/{name}{end}" for name in names]
+        for top, end in (("audio", ".m4a"), ("video", ".mp4"))
+    )
+    four = writers.tones(6, 48_000, (300, 600, 1200, 2400))
+    writers.write_media(sounds[0], sound=four[:, :2])
+    sounds[1].write_bytes(sounds[1].read_bytes()[:20_000])
+    writers.write_media(sounds[2], sound=four[:, :] * np.float32(0.001))
+    writers.write_media(sounds[3], sound=four[: 3 * 48_000])
+    sounds[4].unlink()
+    videos[5].unlink()
+    writers.write_media(videos[6], sound=four)
+    writers.plant_sa3d(writers.write_media(sounds[7], sound=four), (0, 2, 3, 1), normalisation=1)
+    _, rejected = build("yt360", root, tmp_path / "out", max_bad_share=0.95)
+    assert reasons_of(rejected) == {
+        "0": "wrong channel count",
+        "1": "truncated",
+        "2": "silent",
+        "3": "different length",
+        "4": "missing file",
+        "5": "missing file",
+        "6": "no video stream",
+        "7": "unreadable",
+    }
+
+
+def test_broken_sphere360_segments_are_set_aside(tmp_path: Path) -> None:
+    names = [f"abc-efg_ijk_{number}" for number in range(6)]
+    root = writers.write_sphere360(tmp_path / "sphere360", names)
+    moving = writers.moving_pictures(6, 10)
+    four = writers.tones(6, 48_000, (300, 600, 1200, 2400))
+    webm = {"sound_codec": "libopus", "video_codec": "libvpx-vp9"}
+    files = [root / f"{name}.webm" for name in names]
+    writers.write_media(files[0], pictures=moving, **webm)
+    writers.write_media(files[1], pictures=moving, sound=four[:, :2], **webm)
+    writers.write_media(files[2], pictures=np.repeat(moving[:1], 60, axis=0), sound=four, **webm)
+    writers.write_media(files[3], sound=four, **webm)
+    files[4].write_bytes(b"an error page, not a video")
+    _, rejected = build("sphere360", root, tmp_path / "out", max_bad_share=0.95)
+    assert reasons_of(rejected) == {
+        "0": "no audio stream",
+        "1": "wrong channel count",
+        "2": "static picture",
+        "3": "no video stream",
+        "4": "unreadable",
+    }
+
+
+@pytest.mark.parametrize(
+    ("corpus", "names"),
+    [
+        ("starss22", [f"dev-train-sony/fold3_room1_mix00{number}" for number in range(4)]),
+        ("synth1", [f"fold1_room1_mix00{number}" for number in range(4)]),
+    ],
+)
+def test_broken_sound_corpora_are_set_aside(tmp_path: Path, corpus: str, names: list[str]) -> None:
+    root = tmp_path / corpus
+    write = writers.write_starss if corpus == "starss22" else writers.write_synth1
+    write(root, names)
+    sounds, tables = (sorted(root.rglob(pattern)) for pattern in ("*.wav", "*.csv"))
+    sounds[0].write_bytes(sounds[0].read_bytes()[:-1000])
+    writers.write_wav(sounds[1], writers.foa_noise(6)[:, :3])
+    tables[2].write_text("12,0,0,10\n")
+    _, rejected = build(corpus, root, tmp_path / "out", max_bad_share=0.95)
+    assert reasons_of(rejected) == {
+        "0": "truncated",
+        "1": "wrong channel count",
+        "2": "bad annotations",
+    }
+
+
 def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     executor = CountingExecutor()
     with pytest.raises(InputError, match="max-bad-share") as caught:
@@ -423,6 +501,17 @@ def test_other_settings_make_other_shards(starss23: Path, tmp_path: Path) -> Non
     other = dataclasses.replace(SMALL, frame_rate_hz=5.0)
     paths = [{job.path for job in plan(recordings, settings, "out")} for settings in (SMALL, other)]
     assert not paths[0] & paths[1]
+
+
+def test_shards_of_other_settings_or_corpora_are_left_alone(starss23: Path, tmp_path: Path) -> None:
+    build("starss23", starss23, tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    other = dataclasses.replace(SMALL, frame_rate_hz=5.0)
+    with pytest.raises(InputError, match="another folder"):
+        build("starss23", starss23, tmp_path / "out", other)
+    with pytest.raises(InputError, match="another folder"):
+        build("starss22", starss23, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
 
 
 def test_no_half_written_shard_is_ever_seen(tmp_path: Path) -> None:
