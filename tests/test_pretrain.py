@@ -225,6 +225,12 @@ def test_recording_wise_refuses_sampled_directions() -> None:
         dataclasses.replace(TINY, objective="recording_wise")
 
 
+def test_two_frames_in_bf16_on_a_cpu_are_refused() -> None:
+    settings = dataclasses.replace(TINY, precision="bf16", frame_count=2)
+    with pytest.raises(InputError, match="two frames"):
+        pretrain(settings, random_batches(settings), report=Reports())
+
+
 def test_embedding_sizes_must_agree() -> None:
     with pytest.raises(InputError, match="visual encoder"):
         dataclasses.replace(TINY, projection=ProjectionSettings(embedding_dim=8, hidden_dim=8))

@@ -253,6 +253,7 @@ def pretrain(
     Raises:
         NonFiniteLossError: before any step is taken with a loss or gradient that is not finite.
     """
+    refuse_broken_convolution(settings, device)
     torch.manual_seed(settings.seed)
     networks = PretrainNetworks(settings).to(device)
     optimizer = torch.optim.AdamW(
@@ -397,3 +398,26 @@ def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Ge
         drawn = torch.randint(len(swaps), (count,), generator=generator)
         transforms = swaps[drawn] @ transforms
     return transforms
+
+
+def refuse_broken_convolution(settings: PretrainSettings, device: torch.device | str) -> None:
+    """Stop where PyTorch would train on garbage without a word.
+
+    In bfloat16 on a CPU (PyTorch 2.14, oneDNN), the weight gradient of a (3, 1, 1) convolution
+    over exactly two frames is wrong by orders of magnitude; one, three and more are right.
+    """
+    if torch.device(device).type != "cpu" or settings.precision != "bf16":
+        return
+    frames = settings.frame_count // settings.segments
+    reached = {frames}
+    for _ in settings.visual.stage_channels[1:] if settings.visual.time_stride else ():
+        frames = (frames + 1) // 2
+        reached.add(frames)
+    if 2 in reached:
+        raise InputError(
+            f"pretraining ({settings.objective})",
+            "frame_count",
+            settings.frame_count,
+            "a number that leaves no visual layer two frames, or precision float32: bfloat16 on"
+            " a CPU gets those gradients wrong",
+        )
