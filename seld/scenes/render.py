@@ -11,7 +11,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,26 +148,41 @@ def render_corpus(
     missing = [recording for recording in planned if not recording.is_finished(out_dir)]
     done = len(planned) - len(missing)
     progress(done, len(planned))
-    if missing:
-        workers = min(workers or os.cpu_count() or 1, len(missing))
-        # Spawned, as forking a process that runs threads (Ray, torch) may deadlock.
-        with ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(settings, bank),
-        ) as pool:
-            futures = [pool.submit(_render_in_worker, entry, out_dir) for entry in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done += 1
-                    progress(done, len(planned))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    for _ in _render_all(missing, settings, bank, out_dir, workers or os.cpu_count() or 1):
+        done += 1
+        progress(done, len(planned))
     _write_listing(corpus, settings, complete=True)
     return corpus
+
+
+def _render_all(
+    recordings: list[PlannedRecording],
+    settings: SceneSettings,
+    bank: SoundBank,
+    out_dir: Path,
+    workers: int,
+) -> Iterator[None]:
+    """Render ``recordings``, yielding once for each; a single worker is this process itself."""
+    workers = min(workers, len(recordings))
+    if workers <= 1:
+        for recording in recordings:
+            render_recording(recording, settings, bank, out_dir)
+            yield
+        return
+    # Spawned, as forking a process that runs threads (Ray, torch) may deadlock.
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(settings, bank),
+    ) as pool:
+        futures = [pool.submit(_render_in_worker, entry, out_dir) for entry in recordings]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def render_recording(
