@@ -22,6 +22,7 @@ from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex, select_budget
 from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
 from seld.predict import predict_waveform
 from seld.spatial_spectra import SpectraStore, spatial_spectra
+from seld.storage import join, local_copy, written_whole
 from trainables.clips import AnnotatedReader, PairReader, WindowSchedule, local_batches
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.pretrain import PretrainNetworks, PretrainSettings
@@ -34,6 +35,7 @@ Progress = dict[str, Any]
 ENCODER_FILE = "audio_encoder.pt"
 NETWORK_FILE = "seld_network.safetensors"
 HISTORY_FILE = "history.csv"
+STATE_FILE = "state.pt"
 COUNTS_FILE = "counts.parquet"
 PREDICTIONS_FOLDER = "predictions"
 REFERENCE_FOLDER = "reference"
@@ -165,6 +167,7 @@ class FinetuneJob:
 
     ``encoder`` is the folder of a finished pretraining, or None for scratch. Clips of
     ``validation_rooms`` are kept out of the budget and measure progress where the settings ask.
+    ``unfinished_uri`` is where states are kept while it runs, for a killed one to go on from.
     """
 
     settings: FinetuneSettings
@@ -173,17 +176,12 @@ class FinetuneJob:
     class_names: tuple[str, ...]
     encoder: Path | None
     validation_rooms: tuple[str, ...] = ()
+    unfinished_uri: str | None = None
 
     def run(
-        self,
-        folder: Path,
-        *,
-        device: torch.device | str,
-        report: Callable[[Progress], None],
-        start: TrainState | None = None,
-        keep: Callable[[TrainState], None] = lambda state: None,
+        self, folder: Path, *, device: torch.device | str, report: Callable[[Progress], None]
     ) -> Metrics:
-        """Train; ``folder`` receives the network and the history, ``keep`` states to resume from."""
+        """Train; ``folder`` receives the network and the history."""
         settings = self.settings
         index = ShardIndex.open(self.shards.path)
         rooms = set(index.clips["room"]) - set(self.validation_rooms)
@@ -201,13 +199,15 @@ class FinetuneJob:
             output_format=settings.output_format,
             store=self.shards.store(settings.audio.features),
         )
-        history = History("finetune")
+        unfinished = Unfinished(self.unfinished_uri) if self.unfinished_uri else None
+        start, history = (unfinished and unfinished.read()) or (None, History("finetune"))
 
         def on_report(step: int, metrics: Metrics, state: TrainState | None) -> None:
             history.add(step, metrics)
+            # The last state is not kept: what follows it needs the metrics that came with it.
+            if unfinished and state is not None and step < settings.steps:
+                unfinished.write(state, history)
             report(metrics | {"stage": "finetune", "step": step, "steps": settings.steps})
-            if state is not None:
-                keep(state)
 
         result = finetune(
             settings,
@@ -318,6 +318,11 @@ class History:
         """Append the metrics of a step."""
         self._rows += [(self._stage, step, name, float(value)) for name, value in metrics.items()]
 
+    @property
+    def rows(self) -> list[tuple[Any, ...]]:
+        """What has been recorded so far."""
+        return self._rows
+
     def write(self, path: Path) -> None:
         """Write ``history.csv``."""
         table = pd.DataFrame(self._rows, columns=["stage", "step", "name", "value"])
@@ -327,3 +332,27 @@ class History:
     def read(cls, stage: str, path: Path) -> History:
         """What an interrupted run had recorded."""
         return cls(stage, list(pd.read_csv(path).itertuples(index=False, name=None)))
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The last state of a fine-tuning under way with its history, in a folder or under a URI.
+
+    Both are in one file, so that a kill at any moment leaves a pair that fits.
+    """
+
+    uri: str
+
+    def write(self, state: TrainState, history: History) -> None:
+        """Replace what was kept before."""
+        with written_whole(join(self.uri, STATE_FILE)) as path:
+            torch.save({"state": state, "history": history.rows}, path)
+
+    def read(self) -> tuple[TrainState, History] | None:
+        """What was kept last; None where nothing was."""
+        try:
+            with local_copy(join(self.uri, STATE_FILE)) as path:
+                kept = torch.load(path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        return kept["state"], History("finetune", kept["history"])

@@ -205,6 +205,7 @@ class _Trial:
             class_names=data.class_names,
             encoder=encoder.folder if encoder else None,
             validation_rooms=data.validation_rooms,
+            unfinished_uri=self.shared.store.partial_uri(self.keys.finetune),
         )
         return self.obtain(self.keys.finetune, self.as_task(job))
 

@@ -28,6 +28,7 @@ from trainables.ingest import stream_batches
 from trainables.jobs import (
     ENCODER_FILE,
     HISTORY_FILE,
+    STATE_FILE,
     EvaluateJob,
     FinetuneJob,
     History,
@@ -38,7 +39,6 @@ from trainables.pretrain import audio_encoder_of, pretrain
 from trainables.resources import Placement
 from trainables.steps import Metrics, TrainState
 
-STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.json"
 
 
