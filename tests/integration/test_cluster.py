@@ -1,0 +1,226 @@
+"""cluster.yaml: valid, closed to the outside, and launched for real over ssh on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from loopback_machines import (
+    ROOT,
+    LoopbackMachines,
+    local_config,
+    loopback_machines,
+)
+from moto import mock_aws
+from packaging.requirements import Requirement
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+AWS_FILE = ROOT / "cluster.yaml"
+LOCAL_FILE = ROOT / "cluster-local.yaml"
+ACCOUNT_FILE = ROOT / "aws-account.yaml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+# --- what the files say -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [AWS_FILE, LOCAL_FILE], ids=lambda path: path.name)
+def test_cluster_files_are_valid_by_the_installed_ray(path: Path) -> None:
+    validate_config(prepare_config(_read(path)))
+
+
+def test_a_misspelt_key_would_be_found() -> None:
+    config = prepare_config(_read(AWS_FILE)) | {"idle_timeout": 5}
+    with pytest.raises(Exception, match="idle_timeout"):
+        validate_config(config)
+
+
+def test_the_local_example_differs_in_its_machines_only() -> None:
+    aws, local = _read(AWS_FILE), _read(LOCAL_FILE)
+    for config in (aws, local):
+        config["setup_commands"] = [
+            command for command in config["setup_commands"] if "apt-get" not in command
+        ]
+        config["head_start_ray_commands"] = [
+            re.sub(r"RAY_enable_autoscaler_v2=\d", "", command)
+            for command in config["head_start_ray_commands"]
+        ]
+    shared = set(local) - {"cluster_name", "provider", "auth", "upscaling_speed"}
+    assert {name: local[name] for name in shared} == {name: aws[name] for name in shared}
+
+
+def test_what_is_shipped_is_the_code_and_the_token() -> None:
+    config = _read(AWS_FILE)
+    mounts = dict(config["file_mounts"])
+    assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
+    tracked = subprocess.run(
+        ["git", "ls-tree", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    assert set(mounts.values()) <= {*tracked, "README.md", ".git"}
+    assert all(remote == f"~/seld/{local}" for remote, local in mounts.items())
+    # .git/config may hold the token of a remote's address.
+    assert "/config" in config["rsync_exclude"]
+    packages = re.findall(
+        r'^    "(\w+)(?:\.\w+)?",$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE
+    )
+    ours = {package for package in packages if (ROOT / package / "__init__.py").exists()}
+    assert {"seld", "trainables", "ablations"} <= ours <= set(mounts.values())
+
+
+def test_every_package_of_a_node_is_pinned() -> None:
+    pinned = {
+        _normal(line.partition("==")[0])
+        for line in (ROOT / "constraints.txt").read_text().split()
+    }
+    project = Requirement("seld-ablations[cluster]")
+    unpinned = {name for name in _closure(project) if name not in pinned} - {"seld-ablations"}
+    assert unpinned == set()
+
+
+def _closure(root: Requirement) -> set[str]:
+    found: dict[str, set[str]] = {}
+    pending = [root]
+    while pending:
+        requirement = pending.pop()
+        name, extras = _normal(requirement.name), {"", *requirement.extras}
+        if extras <= found.get(name, set()):
+            continue
+        found.setdefault(name, set()).update(extras)
+        for text in metadata.requires(requirement.name) or []:
+            child = Requirement(text)
+            marker = child.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                pending.append(child)
+    return set(found)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("path", [AWS_FILE, LOCAL_FILE], ids=lambda path: path.name)
+def test_ray_starts_with_its_token_and_a_dashboard_on_loopback(path: Path) -> None:
+    config = _read(path)
+    starts = [
+        command
+        for name in ("head_start_ray_commands", "worker_start_ray_commands")
+        for command in config[name]
+        if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+# --- on AWS, as far as moto knows it ------------------------------------------------------------
+
+
+@pytest.fixture
+def aws_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An account in which aws-account.yaml has been deployed."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the key pair it makes to ~/.ssh
+    with mock_aws():
+        region = _read(AWS_FILE)["provider"]["region"]
+        boto3.client("cloudformation", region_name=region).create_stack(
+            StackName="seld",
+            TemplateBody=ACCOUNT_FILE.read_text(),
+            Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "198.51.100.7/32"}],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+        yield
+
+
+def _bootstrapped() -> dict[str, Any]:
+    config = prepare_config(_read(AWS_FILE))
+    for node_type in config["available_node_types"].values():
+        image = node_type["node_config"]["ImageId"]
+        assert re.fullmatch(r"resolve:ssm:/aws/service/[\w/.-]+/ami-id", image)
+        node_type["node_config"]["ImageId"] = "ami-12c6146b"  # moto resolves no SSM parameters
+    return bootstrap_aws(config)
+
+
+def test_only_ssh_from_one_address_reaches_the_nodes(aws_account: None) -> None:
+    config = _bootstrapped()
+    groups = {
+        group
+        for node_type in config["available_node_types"].values()
+        for group in node_type["node_config"]["SecurityGroupIds"]
+    }
+    (group,) = groups
+    rules = boto3.resource("ec2", config["provider"]["region"]).SecurityGroup(group).ip_permissions
+    outside = [rule for rule in rules if rule["IpRanges"] or rule.get("Ipv6Ranges")]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in outside] == [(22, 22)]
+    assert outside[0]["IpRanges"] == [{"CidrIp": "198.51.100.7/32"}]
+    inside = [pair["GroupId"] for rule in rules for pair in rule["UserIdGroupPairs"]]
+    assert inside == [group]
+
+
+def test_every_group_launches(aws_account: None) -> None:
+    config = _bootstrapped()
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    for name, node_type in config["available_node_types"].items():
+        created = provider.create_node(node_type["node_config"], {"ray-user-node-type": name}, 1)
+        (instance,) = created.values()
+        assert instance.instance_type == node_type["node_config"]["InstanceType"]
+        profile = "head" if name == "head" else "worker"
+        assert instance.iam_instance_profile["Arn"].endswith(f"seld-cluster-{profile}")
+        is_spot = instance.instance_lifecycle == "spot"
+        assert is_spot == (name in ("gpu-spot", "cpu"))
+
+
+# --- which group a demand starts, by the scheduler of autoscaler 2 --------------------------------
+
+
+def _launched(demand: dict[str, float], count: int, failed: tuple[str, ...] = ()) -> dict[str, int]:
+    config = AutoscalingConfig(prepare_config(_read(AWS_FILE)), skip_content_hash=True)
+    reply = ResourceDemandScheduler(event_logger=None).schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            max_num_nodes=config.get_max_num_nodes(),
+            resource_requests=ResourceRequestUtil.group_by_count(
+                [ResourceRequestUtil.make(demand) for _ in range(count)]
+            ),
+            recoverable_resource_availabilities=dict.fromkeys(failed, 0.0),
+        )
+    )
+    launched = {request.instance_type: request.count for request in reply.to_launch}
+    launched.pop("head", None)
+    return launched
+
+
+def test_gpu_work_starts_spot_and_on_demand_where_spot_has_just_failed() -> None:
+    demand = {"GPU": 1.0, "CPU": 1.0}
+    assert _launched(demand, 3) == {"gpu-spot": 3}
+    assert _launched(demand, 3, failed=("gpu-spot",)) == {"gpu-on-demand": 3}
+
+
+def test_cpu_work_starts_no_gpu_node() -> None:
+    assert _launched({"CPU": 16.0}, 2) == {"cpu": 2}
+
+
+def test_no_demand_starts_nothing_and_no_demand_passes_the_limit() -> None:
+    assert _launched({"CPU": 1.0}, 0) == {}
+    config = _read(AWS_FILE)
+    launched = _launched({"GPU": 1.0}, 1000)
+    assert sum(launched.values()) <= config["max_workers"]
