@@ -71,7 +71,7 @@ def test_layout_reads_as_corpus_with_disjoint_rooms(corpus: Path) -> None:
         sound = soundfile.info(recording.foa_path)
         assert (sound.channels, sound.samplerate, sound.subtype) == (4, 24_000, "PCM_16")
         assert sound.frames == 4 * 24_000
-        with av.open(recording.video_path) as video:
+        with av.open(str(recording.video_path), "r") as video:
             stream = video.streams.video[0]
             assert (stream.width, stream.height) == (64, 32)
             assert stream.codec_context.name == "h264"

@@ -43,8 +43,11 @@ _TEST_SHARE = 0.25
 class SoundBank(Protocol):
     """What scenes need of a bank; ``digest`` changes when its sounds do."""
 
-    class_names: tuple[str, ...]
-    digest: str
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def draw(
         self, class_id: int, side: Side, duration_s: float, generator: np.random.Generator

@@ -48,10 +48,10 @@ def _shaped(source: NDArray, gains: NDArray) -> NDArray:
     """``source`` filtered by gains (frame, bin), the frames spread evenly over it."""
     padded = np.pad(source, (_FRAME, _FRAME))
     starts = np.arange(0, len(padded) - _FRAME, _HOP)
-    window = signal.windows.hann(_FRAME, sym=False)
+    window = signal.get_window("hann", _FRAME)
     pieces = padded[starts[:, None] + np.arange(_FRAME)] * window
     rows = np.linspace(0, len(gains) - 1, len(starts)).round().astype(int)
-    pieces = fft.irfft(fft.rfft(pieces) * gains[rows], _FRAME)
+    pieces = np.asarray(fft.irfft(fft.rfft(pieces) * gains[rows], _FRAME))
     shaped = np.zeros(len(padded))
     for first in range(2):  # every other frame does not overlap
         block = pieces[first::2].ravel()
@@ -71,7 +71,7 @@ def _band(source: NDArray, low_hz: float, high_hz: float) -> NDArray:
     sections = signal.butter(
         2, [low_hz, min(high_hz, 11_500)], "bandpass", fs=SAMPLE_RATE_HZ, output="sos"
     )
-    return signal.sosfilt(sections, source)
+    return np.asarray(signal.sosfilt(sections, source))
 
 
 def _strikes(times_s: NDArray, strengths: NDArray, hit: NDArray, duration_s: float) -> NDArray:
