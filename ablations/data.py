@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,9 @@ from search_spaces.studies import Study
 from seld.corpora import CORPORA
 from seld.decoding import Rejected
 from seld.errors import InputError
+from seld.scenes.render import corpus_fingerprint, render_corpus
+from seld.scenes.settings import SceneSettings
+from seld.scenes.sounds import open_bank
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
     CorpusSource,
@@ -25,6 +28,7 @@ from trainables.prepare import (
     folder_name,
 )
 from trainables.resources import Placement
+from trainables.trial import DEFAULT_DATA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,30 @@ class DataOptions:
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise InputError("command line", "--max-bad-share", self.max_bad_share, "0 to 1")
 
-    def check(self) -> None:
+    def scenes(self, study: Study) -> dict[str, SceneSettings]:
+        """The embedded benchmarks a study needs, with the sound bank asked for."""
+        own = {arm.name: arm.scenes for arm in study.arms if arm.scenes is not None}
+        bank = str(self.sound_bank.resolve()) if self.sound_bank else None
+        return {
+            name: replace(settings, sound_bank=bank)
+            for name, settings in ({DEFAULT_DATA: study.scale.scenes} | own).items()
+        }
+
+    def check(self, study: Study) -> None:
         """Find out what can be wrong with the data before any long work."""
         for source in (self.annotated, self.unannotated):
             if source is not None:
                 CORPORA[source.name](source.root)
+        own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
+        if self.annotated is None:
+            open_bank(self.scenes(study)[DEFAULT_DATA].sound_bank)
+        elif own_scenes:
+            raise InputError(
+                "command line",
+                "--annotated",
+                self.annotated.root,
+                f"none with study {study.name}, whose arms {own_scenes} change rendered scenes",
+            )
         make_writable(self.folder)
 
 
@@ -81,13 +104,34 @@ def make_writable(folder: Path) -> None:
 
 def prepare_data(
     options: DataOptions, study: Study, placement: Placement, console: Console
+) -> dict[str, PreparedData]:
+    """Every data set of a study by the name its cells use, made ready and kept.
+
+    Nothing said about data means the embedded benchmark: the scale's, and one for every arm that
+    brings scenes of its own.
+    """
+    if options.annotated is not None and options.unannotated is not None:
+        corpora = (options.unannotated, options.annotated)
+        return {DEFAULT_DATA: prepare_corpora(*corpora, options, study, placement, console)}
+    prepared = {}
+    for name, settings in options.scenes(study).items():
+        source = render(settings, options.folder, placement, console)
+        prepared[name] = prepare_corpora(source, source, options, study, placement, console)
+    tests = {data.test_fingerprint for data in prepared.values()}
+    assert len(tests) == 1, "arms with scenes of their own share the test recordings"
+    return prepared
+
+
+def prepare_corpora(
+    unannotated: CorpusSource,
+    annotated: CorpusSource,
+    options: DataOptions,
+    study: Study,
+    placement: Placement,
+    console: Console,
 ) -> PreparedData:
-    """Render if nothing was given, decode into shards, and open them; all of it is kept."""
+    """Decode both corpora into shards, or one that serves as both, and open them."""
     scale = study.scale
-    if options.annotated is None or options.unannotated is None:
-        annotated = unannotated = render(options, study, placement, console)
-    else:
-        annotated, unannotated = options.annotated, options.unannotated
     folders = {}
     for source in dict.fromkeys((unannotated, annotated)):
         folder = options.folder / "shards" / folder_name(source, scale.shards)
@@ -104,23 +148,23 @@ def prepare_data(
         # On a GPU features are made from the waveform; on CPUs they cost more than the network.
         spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
         folders[source] = ShardFolder(path=str(folder.resolve()), spectra=spectra)
-    for folder in folders.values():
+    for shard_folder in folders.values():
         with progress_bar(console, "computing spectra") as progress:
-            folder.store(scale.finetune.audio.features, progress)
+            shard_folder.store(scale.finetune.audio.features, progress)
     return describe_data(folders[unannotated], folders[annotated], class_names_of(annotated))
 
 
 def render(
-    options: DataOptions, study: Study, placement: Placement, console: Console
+    settings: SceneSettings, folder: Path, placement: Placement, console: Console
 ) -> CorpusSource:
-    """The embedded benchmark at the study's scale; recordings that exist are kept."""
-    settings = scene_settings(options, study)
-    folder = options.folder / "scenes" / settings_digest(settings)
+    """The embedded benchmark; recordings that exist are kept."""
+    fingerprint = corpus_fingerprint(settings, open_bank(settings.sound_bank))
+    scenes = (folder / "scenes" / fingerprint).resolve()
     with progress_bar(console, "rendering scenes") as progress:
         render_corpus(
-            settings, folder, workers=max(1, int(placement.cluster_cpus)), progress=progress
+            settings, scenes, workers=max(1, int(placement.cluster_cpus)), progress=progress
         )
-    return CorpusSource(name="embedded", root=str(folder.resolve()))
+    return CorpusSource(name="embedded", root=str(scenes))
 
 
 def show_rejected(rejected: list[Rejected], folder: Path, console: Console) -> None:

@@ -34,7 +34,7 @@ from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_CPUS, plan_placement
 from trainables.stages import StageStore
-from trainables.trial import Cell, StudyRun, run_trial, stages_of
+from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of
 
 #: More trials than lanes may be open: one that waits for another's stage leaves its lane free.
 WAITING_TRIALS = 1
@@ -76,7 +76,7 @@ def run_study(
     """
     study_folder = results / study.name
     make_writable(study_folder)
-    data.check()
+    data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
         console.print(f"[bold]{study.question}[/bold]")
         with ray_cluster(cluster):
@@ -112,7 +112,7 @@ def run_missing_trials(
     checkpoints when the study is run again.
     """
     cells = study.cells()
-    check_budgets(study, run.data)
+    check_budgets(study, run.data[DEFAULT_DATA])
     record_study(study, cells, run.study_folder)
     missing = [cell for cell in cells if not is_finished(cell, run)]
     if not missing:
@@ -147,7 +147,7 @@ def is_finished(cell: Cell, run: StudyRun) -> bool:
         record = read_record(trial_folder(run.study_folder, cell.trial_id))
     except InputError:
         return False
-    wanted = stages_of(cell, run.data).evaluate.digest
+    wanted = stages_of(cell, run.data[cell.data]).evaluate.digest
     made = {stage.name: stage.key for stage in record.stages}
     return record.status == "finished" and made.get("evaluate") == wanted
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -37,9 +37,11 @@ class StagePlan:
     result_bytes: float | None
 
 
-def plan_stages(cells: Sequence[Cell], data: PreparedData, store: StageStore) -> list[StagePlan]:
+def plan_stages(
+    cells: Sequence[Cell], data: Mapping[str, PreparedData], store: StageStore
+) -> list[StagePlan]:
     """Stages of all cells after sharing, with times of earlier runs for what is missing."""
-    keys = [stages_of(cell, data) for cell in cells]
+    keys = [stages_of(cell, data[cell.data]) for cell in cells]
     return [_plan_stage(name, [getattr(key, name) for key in keys], store) for name in STAGE_NAMES]
 
 

@@ -11,19 +11,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from search_spaces.scales import ScaleSettings, find_scale
+from seld.classes import STARSS_CLASSES
 from seld.errors import InputError
+from seld.geometry import DoaGrid, GridKind
+from seld.scenes.settings import Acoustics, SceneSettings
+from trainables.directions import DirectionSettings
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
-from trainables.trial import Cell
+from trainables.trial import DEFAULT_DATA, Cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One setting of what is compared; ``pretrain`` is None where the encoder starts untrained."""
+    """One setting of what is compared.
+
+    Attributes:
+        pretrain: None where the encoder starts untrained.
+        scenes: the embedded benchmark of this arm, where the study is about the data; test
+            recordings must be the same in all arms. None for the scale's own.
+    """
 
     name: str
     pretrain: PretrainSettings | None
     finetune: FinetuneSettings
+    scenes: SceneSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,9 @@ class Study:
             raise InputError(where, "baseline", self.baseline, f"one of {', '.join(names)}")
         if not self.seeds:
             raise InputError(where, "seeds", "none", "at least one")
+        for arm in self.arms:
+            if arm.scenes is not None and arm.scenes.test != self.scale.scenes.test:
+                raise InputError(where, f"test part of {arm.name}", arm.scenes.test, "the study's")
         if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
             raise InputError(where, "budgets", self.budgets_minutes, "minutes above 0")
 
@@ -69,6 +83,7 @@ class Study:
                 annotation_minutes=minutes,
                 pretrain=replace(arm.pretrain, seed=seed) if arm.pretrain else None,
                 finetune=replace(arm.finetune, seed=seed),
+                data=arm.name if arm.scenes is not None else DEFAULT_DATA,
             )
             for minutes in self.budgets_minutes
             for seed in self.seeds
@@ -107,8 +122,184 @@ def variants(scale: ScaleSettings) -> Study:
     )
 
 
+def annotation(scale: ScaleSettings) -> Study:
+    """From how little annotation does pretraining help, and does the balance of classes matter?
+
+    Command: ``python ablations/run_grid.py annotation``
+    Cost: at ``demo`` about twice the ``variants`` study.
+    Reading: SELD error against budget, one curve per arm. The paper found gains with much
+    annotation and losses with a few unbalanced hours: curves that cross say where. The
+    ``_skewed`` arms are fine-tuned on annotations whose classes follow a power law.
+    """
+    scenes = scale.scenes
+    skewed = replace(scenes, train=replace(scenes.train, class_skew=1.0))
+    largest = max(scale.budgets_minutes)
+    arms = variants(scale).arms[:4]
+    return Study(
+        name="annotation",
+        question="From how little annotation does pretraining lower the SELD error?",
+        scale=scale,
+        arms=(
+            *arms,
+            replace(arms[0], name="scratch_skewed", scenes=skewed),
+            replace(arms[2], name="doa_wise_skewed", scenes=skewed),
+        ),
+        baseline="scratch",
+        budgets_minutes=(largest / 8, largest / 4, largest / 2, largest),
+        seeds=scale.seeds,
+    )
+
+
+def domain(scale: ScaleSettings) -> Study:
+    """Does what is learnt in one kind of room, or from some classes, serve in others?
+
+    Command: ``python ablations/run_grid.py domain``
+    Cost: at ``demo`` about as much as ``variants``, and a rendering per arm.
+    Reading: each arm is pretrained DOA-wise in one kind of acoustics; all are fine-tuned and
+    tested in the same mixture of small, large and reverberant rooms. ``half_the_classes`` heard
+    and saw only every other class: where its losses concentrate in the others, the per-class
+    table shows it and the report names it as domain mismatch.
+    """
+    scenes = scale.scenes
+
+    def pretrained_in(acoustics: Acoustics) -> Arm:
+        part = replace(scenes.unannotated, acoustics=acoustics)
+        return Arm(
+            name=f"pretrained_{acoustics}",
+            pretrain=scale.doa_wise,
+            finetune=scale.finetune,
+            scenes=replace(scenes, unannotated=part),
+        )
+
+    kinds: tuple[Acoustics, ...] = ("anechoic", "reverberant", "small", "large", "outdoor")
+    every_other = replace(scenes.unannotated, classes=STARSS_CLASSES[::2])
+    return Study(
+        name="domain",
+        question="Does pretraining in one acoustic domain serve in another?",
+        scale=scale,
+        arms=(
+            Arm(name="scratch", pretrain=None, finetune=scale.finetune),
+            Arm(name="pretrained_mixed", pretrain=scale.doa_wise, finetune=scale.finetune),
+            *(pretrained_in(acoustics) for acoustics in kinds),
+            Arm(
+                name="half_the_classes",
+                pretrain=scale.doa_wise,
+                finetune=scale.finetune,
+                scenes=replace(scenes, unannotated=every_other),
+            ),
+        ),
+        baseline="pretrained_mixed",
+        budgets_minutes=scale.budgets_minutes[:1],
+        seeds=scale.seeds,
+    )
+
+
+def misalignment(scale: ScaleSettings) -> Study:
+    """How many sounds without a visible source does each variant bear?
+
+    Command: ``python ablations/run_grid.py misalignment``
+    Cost: at ``demo`` about 1.5 times ``variants``, and three renderings.
+    Reading: the paper suspects background music of having hurt. DOA-wise pairs are wrong one by
+    one where nothing is seen at a sound's direction, recording-wise pairs only on average; the
+    differences to the ``_0`` arms, per variant, say which degrades first.
+    """
+    scenes = scale.scenes
+    shares = (0.0, 0.4, 0.8)
+
+    def with_share(name: str, recipe: PretrainSettings, share: float) -> Arm:
+        part = replace(scenes.unannotated, unseen_share=share, background_music_share=share / 2)
+        return Arm(
+            name=f"{name}_{round(100 * share)}",
+            pretrain=recipe,
+            finetune=scale.finetune,
+            scenes=replace(scenes, unannotated=part),
+        )
+
+    recipes = {"doa_wise": scale.doa_wise, "recording_wise": scale.recording_wise}
+    return Study(
+        name="misalignment",
+        question="How much unseen sound and background music does pretraining bear?",
+        scale=scale,
+        arms=tuple(
+            with_share(name, recipe, share) for name, recipe in recipes.items() for share in shares
+        ),
+        baseline="doa_wise_0",
+        budgets_minutes=scale.budgets_minutes[:1],
+        seeds=scale.seeds,
+    )
+
+
+def doa_resolution(scale: ScaleSettings) -> Study:
+    """How many directions, and on which grid?
+
+    Command: ``python ablations/run_grid.py doa_resolution``
+    Cost: at ``demo`` about as much as ``variants``; the arm with the most directions costs most.
+    Reading: a fixed grid is the paper's setting (its K is not public). First-order ambisonics
+    resolves some tens of degrees, so gains should level off; many directions also mean many
+    empty ones, which are false negatives. ``energy_peaks`` is this project's own alternative.
+    """
+
+    def with_grid(kind: GridKind, count: int) -> Arm:
+        directions = DirectionSettings(sampling="grid", grid=DoaGrid(kind=kind, count=count))
+        return Arm(
+            name=f"{kind}_{count}",
+            pretrain=replace(scale.doa_wise, directions=directions),
+            finetune=scale.finetune,
+        )
+
+    return Study(
+        name="doa_resolution",
+        question="How do the number of directions and their grid change the SELD error?",
+        scale=scale,
+        arms=(
+            Arm(name="energy_peaks", pretrain=scale.doa_wise, finetune=scale.finetune),
+            *(with_grid("fibonacci", count) for count in (4, 8, 16, 32)),
+            with_grid("azimuth_elevation", 16),
+        ),
+        baseline="fibonacci_16",
+        budgets_minutes=scale.budgets_minutes[:1],
+        seeds=scale.seeds,
+    )
+
+
+def temperature(scale: ScaleSettings) -> Study:
+    """Which temperature, and does learning it replace choosing it?
+
+    Command: ``python ablations/run_grid.py temperature``
+    Cost: at ``demo`` about as much as ``variants``.
+    Reading: a low τ looks at the hardest negatives, among them the false ones; a high τ hardly
+    tells pairs apart. The middle should win, and ``learnt`` should come near the best.
+    """
+
+    def with_temperature(value: float) -> Arm:
+        recipe = replace(scale.doa_wise, temperature=value, learn_temperature=False)
+        return Arm(name=f"tau_{value:g}", pretrain=recipe, finetune=scale.finetune)
+
+    return Study(
+        name="temperature",
+        question="Which contrastive temperature gives the lowest SELD error?",
+        scale=scale,
+        arms=(
+            Arm(
+                name="learnt",
+                pretrain=replace(scale.doa_wise, learn_temperature=True),
+                finetune=scale.finetune,
+            ),
+            *(with_temperature(value) for value in (0.03, 0.07, 0.15, 0.3)),
+        ),
+        baseline="learnt",
+        budgets_minutes=scale.budgets_minutes[:1],
+        seeds=scale.seeds,
+    )
+
+
 STUDIES: dict[str, Callable[[ScaleSettings], Study]] = {
     "variants": variants,
+    "annotation": annotation,
+    "domain": domain,
+    "misalignment": misalignment,
+    "doa_resolution": doa_resolution,
+    "temperature": temperature,
 }
 
 

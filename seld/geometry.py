@@ -24,6 +24,8 @@ from torch import Tensor
 
 from seld.errors import InputError
 
+GridKind = Literal["fibonacci", "azimuth_elevation"]
+
 
 @overload
 def unit_vectors(azimuth_deg: Tensor, elevation_deg: Tensor | float) -> Tensor: ...
@@ -172,7 +174,7 @@ class DoaGrid:
         count: K, 4 to 64.
     """
 
-    kind: Literal["fibonacci", "azimuth_elevation"] = "fibonacci"
+    kind: GridKind = "fibonacci"
     count: int = 16
 
     def __post_init__(self) -> None:

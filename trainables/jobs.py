@@ -73,6 +73,16 @@ class ShardFolder:
         )
 
 
+def unannotated_clips(index: ShardIndex) -> ShardIndex:
+    """What pretraining may see: the unannotated part, or the training part of a corpus without.
+
+    Annotations are not read either way; STARSS23, say, is annotated but has pictures.
+    """
+    unannotated = index.select(splits=["unannotated"])
+    found = unannotated if len(unannotated.clips) else index.select(splits=["train"])
+    return ShardIndex(index.folder, found.clips.loc[found.clips["frame_count"] > 0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainJob:
     """Pretraining on the unannotated clips.
@@ -88,7 +98,7 @@ class PretrainJob:
     def reader(self, *, rank: int = 0, world_size: int = 1) -> PairReader:
         """Step number → batch of this rank."""
         settings = self.settings
-        index = ShardIndex.open(self.shards.path).select(splits=["unannotated"])
+        index = unannotated_clips(ShardIndex.open(self.shards.path))
         return PairReader(
             reader=self.shards.reader(index),
             schedule=WindowSchedule(

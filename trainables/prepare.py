@@ -16,7 +16,7 @@ from seld.errors import InputError
 from seld.settings import to_mapping
 from seld.shards import build_shards
 from trainables.ingest import RayDataExecutor
-from trainables.jobs import ShardFolder
+from trainables.jobs import ShardFolder, unannotated_clips
 
 #: Of the training rooms, one in this many measures progress where a corpus has no such split.
 ROOMS_PER_VALIDATION_ROOM = 5
@@ -103,17 +103,17 @@ def describe_data(
     unannotated_classes: list[str] | None = None,
 ) -> PreparedData:
     """Open the shards and check that there is something to pretrain, fine-tune and test on."""
-    unannotated_index = ShardIndex.open(unannotated.path).select(splits=["unannotated"])
+    unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path))
     annotated_index = ShardIndex.open(annotated.path)
     train = annotated_index.select(splits=["train", "validation"])
     test = annotated_index.select(splits=["test"])
     for folder, index, part in (
-        (unannotated, unannotated_index, "unannotated"),
-        (annotated, train, "training"),
-        (annotated, test, "test"),
+        (unannotated, unannotated_index, "unannotated clips with pictures"),
+        (annotated, train, "training clips"),
+        (annotated, test, "test clips"),
     ):
         if index.clips.empty:
-            raise InputError(folder.path, f"{part} clips", 0, "at least one")
+            raise InputError(folder.path, part, 0, "at least one")
     shared_rooms = set(train.clips["room"]) & set(test.clips["room"])
     if shared_rooms:
         raise InputError(

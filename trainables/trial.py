@@ -44,6 +44,9 @@ from trainables.resources import Placement
 from trainables.stages import StageKey, StageResult, StageStore, code_fingerprint, stage_key
 from trainables.workers import pretrain_on_workers, run_as_task
 
+#: The data set of arms that do not bring their own.
+DEFAULT_DATA = "default"
+
 #: First wait before a stage is tried again; doubles with every further try.
 BACKOFF_S = 5.0
 
@@ -54,6 +57,7 @@ class Cell:
 
     Attributes:
         pretrain: None where the encoder starts untrained.
+        data: which of the study's data sets it is trained and tested on.
         parameters: the settings that vary within the study, flat, for tables.
     """
 
@@ -63,6 +67,7 @@ class Cell:
     annotation_minutes: float
     pretrain: PretrainSettings | None
     finetune: FinetuneSettings
+    data: str = DEFAULT_DATA
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,6 +83,7 @@ class Cell:
             "arm": self.arm,
             "seed": self.seed,
             "annotation_minutes": self.annotation_minutes,
+            "data": self.data,
             "pretrain": to_mapping(self.pretrain) if self.pretrain else None,
             "finetune": to_mapping(self.finetune),
         }
@@ -85,12 +91,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """What all trials of a run share."""
+    """What all trials of a run share; ``data`` holds the data sets by the names cells use."""
 
     study_folder: Path
     store: StageStore
     placement: Placement
-    data: PreparedData
+    data: Mapping[str, PreparedData]
     provenance: Provenance
 
 
@@ -153,7 +159,8 @@ class _Trial:
     def __init__(self, cell: Cell, shared: StudyRun) -> None:
         self.cell = cell
         self.shared = shared
-        self.keys = stages_of(cell, shared.data)
+        self.data = shared.data[cell.data]
+        self.keys = stages_of(cell, self.data)
         self.folder = trial_folder(shared.study_folder, cell.trial_id)
         self.started_at = datetime.now(UTC)
         self.stage = "pretrain"
@@ -179,8 +186,9 @@ class _Trial:
 
     def pretrained(self) -> StageResult:
         """The arm's audio encoder."""
-        key, settings, data = self.keys.pretrain, self.cell.pretrain, self.shared.data
-        assert key is not None and settings is not None
+        key, settings, data = self.keys.pretrain, self.cell.pretrain, self.data
+        assert key is not None
+        assert settings is not None
         job = PretrainJob(settings=settings, shards=data.unannotated, probes=data.annotated)
 
         def compute(folder: Path) -> Mapping[str, Any]:
@@ -197,7 +205,7 @@ class _Trial:
 
     def finetuned(self, encoder: StageResult | None) -> StageResult:
         """The network fine-tuned on the cell's budget."""
-        data = self.shared.data
+        data = self.data
         job = FinetuneJob(
             settings=self.cell.finetune,
             shards=data.annotated,
@@ -211,7 +219,7 @@ class _Trial:
 
     def evaluated(self, network: StageResult) -> StageResult:
         """Predictions for the test rooms, and their score."""
-        data = self.shared.data
+        data = self.data
         job = EvaluateJob(
             shards=data.annotated, network=network.folder, class_names=data.class_names
         )
@@ -264,7 +272,7 @@ class _Trial:
 
     def record(self, status: Status, **outcome: Any) -> TrialRecord:
         """The trial's record with this outcome."""
-        cell, data, provenance = self.cell, self.shared.data, self.shared.provenance
+        cell, data, provenance = self.cell, self.data, self.shared.provenance
         finished_at = datetime.now(UTC)
         return TrialRecord(
             study=cell.study,
