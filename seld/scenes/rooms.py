@@ -167,7 +167,7 @@ def diffuse_noise(
     white = generator.standard_normal((4, sample_count), dtype=np.float32)
     # Kellet's economy pinking filter, three first-order sections, as one transfer function.
     pink = sum(
-        signal.lfilter([gain], [1, -pole], white, axis=1)
+        np.asarray(signal.lfilter([gain], [1, -pole], white, axis=1))
         for gain, pole in ((0.0990460, 0.99765), (0.2965164, 0.96300), (1.0526913, 0.57000))
     )
     pink *= 10 ** (level_dbfs / 20) / np.std(pink[0])
@@ -269,5 +269,5 @@ def _convolve(dry: NDArray[np.float32], response: NDArray[np.float32]) -> NDArra
     """(time,) with (4, taps) → (4, time + taps - 1)."""
     length = len(dry) + response.shape[1] - 1
     size = fft.next_fast_len(length, real=True)
-    spectrum = fft.rfft(dry, size) * fft.rfft(response, size)
-    return fft.irfft(spectrum, size)[:, :length]
+    spectrum = np.asarray(fft.rfft(dry, size)) * np.asarray(fft.rfft(response, size))
+    return np.asarray(fft.irfft(spectrum, size))[:, :length]
