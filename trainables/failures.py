@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import ray.exceptions
 import torch
-from ray.train import TrainingFailedError
+from ray.train.v2._internal import exceptions as train_exceptions
 
 from seld.errors import InputError
 from seld.records import FAILURE_KINDS, Failure
 from trainables.steps import NonFiniteLossError
 
-#: How many more times a stage is tried after each kind of failure, and why.
+#: How many more times a stage is tried after each kind of failure, and why. The one place that
+#: decides it: Ray, Ray Train and Ray Tune are told not to try again by themselves.
 RETRIES: dict[str, int] = {
     "gpu_memory": 1,  # a neighbour on a shared GPU may have gone
     "host_memory": 1,  # likewise
@@ -33,34 +34,81 @@ _LOST = (
     ray.exceptions.NodeDiedError,
     ray.exceptions.OwnerDiedError,
     ray.exceptions.ObjectLostError,
+    train_exceptions.WorkerGroupStartupFailedError,
+    train_exceptions.WorkerHealthCheckFailedError,
+)
+_TIMEOUTS = (
+    TimeoutError,
+    train_exceptions.CollectiveTimeoutError,
+    train_exceptions.WorkerGroupStartupTimeoutError,
+    train_exceptions.WorkerHealthCheckTimeoutError,
+)
+
+#: torch.save has only these words for a write that the disk took no more of.
+_SHORT_WRITE = ("PytorchStreamWriter failed writing", "inline_container.cc")
+
+#: Where Ray's wrappers keep what they wrap.
+_WRAPPED_AS = (
+    "cause",  # RayTaskError
+    "worker_failures",  # WorkerGroupError: rank → exception
+    "controller_failure",  # ControllerError
+    "health_check_failure",  # WorkerHealthCheckFailedError
+    "_base_exc",  # UserExceptionWithTraceback
 )
 
 
 def failure_kind(error: BaseException) -> str:
-    """The kind (a key of ``seld.records.FAILURE_KINDS``) of an exception or of its causes."""
-    for cause in _causes(error):
-        if isinstance(cause, torch.OutOfMemoryError):
-            return "gpu_memory"
-        if isinstance(cause, (MemoryError, ray.exceptions.OutOfMemoryError)):
-            return "host_memory"
-        if isinstance(cause, NonFiniteLossError):
-            return "non_finite_loss"
-        if isinstance(cause, InputError):
-            return "bad_data"
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "disk_full"
-        if isinstance(cause, (TimeoutError, ray.exceptions.GetTimeoutError)):
-            return "timeout"
-        if isinstance(cause, _LOST):
-            return "lost_node"
+    """The kind (a key of ``seld.records.FAILURE_KINDS``) of an exception or of its causes.
+
+    Causes are asked innermost first: what a worker died of says more than that it died.
+    """
+    for cause in reversed(list(_causes(error))):
+        kind = _kind_of(cause)
+        if kind is not None:
+            return kind
     return "code_error"
+
+
+def _kind_of(error: BaseException) -> str | None:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "gpu_memory"
+    if isinstance(error, (MemoryError, ray.exceptions.OutOfMemoryError)) or _killed_for_memory(
+        error
+    ):
+        return "host_memory"
+    if isinstance(error, NonFiniteLossError):
+        return "non_finite_loss"
+    if isinstance(error, InputError):
+        return "bad_data"
+    if _disk_is_full(error):
+        return "disk_full"
+    if isinstance(error, _TIMEOUTS):
+        return "timeout"
+    if isinstance(error, _LOST):
+        return "lost_node"
+    return None
+
+
+def _killed_for_memory(error: BaseException) -> bool:
+    """An actor that Ray's memory monitor killed says so in words only."""
+    return isinstance(error, ray.exceptions.RayActorError) and "running low on memory" in str(error)
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, ray.exceptions.OutOfDiskError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT_WRITE)
 
 
 def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Failure:
     """The record of a failure: its kind, first cause and full traceback."""
     kind = failure_kind(error)
     assert kind in FAILURE_KINDS
-    *_, first = _causes(error)
+    causes = list(_causes(error))
+    named = [cause for cause in causes if _kind_of(cause) == kind]
+    first = (named or causes)[-1]
     retries = RETRIES[kind]
     return Failure(
         kind=kind,
@@ -75,17 +123,14 @@ def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Fail
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """``error`` and what caused it, through Ray's wrappers, outermost first."""
     seen: set[int] = set()
-    pending = [error]
+    pending: list[object] = [error]
     while pending:
         current = pending.pop(0)
-        if id(current) in seen:
+        if not isinstance(current, BaseException) or id(current) in seen:
             continue
         seen.add(id(current))
         yield current
-        if isinstance(current, TrainingFailedError):
-            pending += list(getattr(current, "worker_failures", {}).values())
-        inner = getattr(current, "cause", None)
-        if isinstance(inner, BaseException):
-            pending.append(inner)
-        if current.__cause__ is not None:
-            pending.append(current.__cause__)
+        for name in _WRAPPED_AS:
+            wrapped = getattr(current, name, None)
+            pending += wrapped.values() if isinstance(wrapped, dict) else [wrapped]
+        pending += [current.__cause__]

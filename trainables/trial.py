@@ -196,7 +196,6 @@ class _Trial:
                 job,
                 self.shared.placement,
                 storage_uri=self.shared.store.partial_uri(key),
-                retries=RETRIES["lost_node"],
                 folder=folder,
             )
             return {"probes": metrics, "learnt": has_learnt(metrics)}

@@ -43,7 +43,7 @@ METRICS_FILE = "metrics.json"
 
 
 def pretrain_on_workers(
-    job: PretrainJob, placement: Placement, *, storage_uri: str, retries: int, folder: Path
+    job: PretrainJob, placement: Placement, *, storage_uri: str, folder: Path
 ) -> Metrics:
     """One pretraining as a Ray Train run that reports to the Tune trial calling it.
 
@@ -51,7 +51,6 @@ def pretrain_on_workers(
         job: settings and data.
         placement: workers and what each holds.
         storage_uri: where Train keeps checkpoints; a run there that did not end is continued.
-        retries: how many times workers may be lost.
         folder: receives the audio encoder and the history.
 
     Returns:
@@ -71,7 +70,8 @@ def pretrain_on_workers(
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=storage_uri,
-            failure_config=ray.train.FailureConfig(max_failures=retries),
+            # The trial decides about tries, by the kind of failure: Train would repeat them all.
+            failure_config=ray.train.FailureConfig(max_failures=0),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[TuneReportCallback()],
         ),

@@ -1,0 +1,238 @@
+"""Every kind of failure, planted: it is named, tried again as its policy says, and recorded."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.exceptions
+import torch
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal import exceptions as train_exceptions
+
+from seld.errors import InputError
+from seld.records import FAILURE_KINDS, read_record
+from seld.settings import to_mapping
+from tests.test_finetune import SETTINGS, random_batches
+from trainables import trial as trial_module
+from trainables.clips import Batch
+from trainables.failures import RETRIES, describe_failure, failure_kind
+from trainables.finetune import FinetuneSettings, finetune
+from trainables.jobs import ShardFolder
+from trainables.prepare import PreparedData
+from trainables.provenance import Provenance
+from trainables.resources import plan_placement
+from trainables.stages import StageStore
+from trainables.trial import Cell, StudyRun
+
+
+def run_out_of_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def run_out_of_host_memory() -> None:
+    bytearray(2**62)
+
+
+def diverge() -> None:
+    def poisoned() -> Any:
+        for step, batch in enumerate(random_batches(SETTINGS)):
+            yield batch if step < 1 else poison(batch)
+
+    def poison(batch: Batch) -> Batch:
+        return batch | {"target": torch.full_like(batch["target"], math.inf)}
+
+    finetune(
+        SETTINGS,
+        poisoned(),
+        class_count=5,
+        encoder_state=None,
+        report=lambda step, metrics, state: None,
+    )
+
+
+def read_bad_data() -> None:
+    raise InputError("clip.parquet", "foa", "3 channels", "4 channels")
+
+
+def fill_disk() -> None:
+    with open("/dev/full", "wb", buffering=0) as stream:
+        stream.write(b"state")
+
+
+def fill_disk_with_a_state() -> None:
+    torch.save({"weights": torch.zeros(100_000)}, "/dev/full")
+
+
+def lose_a_worker() -> None:
+    raise ray.exceptions.WorkerCrashedError()
+
+
+def wait_too_long() -> None:
+    raise TimeoutError("no progress from finetune for 1800 s")
+
+
+def have_a_bug() -> None:
+    {}["missing"]
+
+
+PLANTED: dict[Callable[[], None], str] = {
+    run_out_of_gpu_memory: "gpu_memory",
+    run_out_of_host_memory: "host_memory",
+    diverge: "non_finite_loss",
+    read_bad_data: "bad_data",
+    fill_disk: "disk_full",
+    fill_disk_with_a_state: "disk_full",
+    lose_a_worker: "lost_node",
+    wait_too_long: "timeout",
+    have_a_bug: "code_error",
+}
+
+
+def caught(plant: Callable[[], None]) -> Exception:
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        plant()
+    return raised.value
+
+
+def test_every_kind_is_planted_and_has_a_policy() -> None:
+    assert set(PLANTED.values()) == set(FAILURE_KINDS) == set(RETRIES)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_failure_is_known_however_ray_wraps_it(plant: Callable[[], None]) -> None:
+    error, kind = caught(plant), PLANTED[plant]
+    as_task = ray.exceptions.RayTaskError("run_job", "traceback", error)
+    in_train = train_exceptions.UserExceptionWithTraceback(error, "traceback")
+    wrapped = [
+        error,
+        as_task,
+        as_task.as_instanceof_cause(),
+        WorkerGroupError("rank 0", {0: error}),
+        WorkerGroupError("rank 0", {0: in_train}),
+        WorkerGroupError("Ray Data's task", {0: as_task}),
+        ControllerError(error),
+    ]
+    assert [failure_kind(each) for each in wrapped] == [kind] * len(wrapped)
+
+
+def test_what_ray_itself_reports_is_known() -> None:
+    died = ray.exceptions.ActorDiedError()
+    unhealthy = train_exceptions.WorkerHealthCheckFailedError("worker 0", died)
+    assert failure_kind(WorkerGroupError("rank 0", {0: unhealthy})) == "lost_node"
+    never_started = train_exceptions.WorkerGroupStartupTimeoutError(2)
+    assert failure_kind(ControllerError(never_started)) == "timeout"
+    assert failure_kind(ray.exceptions.OutOfMemoryError("killed")) == "host_memory"
+    assert failure_kind(ray.exceptions.OutOfDiskError("/tmp/ray is over 95% full")) == "disk_full"
+    killed = ray.exceptions.RayActorError(
+        "a" * 32, "The worker was killed due to the node running low on memory.", False
+    )
+    assert failure_kind(WorkerGroupError("rank 0", {0: killed})) == "host_memory"
+    assert failure_kind(OSError(errno.EACCES, "not allowed")) == "code_error"
+
+
+def test_the_record_tells_the_cause_and_not_its_wrapping() -> None:
+    error = ray.exceptions.RayTaskError("run_job", "traceback", caught(read_bad_data))
+    failure = describe_failure(WorkerGroupError("rank 0", {0: error}), stage="pretrain", attempts=1)
+    assert failure.message == "clip.parquet: foa is '3 channels', expected 4 channels"
+    assert (failure.kind, failure.stage, failure.policy) == (
+        "bad_data",
+        "pretrain",
+        "not tried again",
+    )
+
+
+# The trial boundary
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyRun:
+    monkeypatch.setattr(trial_module, "BACKOFF_S", 0.0)
+    shards = ShardFolder(path=str(tmp_path / "shards"))
+    data = PreparedData(
+        unannotated=shards,
+        annotated=shards,
+        class_names=("a", "b"),
+        validation_rooms=(),
+        unannotated_fingerprint="u",
+        annotated_fingerprint="a",
+        test_fingerprint="t",
+        trainable_minutes=10.0,
+    )
+    return StudyRun(
+        study_folder=tmp_path / "study",
+        store=StageStore(tmp_path / "stages"),
+        placement=plan_placement({"CPU": 1}),
+        data={"default": data},
+        provenance=Provenance(git_commit="", git_dirty=False, versions={}),
+    )
+
+
+CELL = Cell(
+    study="s", arm="scratch", seed=0, annotation_minutes=1, pretrain=None, finetune=SETTINGS
+)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_failing_trial_is_tried_by_policy_and_recorded(
+    plant: Callable[[], None], run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    reports: list[dict[str, Any]] = []
+
+    def failing_task(job: Any, placement: Any, *, folder: Path, report: Any) -> dict[str, Any]:
+        calls.append(job)
+        plant()
+        return {}
+
+    monkeypatch.setattr(trial_module, "run_as_task", failing_task)
+    monkeypatch.setattr(trial_module.tune, "report", reports.append)
+    trial_module.run_trial({"cell": CELL, "run": run})
+    record = read_record(run.study_folder / "trials" / CELL.trial_id)
+    kind = PLANTED[plant]
+    assert len(calls) == 1 + RETRIES[kind]
+    assert record.status == "failed"
+    assert record.failure is not None
+    assert (record.failure.kind, record.failure.stage) == (kind, "finetune")
+    assert record.failure.attempts == len(calls)
+    assert plant.__name__ in record.failure.traceback
+    assert record.config["finetune"] == to_mapping(CELL.finetune)
+    # The last report is what the console and the trackers see.
+    assert reports[-1]["status"] == "failed"
+    assert reports[-1]["message"] == record.failure.message
+    # Nothing half-made is left for others to find, nor a lease for them to wait on.
+    with run.store._lease(run_keys(run)) as held:
+        assert held
+
+
+def run_keys(run: StudyRun) -> Any:
+    return trial_module.stages_of(CELL, run.data["default"]).finetune
+
+
+def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def lost_twice(job: Any, placement: Any, *, folder: Path, report: Any) -> dict[str, Any]:
+        calls.append(os.getpid())
+        if len(calls) <= 2:
+            lose_a_worker()
+        (folder / "network").write_text("trained")
+        return {"loss": 0.5}
+
+    monkeypatch.setattr(trial_module, "run_as_task", lost_twice)
+    monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
+    result = trial_module._Trial(CELL, run).finetuned(None)
+    assert result.computed
+    assert len(calls) == 3
+    assert (result.folder / "network").read_text() == "trained"
+
+
+def test_settings_that_cannot_train_are_refused_before_anything_runs() -> None:
+    with pytest.raises(InputError, match="learning_rate is -1"):
+        replace(FinetuneSettings(), learning_rate=-1)
