@@ -140,18 +140,19 @@ class SpectraStore:
         progress: Callable[[int, int], None],
     ) -> None:
         features = FoaFeatures(settings)
-        table = reader.index.clips
+        clips_s = reader.index.clips["duration_s"]
         clips: dict[int, tuple[int, int]] = {}
         offset = 0
         with written_whole(str(path)) as temporary, temporary.open("wb") as stream:
-            for done, (row, duration_s) in enumerate(table["duration_s"].items()):
+            rows_and_lengths = zip(clips_s.index.tolist(), clips_s.tolist(), strict=True)
+            for done, (row, duration_s) in enumerate(rows_and_lengths):
                 foa = reader.read([row], window_s=duration_s)["foa"]
                 with torch.no_grad():
                     spectra = spatial_spectra(torch.from_numpy(foa).float() / 32768.0, features)
                 clips[row] = (offset, spectra.shape[2])
                 offset += spectra.numel()
                 stream.write(spectra[0].half().numpy().tobytes())
-                progress(done + 1, len(table))
+                progress(done + 1, len(clips_s))
         with written_whole(str(path.with_suffix(".json"))) as temporary:
             rate = settings.sample_rate_hz / settings.hop_size
             described = {"frame_rate_hz": rate, "mel_bands": settings.mel_bands, "clips": clips}

@@ -90,10 +90,10 @@ class WindowSchedule:
     def windows(self, reader: ClipReader, step: int) -> list[Window]:
         """The windows of ``step`` among the reader's clips that are long enough."""
         table = reader.index.clips
-        table = table[table["duration_s"] >= self.window_s - 1e-6]
+        table = table.loc[table["duration_s"] >= self.window_s - 1e-6]
         return clip_schedule(
             table.index.to_numpy(),
-            table["duration_s"].to_numpy(),
+            np.asarray(table["duration_s"]),
             seed=self.seed,
             step=step,
             batch_size=self.batch_size,

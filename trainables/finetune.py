@@ -182,8 +182,10 @@ def finetune(
         done = step + 1
         last = done == settings.steps
         validation: Metrics = {}
-        validates = validate is not None and settings.validate_every > 0
-        if validates and (last or done % settings.validate_every == 0):
+        validation_due = settings.validate_every > 0 and (
+            last or done % settings.validate_every == 0
+        )
+        if validate is not None and validation_due:
             validation = validate(network.eval())
             if validation["seld_error"] < best["seld_error"]:
                 best = {

@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,7 @@ def stream_batches(
     blocks = [pd.DataFrame({"step": [step]}) for step in range(start_step, steps)]
     task_cpus = min(1.0, cpus)
 
-    def read_block(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def read_block(block: Any) -> Any:
         step = int(block["step"][0])
         return read_step(step) | {"step": np.full(batch_size, step)}
 
@@ -68,7 +68,7 @@ def stream_batches(
     ):
         step = batch.pop("step")
         assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
-        yield {name: torch.as_tensor(np.array(values)) for name, values in batch.items()}
+        yield {str(name): torch.as_tensor(np.array(values)) for name, values in batch.items()}
 
 
 def _quiet() -> None:

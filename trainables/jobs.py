@@ -104,6 +104,7 @@ class PretrainJob:
             schedule=WindowSchedule(
                 seed=settings.seed,
                 batch_size=settings.batch_size,
+                windows_per_clip=settings.windows_per_clip,
                 window_s=settings.window_s,
                 rank=rank,
                 world_size=world_size,
@@ -127,13 +128,13 @@ def probe_windows(shards: ShardFolder, settings: PretrainSettings) -> ProbeWindo
     index = ShardIndex.open(shards.path).select(
         splits=["train", "validation"], minimum_s=settings.window_s
     )
-    clips = index.clips[index.clips["frame_count"] > 0]
+    clips = index.clips.loc[index.clips["frame_count"] > 0]
     if clips.empty:
         return None
     clips = clips.sample(min(PROBE_WINDOWS, len(clips)), random_state=0).sort_index()
     reader = shards.reader(ShardIndex(index.folder, clips))
     rows = clips.index.to_list()
-    middle_s = (clips["duration_s"].to_numpy() - settings.window_s) / 2
+    middle_s = (np.asarray(clips["duration_s"]) - settings.window_s) / 2
     starts_s = np.floor(middle_s / LABEL_FRAME_S + 1e-6) * LABEL_FRAME_S
     arrays = reader.read(
         rows,
@@ -163,7 +164,7 @@ def probe_windows(shards: ShardFolder, settings: PretrainSettings) -> ProbeWindo
     return ProbeWindows(
         spectra=spectra,
         pictures=torch.from_numpy(arrays["frames"]),
-        group=torch.from_numpy(clips["recording_id"].astype("category").cat.codes.to_numpy(int)),
+        group=torch.from_numpy(np.unique(clips["recording_id"], return_inverse=True)[1]),
         activity=torch.from_numpy(activity),
         event_window=torch.from_numpy(event_window),
         event_class=torch.from_numpy(event_class),

@@ -93,7 +93,7 @@ def draw_background(
         picture[upright[:, None] & across] = colour
     grain = room.standard_normal((height_px, width_px))
     for size, strength in ((height_px / 32, 0.25), (height_px / 8, 0.5)):
-        smooth = ndimage.gaussian_filter(grain, size, mode=("nearest", "wrap"))
+        smooth = ndimage.gaussian_filter(grain, size, mode=["nearest", "wrap"])  # type: ignore[arg-type]
         picture = picture + (strength * 0.12 * smooth / smooth.std())[..., None]
     return np.clip(picture * recording.uniform(0.75, 1.15), 0, 1).astype(np.float32)
 
@@ -145,6 +145,7 @@ class PanoramaPainter:
             np.float32(brightness) * colour.astype(np.float32) for colour in look.colours
         )
         colour = np.clip(mix * first + (1 - mix) * second, 0, 1) * inside[..., None]
+        colour = colour.astype(np.float32)
         cover, colour = self._pooled(inside[..., None].astype(np.float32)), self._pooled(colour)
         places = np.ix_(rows, columns)
         picture[places] = picture[places] * (1 - cover) + colour

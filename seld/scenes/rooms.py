@@ -28,8 +28,10 @@ _OVERSAMPLING = 2  # of delay lines: keeps linear interpolation within 0.7 dB up
 _GROUND_REFLECTION = 0.6
 _NEPERS_PER_RT60 = 6 * np.log(10)  # energy falls by 60 dB
 
+RoomKind = Literal["anechoic", "outdoor", "small", "large", "reverberant"]
+
 #: Ranges drawn from: side lengths, height (m), RT60 (s).
-_ROOM_RANGES = {
+_ROOM_RANGES: dict[RoomKind, tuple[tuple[float, float], ...]] = {
     "small": ((2.6, 4.2), (2.3, 2.8), (0.15, 0.4)),
     "large": ((7.0, 14.0), (3.2, 6.0), (0.5, 1.0)),
     "reverberant": ((4.0, 9.0), (2.6, 4.5), (0.8, 1.4)),
@@ -46,7 +48,7 @@ class Room:
     the open the "walls" only bound where sources are.
     """
 
-    kind: Literal["anechoic", "outdoor", "small", "large", "reverberant"]
+    kind: RoomKind
     size_m: tuple[float, float, float]
     microphone_m: tuple[float, float, float]
     rt60_s: float | None
@@ -93,7 +95,7 @@ def draw_room(acoustics: Acoustics, generator: np.random.Generator) -> Room:
         )
     if acoustics == "mixed":
         kinds = tuple(_ROOM_RANGES)
-        kind = kinds[generator.integers(len(kinds))]
+        kind = kinds[int(generator.integers(len(kinds)))]
     else:
         kind = acoustics
     sides, heights, decays = _ROOM_RANGES[kind]
@@ -166,10 +168,9 @@ def diffuse_noise(
     """Pink-like noise from everywhere: FOA (4, time), W at ``level_dbfs`` RMS."""
     white = generator.standard_normal((4, sample_count), dtype=np.float32)
     # Kellet's economy pinking filter, three first-order sections, as one transfer function.
-    pink = sum(
-        np.asarray(signal.lfilter([gain], [1, -pole], white, axis=1))
-        for gain, pole in ((0.0990460, 0.99765), (0.2965164, 0.96300), (1.0526913, 0.57000))
-    )
+    pink = np.zeros_like(white)
+    for gain, pole in ((0.0990460, 0.99765), (0.2965164, 0.96300), (1.0526913, 0.57000)):
+        pink += np.asarray(signal.lfilter([gain], [1, -pole], white, axis=1))
     pink *= 10 ** (level_dbfs / 20) / np.std(pink[0])
     pink[1:] /= np.sqrt(3)  # each SN3D component of a diffuse field has a third of W's energy
     return pink.astype(np.float32)
