@@ -20,8 +20,8 @@ much; both are exact where one source dominates. Their mean is used [ours]:
 ``benchmarks/intervals.py`` measures its coverage beside the plain hierarchical bootstrap's.
 
 The p-value belongs to the interval (it is below 0.05 exactly where the interval excludes zero).
-The permutation p-value swaps arms within seeds, all 2^seeds ways; it assumes least, and cannot go
-below 2 / 2^seeds.
+The permutation p-value exchanges arms within seeds, all 2^seeds ways, and adds what other
+recordings would have changed; it assumes less about the seeds, and with few seeds cannot be small.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from analysis.load import Results, Trial
 from analysis.scores import SCORES, SELD_ERROR
@@ -44,9 +44,8 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 SIGNIFICANCE = 1 - CONFIDENCE
 
-#: Beyond this many seeds the permutations are drawn instead of listed.
-_LISTED_SEEDS = 12
-_DRAWN_PERMUTATIONS = 4096
+#: Beyond this many seeds the exchanges are drawn instead of listed.
+_LISTED_SEEDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +97,10 @@ class Variance:
         freedom = total**2 / (
             self.seed**2 / (self.seeds - 1) + self.rest**2 / (self.recordings - 1)
         )
-        satterthwaite = stats.t.ppf(quantile, freedom) * math.sqrt(total)
+        satterthwaite = stdtrit(freedom, quantile) * math.sqrt(total)
         mover = math.sqrt(
-            stats.t.ppf(quantile, self.seeds - 1) ** 2 * self.seed
-            + stats.t.ppf(quantile, self.recordings - 1) ** 2 * self.rest
+            stdtrit(self.seeds - 1, quantile) ** 2 * self.seed
+            + stdtrit(self.recordings - 1, quantile) ** 2 * self.rest
         )
         return float(satterthwaite + mover) / 2
 
@@ -176,20 +175,29 @@ def estimate(
     )
 
 
-def permutation_p_value(differences: NDArray[np.float64]) -> float:
-    """Two-sided p-value of the mean of paired differences (seed,) by exchange within pairs."""
-    count = len(differences)
-    if count < 1 or not np.isfinite(differences).all():
+def permutation_p_value(
+    scores: NDArray[np.float64], resampled: NDArray[np.float64], recordings: int
+) -> float:
+    """Two-sided p-value of the mean of paired differences, by exchange of arms within seeds.
+
+    Exchanging arms within seeds alone would ask whether arms differ on these very recordings. So
+    every exchange is joined with the bootstrap's draws of what other recordings would add;
+    arguments as :func:`variance`, of differences.
+    """
+    count = len(scores)
+    if count < 2 or recordings < 2 or not np.isfinite(scores).all():
         return math.nan
     if count <= _LISTED_SEEDS:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
     else:
-        generator = np.random.default_rng(0)
-        drawn = generator.choice((1.0, -1.0), size=(_DRAWN_PERMUTATIONS - 1, count))
-        signs = np.vstack([np.ones(count), drawn])
-    means = np.abs(signs @ differences)
+        signs = np.random.default_rng(0).choice((1.0, -1.0), size=(2**_LISTED_SEEDS, count))
+    centre = resampled.mean(axis=1)
+    spread = float(centre.std(ddof=1))
+    rest = variance(scores, resampled, recordings).rest
+    added = (centre - centre.mean()) * (math.sqrt(rest) / spread if spread else 0.0)
+    exchanged = np.abs((signs @ scores / count)[:, None] + added)
     # Rounding must not make the observed order lose against itself.
-    return float(np.mean(means >= means[0] * (1 - 1e-12)))
+    return float(np.mean(exchanged >= abs(scores.mean()) * (1 - 1e-9)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -398,13 +406,15 @@ class Comparison:
         permutation = math.nan
         if not refused:
             estimates = self._estimates([a for a, _ in pairs], [b for _, b in pairs])
+            scores = np.stack(
+                [
+                    self.scores(a)[SELD_ERROR.name] - self.scores(b)[SELD_ERROR.name]
+                    for a, b in pairs
+                ],
+                axis=1,
+            )
             permutation = permutation_p_value(
-                np.array(
-                    [
-                        self.scores(a)[SELD_ERROR.name][0] - self.scores(b)[SELD_ERROR.name][0]
-                        for a, b in pairs
-                    ]
-                )
+                scores[0], scores[1:], estimates[SELD_ERROR.name].recordings
             )
         return Difference(
             arm=arm,
@@ -428,9 +438,9 @@ class Comparison:
 
     @cached_property
     def best_resolved(self) -> dict[tuple[float, str], str]:
-        """(budget, score name) → the best arm, where its difference to the next is resolved.
+        """(budget, score name) → the best arm, where its difference to every other is resolved.
 
-        The best is compared with all others at the budget; Holm corrects over those.
+        Holm corrects over the other arms at the budget.
         """
         found = {}
         for budget in self.results.budgets_minutes:
@@ -453,8 +463,8 @@ class Comparison:
         estimates = [self.difference(best, rival, budget).estimates.get(score) for rival in rivals]
         if any(item is None for item in estimates):
             return None
-        p_next = holm([item.p_value for item in estimates if item is not None])[0]
-        return best if p_next < SIGNIFICANCE else None
+        adjusted_p = holm([item.p_value for item in estimates if item is not None])
+        return best if all(p < SIGNIFICANCE for p in adjusted_p) else None
 
 
 def adjusted(differences: Sequence[Difference]) -> list[Difference]:

@@ -21,6 +21,7 @@ from analysis.scores import F20, LE_CD, SELD_ERROR
 from analysis.sweeps import importances, is_logarithmic, swept_trials
 from analysis.tables import minutes
 from seld.errors import InputError
+from seld.metrics import COUNT_COLUMNS
 
 #: Colour (apart for colour-blind readers, and of different lightness), line style, marker.
 _STYLES: tuple[tuple[str, str, str], ...] = (
@@ -203,9 +204,11 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
         return None
     trials = comparison.pairs(first, second, budget)
     record = trials[0][0].record
-    assert trials[0][0].counts is not None
-    recordings = len(trials[0][0].counts.recordings)
-    present = np.flatnonzero(trials[0][0].counts.values[..., 0].sum(axis=0) > 0)
+    counts = trials[0][0].counts
+    assert counts is not None
+    recordings = len(counts.recordings)
+    references = counts.values[..., COUNT_COLUMNS.index("references")]  # noqa: PD011
+    present = np.flatnonzero(references.sum(axis=0) > 0)
     unseen = set(record.class_names) - set(record.unannotated_classes or record.class_names)
 
     def paint(figure: Figure) -> None:

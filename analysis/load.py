@@ -244,6 +244,7 @@ def _read_trial(folder: Path) -> Trial | Unreadable:
     # (a list where a mapping belongs); each of these is a reason to list it.
     try:
         record = read_record(folder)
+        _check_types(record)
         counts = None
         if record.status == "finished":
             lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
@@ -253,6 +254,33 @@ def _read_trial(folder: Path) -> Trial | Unreadable:
     except (InputError, TypeError, AttributeError, KeyError, OSError) as error:
         return Unreadable(folder, _reason(error))
     return Trial(study_folder=folder.parent.parent, arm=record.arm, record=record, counts=counts)
+
+
+def _check_types(record: TrialRecord) -> None:
+    """JSON holds what it likes; refuse what tables and figures would stumble over."""
+    expected: dict[str, type | tuple[type, ...]] = {
+        "arm": str,
+        "trial_id": str,
+        "seed": int,
+        "annotation_minutes": (int, float),
+        "config": dict,
+        "parameters": dict,
+        "metrics": dict,
+        "probes": dict,
+        "durations_s": dict,
+        "versions": dict,
+        "per_class": list,
+        "per_room": list,
+        "class_names": list,
+    }
+    for name, kind in expected.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind):
+            raise InputError("record.json", name, value, f"of type {kind}")
+    for name, numbers in (("metrics", record.metrics), ("probes", record.probes)):
+        for key, value in numbers.items():
+            if not isinstance(value, (int, float)):
+                raise InputError("record.json", f"{name}.{key}", value, "a number")
 
 
 def _reason(error: Exception) -> str:

@@ -235,7 +235,7 @@ def signatures_table(findings: Sequence[Finding]) -> Table:
         ]
     return Table(
         name="signatures",
-        title="Failure signatures",
+        title="All signatures",
         note="Shown by: arms whose number is on the failing side of the threshold.",
         columns=("Signature", "Shown by", "Worst value", "Threshold", "Number and reason"),
         rows=tuple(rows),

@@ -90,7 +90,7 @@ def family_error_of_one(seeds: int, case: Case, study: int) -> tuple[bool, bool]
     baseline, *arms = simulated_scores(case, 1 + NULL_ARMS, seeds, generator)
     differences = [(arm - baseline).T for arm in arms]
     adjusted = holm([estimate(one[0], one[1:], case.recordings).p_value for one in differences])
-    permuted = holm([permutation_p_value(one[0]) for one in differences])
+    permuted = holm([permutation_p_value(one[0], one[1:], case.recordings) for one in differences])
     return min(adjusted) < SIGNIFICANCE, min(permuted) < SIGNIFICANCE
 
 

@@ -1,0 +1,187 @@
+"""Estimates against hand-worked values and independent formulas, comparability, coverage."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
+
+from analysis.compare import (
+    Comparison,
+    estimate,
+    holm,
+    permutation_p_value,
+    recording_draws,
+    resampled_counts,
+)
+from analysis.load import load_studies
+from seld.records import TrialRecord
+
+SMALL = SimulatedStudy(
+    arms={"scratch": ArmTruth(), "better": ArmTruth(found=0.75, near=0.85)},
+    budgets_minutes=(30.0,),
+    seeds=(0, 1, 2, 3),
+    predictions=False,
+)
+
+
+def compared(folder: Path, study: SimulatedStudy = SMALL, **changes: object) -> Comparison:
+    return Comparison(load_studies([write_simulated_study(folder / "s", study, **changes)]))  # type: ignore[arg-type]
+
+
+def test_holm_hand_worked() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, math.nan, 0.8])[0] == 1.0
+    assert math.isnan(holm([0.9, math.nan, 0.8])[1])
+
+
+def test_permutation_counts_the_sign_patterns() -> None:
+    """Where recordings add nothing, it is the exact test."""
+    for scores in (np.array([1.0, 2.0, 3.0]), np.array([0.4, -0.1, 0.7, 0.2])):
+        patterns = [np.dot(s, scores) for s in itertools.product((1, -1), repeat=len(scores))]
+        reached = sum(abs(value) >= scores.sum() - 1e-12 for value in patterns)
+        found = permutation_p_value(scores, np.tile(scores, (50, 1)), recordings=9)
+        assert found == pytest.approx(reached / len(patterns))
+
+
+def test_permutation_heeds_the_recordings() -> None:
+    """Ten seeds that agree on a difference which these few recordings may have made by chance."""
+    draws = np.random.default_rng(0).normal(0.01, 0.02, (500, 1)) * np.ones((1, 10))
+    assert permutation_p_value(np.full(10, 0.01), draws, recordings=8) > 0.3
+
+
+def test_without_recording_variance_the_interval_is_student_t() -> None:
+    scores = np.array([0.30, 0.34, 0.35])
+    same = np.tile(scores, (200, 1))
+    found = estimate(scores, same, recordings=20)
+    low, high = stats.t.interval(0.95, 2, scores.mean(), stats.sem(scores))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.p_value == pytest.approx(stats.ttest_1samp(scores, 0).pvalue, rel=1e-6)
+    assert found.seed_share == pytest.approx(1.0)
+
+
+def test_without_seed_variance_the_interval_is_student_t_over_recordings() -> None:
+    values = np.random.default_rng(0).normal(0.1, 0.2, 12)
+    draws = recording_draws(12)
+    resampled = np.tile((draws[1:] @ values / 12)[:, None], (1, 4))
+    found = estimate(np.full(4, values.mean()), resampled, recordings=12)
+    low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    # The variance is that of a thousand draws.
+    assert found.high - found.low == pytest.approx(high - low, rel=0.06)
+    assert found.seed_share == pytest.approx(0.0, abs=1e-9)
+
+
+def test_p_value_is_that_of_the_interval() -> None:
+    generator = np.random.default_rng(1)
+    for shift in (0.0, 0.5, 1.0, 2.0):
+        scores = generator.normal(shift, 1, 4)
+        resampled = scores + generator.normal(0, 0.5, (300, 1)) + generator.normal(0, 0.2, (300, 4))
+        found = estimate(scores, resampled, recordings=15)
+        assert found.excludes_zero == (found.p_value < 0.05)
+
+
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_too_few_seeds_give_no_interval(seeds: int) -> None:
+    found = estimate(np.full(seeds, 0.3), np.full((10, seeds), 0.3), recordings=5)
+    assert math.isnan(found.low)
+    assert math.isnan(found.p_value)
+    assert not found.excludes_zero
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(("seed_spread", "own_spread"), [(1.0, 0.5), (0.3, 3.0), (0.0, 2.0)])
+def test_intervals_cover(seeds: int, seed_spread: float, own_spread: float) -> None:
+    """Crossed seeds × recordings; see benchmarks/intervals.py for the metric's own counts."""
+    generator = np.random.default_rng(seeds)
+    recordings, studies = 25, 400
+    draws = recording_draws(recordings)[1:] / recordings
+    covered = 0
+    for _ in range(studies):
+        values = (
+            generator.normal(0, seed_spread, (seeds, 1))
+            + generator.normal(0, own_spread, (1, recordings))
+            + generator.normal(0, 1.0, (seeds, recordings))
+        )
+        found = estimate(values.mean(axis=1), draws @ values.T, recordings)
+        covered += found.low <= 0 <= found.high
+    # 93 to 97 %, and two standard errors of 400 studies.
+    assert 0.93 - 0.022 <= covered / studies <= 0.97 + 0.017
+
+
+def test_resampling_starts_with_all_recordings() -> None:
+    counts = np.random.default_rng(0).integers(0, 9, size=(7, 3, 8)).astype(float)
+    resampled = resampled_counts(counts)
+    np.testing.assert_allclose(resampled[0], counts.sum(axis=0))
+    assert recording_draws(7)[1:].sum(axis=1) == pytest.approx(7)
+
+
+def test_scores_are_those_of_the_records(tmp_path: Path) -> None:
+    comparison = compared(tmp_path)
+    for trial in comparison.results.finished:
+        for name, values in comparison.scores(trial).items():
+            assert values[0] == pytest.approx(trial.record.metrics[name])
+
+
+def test_a_true_difference_is_resolved_and_bold(tmp_path: Path) -> None:
+    comparison = compared(tmp_path)
+    (difference,) = comparison.differences("scratch")
+    assert difference.resolved
+    assert difference.primary is not None
+    assert difference.primary.high < 0
+    pairs = comparison.pairs("better", "scratch", 30.0)
+    by_hand = np.mean(
+        [a.record.metrics["seld_error"] - b.record.metrics["seld_error"] for a, b in pairs]
+    )
+    assert difference.primary.mean == pytest.approx(by_hand)
+    assert comparison.best_resolved[30.0, "seld_error"] == "better"
+
+
+def test_alike_arms_are_not_bold(tmp_path: Path) -> None:
+    study = replace(SMALL, arms={name: ArmTruth() for name in ("scratch", "b", "c")})
+    assert not compared(tmp_path, study).best_resolved
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"metric_version": "other"}, "metric versions differ"),
+        ({"test_fingerprint": "other"}, "test recordings differ"),
+    ],
+)
+def test_incomparable_arms_are_refused(
+    tmp_path: Path, changed: dict[str, str], reason: str
+) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        return replace(record, **changed) if record.arm == "better" else record
+
+    comparison = compared(tmp_path, change=change)
+    (difference,) = comparison.differences("scratch")
+    assert difference.refusals == (reason,)
+    assert not difference.estimates
+    assert not comparison.best_resolved
+
+
+def test_mixed_trials_within_an_arm_get_no_mean(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        return replace(record, metric_version="other") if record.seed == 1 else record
+
+    cell = compared(tmp_path, change=change).cells["better", 30.0]
+    assert not cell.estimates
+    assert cell.refusals == ("metric versions differ",)
+
+
+def test_other_code_and_uncommitted_changes_are_flagged(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        if record.arm == "better":
+            return replace(record, code_fingerprint="other", git_dirty=True)
+        return record
+
+    (difference,) = compared(tmp_path, change=change).differences("scratch")
+    assert difference.estimates
+    assert difference.caveats == ("code differs", "uncommitted code")

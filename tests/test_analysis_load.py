@@ -1,0 +1,121 @@
+"""Studies are read whole: broken records are listed, planned trials missed, arms told apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from simulated_study import ArmTruth, SimulatedStudy, failed, write_simulated_study
+
+from analysis.load import load_studies
+from seld.errors import InputError
+from seld.records import TrialRecord
+
+STUDY = SimulatedStudy(
+    arms={"scratch": ArmTruth(), "avc": ArmTruth()},
+    budgets_minutes=(30.0,),
+    seeds=(0, 1),
+    recordings=4,
+    predictions=False,
+)
+
+
+def trial(folder: Path, arm: str, seed: int) -> Path:
+    return folder / "trials" / f"{arm}-30min-seed{seed}"
+
+
+def test_broken_records_are_listed_and_the_others_read(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    (trial(folder, "scratch", 0) / "record.json").write_text('{"schema_version": 1, "stu')
+    (trial(folder, "scratch", 1) / "counts.parquet").write_bytes(b"PAR1 half")
+    (trial(folder, "avc", 0) / "record.json").unlink()
+    results = load_studies([folder])
+    assert [one.record.trial_id for one in results.trials] == ["avc-30min-seed1"]
+    listed = {item.path.name: item.reason for item in results.unreadable}
+    assert set(listed) == {"scratch-30min-seed0", "scratch-30min-seed1", "avc-30min-seed0"}
+    assert all(listed.values())
+    assert not results.missing
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", '{"schema_version": 99}', '{"schema_version": 1, "nonsense": 0}', "\x00\xff"],
+)
+def test_no_record_is_fatal(tmp_path: Path, content: str) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    (trial(folder, "avc", 0) / "record.json").write_text(content)
+    assert len(load_studies([folder]).unreadable) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("metrics", {}), ("metrics", None), ("metrics", {"seld_error": "high"}), ("seed", "one"),
+     ("stages", None), ("failure", []), ("probes", 3), ("class_names", None)],
+)  # fmt: skip
+def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value: object) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    path = trial(folder, "avc", 0) / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    results = load_studies([folder])
+    assert [item.path.name for item in results.unreadable] == ["avc-30min-seed0"]
+
+
+def test_study_without_its_question_is_still_read(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    (folder / "study.json").write_text("{")
+    results = load_studies([folder])
+    assert len(results.trials) == 4
+    assert [item.path.name for item in results.unreadable] == ["study.json"]
+
+
+def test_planned_trials_without_a_record_are_missing(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    place = trial(folder, "avc", 1)
+    for file in place.iterdir():
+        file.unlink()
+    place.rmdir()
+    (missing,) = load_studies([folder]).missing
+    assert (missing.arm, missing.seed) == ("avc", 1)
+
+
+def test_failed_trials_count_but_have_no_scores(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        return failed(record) if record.seed == 1 else record
+
+    results = load_studies([write_simulated_study(tmp_path / "s", STUDY, change)])
+    assert len(results.trials) == 4
+    assert len(results.finished) == 2
+
+
+def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path) -> None:
+    first = write_simulated_study(tmp_path / "one", replace(STUDY, name="one"))
+    more = write_simulated_study(tmp_path / "two", replace(STUDY, name="two", seeds=(5, 6)))
+    assert load_studies([first, more]).arms == ["scratch", "avc"]
+    again = write_simulated_study(tmp_path / "three", replace(STUDY, name="three"))
+    assert sorted(load_studies([first, again]).arms) == [
+        "one: avc", "one: scratch", "three: avc", "three: scratch",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_studies_is_read_whole(tmp_path: Path) -> None:
+    write_simulated_study(tmp_path / "all" / "one", replace(STUDY, name="one"))
+    assert len(load_studies([tmp_path / "all"]).trials) == 4
+
+
+def test_points_of_a_sweep_are_no_repetitions(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    for number in range(2):
+        path = trial(folder, "avc", number) / "record.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 0}))
+    results = load_studies([folder])
+    assert results.swept_arms == {"avc"}
+    assert results.arms == ["scratch"]
+
+
+def test_not_a_study(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"study\.json"):
+        load_studies([tmp_path])
+    with pytest.raises(InputError, match="RESULTS_DIR"):
+        load_studies([tmp_path / "nowhere"])

@@ -1,0 +1,205 @@
+"""The report as files and as a page: complete, self-contained, sound in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
+
+from analysis import print_summary, write_report
+from analysis.report import Analysis
+from seld.errors import InputError
+from seld.records import TrialRecord
+
+STUDY = SimulatedStudy(
+    arms={name: VARIANTS[name] for name in ("scratch", "doa_wise", "recording_wise")},
+    recordings=6,
+)
+BROKEN = "scratch-15min-seed2"
+
+
+def with_a_failure(record: TrialRecord) -> TrialRecord:
+    return failed(record) if record.trial_id == "doa_wise-15min-seed1" else record
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "variants"
+    write_simulated_study(folder, STUDY, with_a_failure)
+    (folder / "trials" / BROKEN / "record.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(study_folder: Path) -> Path:
+    return write_report([study_folder], study_folder / "report")
+
+
+class Links(HTMLParser):
+    """Collects whatever a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_page_is_self_contained_and_complete(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = Links()
+    links.feed(text)
+    assert links.found
+    assert all(link.startswith("data:") for link in links.found)
+    assert "<script" not in text
+    first = text.index("Does DOA-aware pretraining")
+    assert first < text.index("At 60 min of annotation") < text.index("<table")
+    for needed in ("95 % interval", "gpu_memory", BROKEN, "simulated-data", "run_grid.py variants"):
+        assert needed in text
+
+
+def test_files_beside_the_page(page: Path) -> None:
+    figures = {path.name for path in (page.parent / "figures").iterdir()}
+    for name in ("budget", "localisation_detection", "classes", "rooms", "confusion",
+                 "azimuth_error", "tracks"):  # fmt: skip
+        assert {f"{name}.svg", f"{name}.png"} <= figures
+    tables = page.parent / "tables"
+    with (tables / "scores.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 6
+    markdown = (tables / "scores.md").read_text()
+    latex = (tables / "scores.tex").read_text()
+    assert r"\toprule" in latex
+    assert r"recording\_wise" in latex
+    for row in rows:  # one number format for all
+        assert row["seld_error"] in markdown
+        assert row["seld_error"] in latex
+        assert f"[{row['seld_error_low']}, {row['seld_error_high']}]" in markdown
+    failed_row = next(
+        r for r in rows if r["arm"] == "doa_wise" and r["annotation_minutes"] == "15.0"
+    )
+    assert (failed_row["seeds"], failed_row["failed"]) == ("2", "1")
+
+
+def test_latex_rows_have_as_many_entries_as_columns(page: Path) -> None:
+    for path in (page.parent / "tables").glob("*.tex"):
+        text = path.read_text()
+        columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
+        assert columns
+        for line in text.splitlines():
+            if line.endswith(r"\\"):
+                assert len(re.findall(r"(?<!\\)&", line)) == len(columns[1]) - 1
+
+
+def test_summary_prints_tables(study_folder: Path) -> None:
+    console = Console(record=True, width=150, file=None, quiet=False)
+    with console.capture() as capture:
+        print_summary([study_folder], console)
+    for needed in ("SELD error", "doa_wise", "gpu_memory", "Differences to scratch"):
+        assert needed in capture.get()
+
+
+def test_unknown_baseline(study_folder: Path) -> None:
+    with pytest.raises(InputError, match="--baseline"):
+        Analysis.of([study_folder], "nonsense")
+
+
+def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis", str(tmp_path / "nowhere")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_finished_still_reports(tmp_path: Path) -> None:
+    folder = write_simulated_study(
+        tmp_path / "s", replace(STUDY, predictions=False, recordings=2), failed
+    )
+    assert "There is no answer yet" in write_report([folder], tmp_path / "out").read_text()
+
+
+def test_one_seed_claims_nothing(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, seeds=(0,), predictions=False))
+    analysis = Analysis.of([folder], None)
+    assert "no interval can be given" in analysis.answer
+    assert not any(entry.bold for row in analysis.scores.rows for entry in row)
+    write_report([folder], tmp_path / "out")
+
+
+def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
+    def swept(record: TrialRecord) -> TrialRecord:
+        values = {"pretrain.temperature": 0.01 * 1.3**record.seed,
+                  "pretrain.directions.count": 4 + 2 * (record.seed % 5),
+                  "pretrain.objective": ("doa_wise", "recording_wise")[record.seed % 2]}  # fmt: skip
+        return replace(record, parameters=values, seed=0)
+
+    study = replace(
+        STUDY,
+        arms={"sweep": VARIANTS["doa_wise"]},
+        baseline="sweep",
+        seeds=range(20),
+        budgets_minutes=(30.0,),
+        predictions=False,
+    )
+    folder = write_simulated_study(tmp_path / "s", study, swept)
+    page = write_report([folder], tmp_path / "out")
+    names = {path.stem for path in (page.parent / "figures").iterdir()}
+    assert names == {"responses", "importances"}
+    assert "Of 20 settings" in page.read_text()
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
+    """No console error and nothing wider than the window; the page measures itself."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium here (Debian: apt-get install chromium)")
+    probe = (
+        "<script>addEventListener('load', () => {"
+        "const d = document.documentElement;"
+        "const broken = [...document.images].filter(i => !i.naturalWidth).length;"
+        "d.dataset.measured = [d.scrollWidth, innerWidth, broken].join(' ');"
+        "});</script></body>"
+    )
+    copy = tmp_path / "page.html"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    done = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1000",
+            "--dump-dom",
+            copy.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    measured = re.search(r'data-measured="(\d+) (\d+) (\d+)"', done.stdout)
+    assert measured, done.stderr
+    page_width, window_width, broken_images = map(int, measured.groups())
+    assert page_width <= window_width
+    assert broken_images == 0
+    assert "CONSOLE" not in done.stderr

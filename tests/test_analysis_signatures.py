@@ -1,0 +1,86 @@
+"""Each failure signature has a planted case that triggers it, and it alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
+
+from analysis.compare import Comparison
+from analysis.load import load_studies
+from analysis.signatures import (
+    BLIND_ENCODER,
+    COLLAPSE,
+    DIRECTION_IGNORED,
+    EMPTY_DIRECTIONS,
+    MISPLACED,
+    SIGNATURES,
+    SMALL_BUDGETS,
+    UNSEEN_CLASSES,
+    Signature,
+    find_signatures,
+    signatures_table,
+)
+from seld.classes import STARSS_CLASSES
+
+HEALTHY = ArmTruth(found=0.65, near=0.8, probes=HEALTHY_PROBES)
+UNSEEN = ("bell", "knock")
+
+
+def with_probes(**probes: float) -> ArmTruth:
+    return replace(HEALTHY, probes={**HEALTHY_PROBES, **probes})
+
+
+PLANTED: dict[Signature, ArmTruth] = {
+    MISPLACED: replace(HEALTHY, near=0.35),
+    BLIND_ENCODER: with_probes(linear_doa_error_deg=78.0),
+    UNSEEN_CLASSES: replace(HEALTHY, class_shift=dict.fromkeys(UNSEEN, -0.3)),
+    SMALL_BUDGETS: replace(HEALTHY, found=0.45, gain_per_doubling=0.14),
+    COLLAPSE: with_probes(participation_ratio=1.6),
+    DIRECTION_IGNORED: with_probes(retrieval_direction_shuffled_top1=0.39),
+    EMPTY_DIRECTIONS: with_probes(loss_share_empty_directions=0.8),
+}
+
+
+def triggered(folder: Path, arm: ArmTruth) -> set[Signature]:
+    study = SimulatedStudy(
+        arms={"scratch": ArmTruth(found=0.6, near=0.75), "arm": arm},
+        seeds=(0, 1, 2, 3, 4),
+        unannotated_classes=[name for name in STARSS_CLASSES if name not in UNSEEN],
+        predictions=False,
+    )
+    comparison = Comparison(load_studies([write_simulated_study(folder / "s", study)]))
+    findings = find_signatures(comparison, "scratch")
+    assert {finding.signature for finding in findings} == set(SIGNATURES)
+    assert all(finding.evidence for finding in findings)
+    table = signatures_table(findings)
+    shown = {row[0].text for row in table.rows if row[1].bold}
+    found = {finding.signature for finding in findings if finding.triggered}
+    assert shown == {signature.title for signature in found}
+    assert all(finding.arm == "arm" for finding in findings if finding.triggered)
+    return found
+
+
+def test_a_healthy_arm_triggers_none(tmp_path: Path) -> None:
+    assert triggered(tmp_path, HEALTHY) == set()
+
+
+def test_every_signature_has_a_planted_case() -> None:
+    assert set(PLANTED) == set(SIGNATURES)
+    assert all(signature.reason and signature.meaning for signature in SIGNATURES)
+
+
+@pytest.mark.parametrize("signature", SIGNATURES, ids=lambda signature: signature.name)
+def test_planted_case_triggers_it_alone(tmp_path: Path, signature: Signature) -> None:
+    assert triggered(tmp_path, PLANTED[signature]) == {signature}
+
+
+def test_probes_that_are_lacking_are_not_measured(tmp_path: Path) -> None:
+    study = SimulatedStudy(
+        arms={"scratch": ArmTruth(), "arm": ArmTruth()}, recordings=6, predictions=False
+    )
+    comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study)]))
+    measured = {finding.signature for finding in find_signatures(comparison, "scratch")}
+    assert not measured & {BLIND_ENCODER, COLLAPSE, DIRECTION_IGNORED, EMPTY_DIRECTIONS}
