@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run beside each other's processes; several threads each only get in their own way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED_DATA = Path(
     os.environ.get("SELD_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
 )
