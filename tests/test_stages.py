@@ -6,8 +6,9 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from seld.errors import InputError
 from trainables import stages
 from trainables.stages import StageKey, StageStore, code_fingerprint, stage_key
 
+#: Audit events of everything that the store does to files.
+FILE_EVENTS = {
+    *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir"),
+    *("shutil.copyfile", "shutil.rmtree"),
+}
 KEY = StageKey(name="pretrain", digest="a" * 20)
 
 
@@ -128,57 +134,84 @@ def test_of_many_processes_one_computes_and_the_others_wait(tmp_path: Path) -> N
     assert len(tally.read_text().splitlines()) == 1
 
 
-def _compute_until_killed(root: Path, marker: Path, point: str) -> None:
-    store = StageStore(root)
+def _compute_watched(root: Path, killed_before: int, count: Any) -> None:
+    """Compute the stage; die before the file system is touched for the n-th time under ``root``."""
+    touches = 0
 
+    def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal touches
+        paths = [path for path in arguments if isinstance(path, (str, os.PathLike))]
+        if event in FILE_EVENTS and any(str(path).startswith(str(root)) for path in paths):
+            if touches == killed_before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            touches += 1
+
+    sys.addaudithook(on_event)
+    StageStore(root).obtain(KEY, _write_result_with_checkpoint(root))
+    count.value = touches
+
+
+def _write_result_with_checkpoint(root: Path) -> Callable[[Path], Mapping[str, Any]]:
     def compute(folder: Path) -> Mapping[str, Any]:
-        if point == "computing":
-            _announce_and_hang(marker)
+        state = Path(StageStore(root).partial_uri(KEY)) / "state"
+        state.parent.mkdir(exist_ok=True)
+        state.write_bytes(b"state")
         return _write_result(folder)
 
-    if point == "uploading":
-        put_file = store._files.put_file
-
-        def put_then_hang(source: str, target: str) -> None:
-            put_file(source, target)
-            _announce_and_hang(marker)
-
-        store._files.put_file = put_then_hang
-    if point == "committing":
-
-        def hang_before_move(source: str, target: str) -> None:
-            if "committed" in str(target):
-                _announce_and_hang(marker)
-            os.rename(source, target)
-
-        stages.os.replace = hang_before_move  # type: ignore[assignment]
-    store.obtain(KEY, compute)
+    return compute
 
 
-def _announce_and_hang(marker: Path) -> None:
-    marker.touch()
-    signal.pause()
-
-
-@pytest.mark.parametrize("point", ["computing", "uploading", "committing"])
-def test_a_killed_computation_is_taken_over_and_never_seen_half(tmp_path: Path, point: str) -> None:
+def _run_watched(root: Path, killed_before: int) -> tuple[int, int]:
+    """Exit code and number of touches of a process that computes the stage."""
     context = multiprocessing.get_context("fork")
-    marker = tmp_path / "reached"
-    victim = context.Process(
-        target=_compute_until_killed, args=(tmp_path / "stages", marker, point)
-    )
-    victim.start()
-    while not marker.exists():
-        assert victim.is_alive()
-        time.sleep(0.01)
-    store = StageStore(tmp_path / "stages")
-    assert store.find(KEY) is None
-    assert victim.pid is not None
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
-    result = store.obtain(KEY, _write_result)
-    assert result.computed
-    assert (result.folder / "nested/weights.bin").stat().st_size == 25600
+    count = context.Value("i", 0)
+    process = context.Process(target=_compute_watched, args=(root, killed_before, count))
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode is not None
+    return process.exitcode, count.value
+
+
+def test_a_kill_before_any_touch_of_the_disk_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only a kill between creating and writing a lease leaves nobody's name to look up.
+    monkeypatch.setattr(stages, "LEASE_EXPIRY_S", 0.2)
+    monkeypatch.setattr(stages, "POLL_S", 0.05)
+    code, touches = _run_watched(tmp_path / "whole", killed_before=-1)
+    assert code == 0
+    assert touches >= 20
+    for touch in range(touches):
+        root = tmp_path / str(touch)
+        code, _ = _run_watched(root, killed_before=touch)
+        assert code == -signal.SIGKILL
+        store = StageStore(root)
+        seen = store.find(KEY)
+        result = store.obtain(KEY, _write_result_with_checkpoint(root))
+        # Seen whole or not at all, and computed again exactly where it was not seen.
+        assert result.computed == (seen is None)
+        assert result.summary == {"loss": 0.25}
+        assert (result.folder / "nested/weights.bin").read_bytes() == bytes(range(256)) * 100
+
+
+def test_an_unwritten_lease_expires(store: StageStore, tmp_path: Path) -> None:
+    lease = tmp_path / "stages" / KEY.path / "lease-00000.json"
+    lease.parent.mkdir(parents=True)
+    lease.touch()
+    with store._lease(KEY) as held:
+        assert not held
+    long_ago = time.time() - stages.LEASE_EXPIRY_S - 1
+    os.utime(lease, (long_ago, long_ago))
+    with store._lease(KEY) as held:
+        assert held
+
+
+def test_what_a_killed_heartbeat_leaves_is_no_lease(store: StageStore, tmp_path: Path) -> None:
+    folder = tmp_path / "stages" / KEY.path
+    folder.mkdir(parents=True)
+    (folder / ".lease-00000.json.0a1b").write_text("{")
+    (folder / "lease-00000.json.0a1b.tmp").write_text("{")
+    assert store.obtain(KEY, _write_result).computed
 
 
 def test_a_lease_elsewhere_expires_with_its_heartbeat(store: StageStore, tmp_path: Path) -> None:

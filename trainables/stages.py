@@ -19,6 +19,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -35,11 +36,13 @@ from typing import Any
 import fsspec
 
 from seld.errors import InputError
+from seld.storage import written_whole
 
 #: A lease whose heartbeat is older than this belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
 HEARTBEAT_S = 5.0
 POLL_S = 0.5
+LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 
 OUR_PACKAGES = ("seld", "trainables")
 
@@ -340,12 +343,19 @@ class StageStore:
         folder = f"{self._base}/{key.path}"
         if not self._files.exists(folder):
             return -1, None
-        paths = [path for path in self._files.ls(folder, detail=False) if "/lease-" in path]
-        if not paths:
+        names = [path.rpartition("/")[2] for path in self._files.ls(folder, detail=False)]
+        leases = [match for match in map(LEASE_NAME.fullmatch, names) if match]
+        if not leases:
             return -1, None
-        latest = max(paths)
-        number = int(latest.rpartition("lease-")[2].removesuffix(".json"))
-        return number, self._read_json(f"{key.path}/lease-{number:05d}.json")
+        number = max(int(match[1]) for match in leases)
+        path = f"{key.path}/lease-{number:05d}.json"
+        try:
+            return number, self._read_json(path)
+        except json.JSONDecodeError:
+            # Its taker has created it but not written it yet, or was killed in between: then
+            # it expires like a heart that stopped at birth.
+            created = self._files.modified(f"{self._base}/{path}").timestamp()
+            return number, {"host": "unknown", "pid": 0, "heartbeat": created}
 
     def _holder(self, key: StageKey) -> str:
         _, lease = self._latest_lease(key)
@@ -356,18 +366,13 @@ class StageStore:
             return json.loads(self._files.cat_file(f"{self._base}/{path}"))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:
-            # Only a lease caught while its first bytes are written can be empty; a commit is
-            # moved into place whole.
-            return {"host": "unknown", "pid": 0, "heartbeat": time.time()}
 
     def _write_json(self, path: str, content: Mapping[str, Any]) -> None:
         target = f"{self._base}/{path}"
         data = json.dumps(content).encode()
         if self._local:
-            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-            Path(temporary).write_bytes(data)
-            os.replace(temporary, target)
+            with written_whole(target) as temporary:
+                temporary.write_bytes(data)
         else:
             self._files.pipe_file(target, data)  # a bucket shows an object whole or not at all
 
