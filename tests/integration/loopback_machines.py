@@ -213,8 +213,9 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
     """Home folder with a `ray` that keeps to its own processes and ports."""
     program = machine.home / "seld-env/bin/ray"
     program.parent.mkdir(parents=True)
-    for name in ("python", "python3"):
-        (program.parent / name).symlink_to(ENVIRONMENT / "python")
+    python = program.with_name("python")
+    python.write_text(f'#!/bin/bash\nexec {ENVIRONMENT}/python "$@"\n')
+    python.chmod(0o755)
     options = [
         f"--node-ip-address={machine.address}",
         f"--temp-dir={machine.home}/ray",
@@ -258,7 +259,10 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
     login.chmod(0o755)
     # `auto` looks for any cluster of the machine; this one is meant.
     address = f"{machines.head.address}:{machines.head_port}"
-    (machine.home / ".bashrc").write_text(f"export RAY_ADDRESS={address}\n")
+    # The environment's own editable install is of this checkout; the shipped one must win.
+    (machine.home / ".bashrc").write_text(
+        f"export RAY_ADDRESS={address} PYTHONPATH={machine.home}/seld\n"
+    )
 
 
 def _start_sshd(machines: LoopbackMachines) -> subprocess.Popen[bytes]:

@@ -18,6 +18,7 @@ import yaml
 from loopback_machines import (
     ROOT,
     LoopbackMachines,
+    end_ray_processes,
     local_config,
     loopback_machines,
 )
@@ -29,6 +30,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+from seld.records import read_records
+from seld.scenes.render import render_corpus
+from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
 
 AWS_FILE = ROOT / "cluster.yaml"
 LOCAL_FILE = ROOT / "cluster-local.yaml"
@@ -87,8 +92,7 @@ def test_what_is_shipped_is_the_code_and_the_token() -> None:
 
 def test_every_package_of_a_node_is_pinned() -> None:
     pinned = {
-        _normal(line.partition("==")[0])
-        for line in (ROOT / "constraints.txt").read_text().split()
+        _normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().split()
     }
     project = Requirement("seld-ablations[cluster]")
     unpinned = {name for name in _closure(project) if name not in pinned} - {"seld-ablations"}
@@ -223,4 +227,192 @@ def test_no_demand_starts_nothing_and_no_demand_passes_the_limit() -> None:
     assert _launched({"CPU": 1.0}, 0) == {}
     config = _read(AWS_FILE)
     launched = _launched({"GPU": 1.0}, 1000)
-    assert sum(launched.values()) <= config["max_workers"]
+    assert sum(launched.values()) <= config["max_workers"] + 1  # one is the head's
+
+
+# --- launched for real ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[LoopbackMachines]:
+    with loopback_machines(workers=1) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def launched(machines: LoopbackMachines) -> Iterator[Path]:
+    """The local example on a head and a worker, after ``ray up``; the file to speak to it with."""
+    path = local_config(machines, LOCAL_FILE)
+    machines.run("ray", "up", "--yes", "--no-config-cache", str(path))
+    yield path
+    machines.run("ray", "down", "--yes", str(path), check=False)
+
+
+def _until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} has not happened in {timeout_s:g} s"
+        time.sleep(0.5)
+    return value
+
+
+def _on_head(machines: LoopbackMachines, path: Path, command: str) -> str:
+    return machines.run("ray", "exec", "--no-config-cache", str(path), command).stdout
+
+
+def _submit(machines: LoopbackMachines, *command: str, **environment: str) -> Any:
+    return machines.run(
+        "ray", "job", "submit", "--working-dir", str(ROOT), "--", *command,
+        RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{machines.dashboard_port}",
+        **environment,
+        check=False,
+    )  # fmt: skip
+
+
+WHERE_TASKS_RUN = """
+import json, subprocess, ray
+ray.init(address="auto", log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+def report():
+    import os, trainables
+    commit = subprocess.run(["git", "-C", os.environ["HOME"] + "/seld", "rev-parse", "HEAD"],
+                            capture_output=True, text=True).stdout.strip()
+    return {"home": os.environ["HOME"], "commit": commit, "code": trainables.__file__}
+
+nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+found = ray.get([report.options(scheduling_strategy=pinned(node, soft=False)).remote()
+                 for node in nodes])
+print("FOUND", json.dumps(found))
+"""
+
+
+def _nodes(machines: LoopbackMachines, path: Path) -> list[dict[str, str]]:
+    script = machines.folder / "where.py"
+    script.write_text(WHERE_TASKS_RUN)
+    output = _on_head(machines, path, f"cd ~/seld && python {script}")
+    return json.loads(output.partition("FOUND ")[2].splitlines()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_up_brings_the_code_and_the_token_to_every_machine(
+    machines: LoopbackMachines, launched: Path
+) -> None:
+    found = _until(
+        lambda: len(nodes := _nodes(machines, launched)) == 2 and nodes, 120, "the worker's joining"
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    homes = {str(machine.home) for machine in (machines.head, *machines.workers)}
+    assert {node["home"] for node in found} == homes
+    assert all(node["code"].startswith(str(machines.folder)) for node in found)
+    assert {node["commit"] for node in found} == {commit}
+    token = (machines.folder / "launcher/.ray/auth_token").read_bytes()
+    for machine in (machines.head, *machines.workers):
+        carried = machine.home / ".ray/auth_token"
+        assert carried.read_bytes() == token
+        assert carried.stat().st_mode & 0o077 == 0
+        assert not (machine.home / "seld/.git/config").exists()
+        assert not (machine.home / "seld/tests").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_without_the_token_nothing_answers(machines: LoopbackMachines, launched: Path) -> None:
+    wrong = {"RAY_AUTH_TOKEN": "0" * 64}
+    none = {"RAY_AUTH_MODE": "disabled"}
+    hello = ("python", "-c", "print('ran')")
+    for environment in (wrong, none):
+        refused = _submit(machines, *hello, **environment)
+        assert refused.returncode != 0
+        assert "ran" not in refused.stdout.splitlines()
+        connect = f"import ray; ray.init('{machines.head.address}:{machines.head_port}')"
+        driver = machines.run(sys.executable, "-c", connect, check=False, **environment)
+        assert driver.returncode != 0
+    assert "ran" in _submit(machines, *hello).stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_dashboard_is_on_loopback_only(machines: LoopbackMachines, launched: Path) -> None:
+    listening = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True).stdout
+    addresses = {
+        line.split()[3].rpartition(":")[0]
+        for line in listening.splitlines()
+        if line.split()[3].endswith(f":{machines.dashboard_port}")
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three minutes of scenes: unannotated, annotated and test."""
+    folder = tmp_path_factory.mktemp("scenes")
+    minute = PartSettings(minutes=1, rooms=1)
+    picture = PictureSettings(height_px=32, width_px=64, frame_rate_hz=5)
+    settings = SceneSettings(unannotated=minute, train=minute, test=minute, picture=picture)
+    render_corpus(settings, folder, workers=1)
+    return folder
+
+
+def _tiny_grid(scenes: Path, shared: Path, *options: str) -> tuple[str, ...]:
+    corpus = f"embedded={scenes}"
+    return (
+        "python", "ablations/run_grid.py", "--address", "auto",
+        "--annotated", corpus, "--unannotated", corpus, "--data", str(shared / "data"),
+        "--results", str(shared / "results"), "--storage", str(shared / "stages"),
+        "--arms", "scratch,avc", "--seeds", "0", "--budgets", "0.5",
+        "--set", "pretrain.steps=4", "--set", "pretrain.batch_size=4",
+        "--set", "finetune.steps=4", *options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_submitted_grid_survives_the_loss_of_a_machine(
+    machines: LoopbackMachines, launched: Path, scenes: Path
+) -> None:
+    shared = machines.folder / "shared"
+    _until(lambda: len(_nodes(machines, launched)) == 2, 120, "the worker's joining")
+    job = subprocess.Popen(
+        [
+            "ray", "job", "submit", "--working-dir", str(ROOT), "--",
+            *_tiny_grid(scenes, shared),
+        ],
+        cwd=ROOT,
+        env=machines.launcher_environment
+        | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{machines.dashboard_port}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    try:
+        stages = shared / "stages"
+        _until(
+            lambda: job.poll() is not None or list(stages.glob("*/*/lease-*.json")), 240, "a stage"
+        )
+        end_ray_processes(machines.workers[0].home)
+        output, _ = job.communicate(timeout=420)
+    finally:
+        job.kill()
+    assert job.returncode == 0, output[-6000:]
+    records = list(read_records(shared / "results/variants"))
+    assert {record.arm: record.status for record in records} == {
+        "scratch": "finished",
+        "avc": "finished",
+    }
+    assert (shared / "results/variants/report/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_down_leaves_nothing_running(machines: LoopbackMachines, launched: Path) -> None:
+    assert machines.processes()
+    machines.run("ray", "down", "--yes", str(launched))
+    deadline = time.monotonic() + 60
+    while (left := machines.processes()) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert left == {}
