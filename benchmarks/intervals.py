@@ -8,7 +8,41 @@ not share, and binomial noise. The counts go through the same code as a report. 
 difference is zero, so an interval covers where it holds zero. Beside it, the percentiles of the
 plain hierarchical bootstrap over seeds and recordings.
 
-FIGURES_GO_HERE
+Measured on 2026-11-23, 1000 studies per line, standard error 0.7 %::
+
+    coverage of 95 % intervals     seeds   report  bootstrap
+    recordings dominate                2    98.0%      94.4%
+    recordings dominate                3    96.1%      94.8%
+    recordings dominate                5    94.5%      93.7%
+    recordings dominate               10    95.4%      93.6%
+    both alike                         2    97.3%      93.0%
+    both alike                         3    96.8%      94.0%
+    both alike                         5    95.6%      93.1%
+    both alike                        10    96.2%      93.8%
+    both alike, 54 recordings          2    97.9%      93.1%
+    both alike, 54 recordings          3    96.6%      95.1%
+    both alike, 54 recordings          5    95.0%      94.5%
+    both alike, 54 recordings         10    95.4%      95.4%
+    seeds dominate                     2    93.5%      69.6%
+    seeds dominate                     3    94.6%      78.8%
+    seeds dominate                     5    95.2%      87.4%
+    seeds dominate                    10    94.6%      91.3%
+
+Family-wise error of ten null arms after Holm, 200 to 400 studies per line::
+
+    recordings dominate                3     1.8%         0.0%
+    both alike                         3     0.8%         0.0%
+    both alike, 54 recordings          3     0.8%         0.0%
+    seeds dominate                     3     6.8%         0.0%
+    recordings dominate                5     3.3%         0.0%
+    both alike                         5     2.7%         0.0%
+    both alike, 54 recordings          5     3.0%         0.0%
+    seeds dominate                     5     6.0%         0.0%
+
+(columns: kind of study, seeds, by the interval's p-values, by permutation). A permutation of
+seeds alone, which takes the test recordings as given, would err in up to 99 % of the families
+with 10 seeds where recordings dominate; hence the recordings' part in
+:func:`analysis.compare.permutation_p_value`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ SMALL = SimulatedStudy(
 
 
 def compared(folder: Path, study: SimulatedStudy = SMALL, **changes: object) -> Comparison:
-    return Comparison(load_studies([write_simulated_study(folder / "s", study, **changes)]))  # type: ignore[arg-type]
+    return Comparison(load_studies([write_simulated_study(folder / "s", study, **changes)]))  
 
 
 def test_holm_hand_worked() -> None:
