@@ -37,6 +37,7 @@ from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
 from trainables.clips import Batch, batch_spectra
 from trainables.directions import DirectionSettings, choose_directions
+from trainables.joined_norm import join_batch_norms
 from trainables.steps import (
     Metrics,
     NonFiniteLossError,
@@ -44,6 +45,7 @@ from trainables.steps import (
     TrainState,
     average_gradients,
     detached,
+    distributed,
     network_precision,
     schedule,
     seed_step,
@@ -256,6 +258,8 @@ def pretrain(
     refuse_broken_convolution(settings, device)
     torch.manual_seed(settings.seed)
     networks = PretrainNetworks(settings).to(device)
+    if distributed():
+        join_batch_norms(networks)
     optimizer = torch.optim.AdamW(
         networks.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )

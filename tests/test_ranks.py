@@ -1,0 +1,115 @@
+"""Several workers per pretraining: the loop in two processes equals one on the joined batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.test_pretrain import GRID, TINY, Reports, random_batches
+from trainables.clips import Batch
+from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
+from trainables.pretrain import PretrainSettings, pretrain
+
+RANKS = 2
+# Draws differ between ranks by intent; without any, one process can see what two see.
+UNDRAWN = dataclasses.replace(
+    TINY,
+    steps=3,
+    directions=GRID,
+    augmentation="none",
+    audio=dataclasses.replace(
+        TINY.audio, network=dataclasses.replace(TINY.audio.network, dropout=0.0)
+    ),
+)
+SETTINGS = {
+    "doa_wise": UNDRAWN,
+    "avc": dataclasses.replace(UNDRAWN, objective="avc"),
+    "recording_wise": dataclasses.replace(UNDRAWN, objective="recording_wise", rotated_negatives=0),
+}
+
+
+def share_of(rank: int, settings: PretrainSettings) -> Iterator[Batch]:
+    """This rank's part of the joined batches."""
+    size = settings.batch_size
+    joined = dataclasses.replace(settings, batch_size=size * RANKS)
+    for batch in random_batches(joined):
+        yield {name: values[rank * size : (rank + 1) * size] for name, values in batch.items()}
+
+
+def join_group(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+    )
+
+
+def run_rank(rank: int, folder: str) -> None:
+    join_group(rank, folder)
+    for name, settings in SETTINGS.items():
+        reports = Reports()
+        result = pretrain(settings, share_of(rank, settings), report=reports)
+        outcome = {"metrics": reports.metrics, "networks": result.state["networks"]}
+        torch.save(outcome, Path(folder) / f"{name}-{rank}.pt")
+    run_norm(rank, folder)
+    torch.distributed.destroy_process_group()
+
+
+def uneven_rows() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn((7, 4, 3), generator=generator).mul(3).add(2)
+
+
+def run_norm(rank: int, folder: str) -> None:
+    norm = nn.Sequential(nn.BatchNorm1d(4))
+    join_batch_norms(norm)
+    assert isinstance(norm[0], JoinedBatchNorm)
+    rows = uneven_rows()[[slice(0, 2), slice(2, 7)][rank]].requires_grad_()
+    output = norm(rows)
+    output.pow(3).sum().backward()
+    torch.save((output.detach(), rows.grad, norm.state_dict()), Path(folder) / f"norm-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=RANKS)
+    return folder
+
+
+@pytest.mark.slow  # starts two Python processes
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_ranks_pretrain_like_one_on_the_joined_batch(name: str, folder: Path) -> None:
+    joined = dataclasses.replace(SETTINGS[name], batch_size=SETTINGS[name].batch_size * RANKS)
+    reports = Reports()
+    expected = pretrain(joined, random_batches(joined), report=reports)
+    ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    for outcome in ranks:
+        for step, metrics in reports.metrics.items():
+            for metric in ("loss", "gradient_norm"):
+                assert outcome["metrics"][step][metric] == pytest.approx(metrics[metric], rel=1e-3)
+        for key, tensor in expected.state["networks"].items():
+            torch.testing.assert_close(
+                outcome["networks"][key], tensor, rtol=1e-2, atol=2e-3, msg=key
+            )
+    # Both ranks have the same networks to the last bit, running statistics included.
+    for key, tensor in ranks[0]["networks"].items():
+        assert torch.equal(ranks[1]["networks"][key], tensor), key
+
+
+@pytest.mark.slow
+def test_joined_norm_is_batch_norm_of_all_rows(folder: Path) -> None:
+    norm = nn.Sequential(nn.BatchNorm1d(4))
+    rows = uneven_rows().requires_grad_()
+    output = norm(rows)
+    output.pow(3).sum().backward()
+    parts = [torch.load(folder / f"norm-{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), output.detach())
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), rows.grad)
+    for _, _, state in parts:
+        for key, tensor in norm.state_dict().items():
+            torch.testing.assert_close(state[key], tensor)
