@@ -1,0 +1,146 @@
+"""Recipes of pretraining and fine-tuning at the four sizes.
+
+The paper gives no values for any of these; ``ablations/LOG.md`` says what was tried. All arms of
+a size share networks, windows, optimiser and steps, so that they differ by their objective alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from seld.geometry import DoaGrid
+from seld.models.heads import ProjectionSettings
+from seld.models.r2plus1d import VISUAL_ENCODER_PRESETS
+from seld.models.resnet_conformer import RESNET_CONFORMER_PRESETS, AudioEncoderSettings
+from trainables.directions import DirectionSettings
+from trainables.finetune import FinetuneSettings
+from trainables.pretrain import PretrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How each objective is pretrained at a size, and how every arm is fine-tuned."""
+
+    doa_wise: PretrainSettings
+    recording_wise: PretrainSettings
+    avc: PretrainSettings
+    finetune: FinetuneSettings
+
+
+def recipe(
+    doa_wise: PretrainSettings, finetune: FinetuneSettings, *, grid_directions: int
+) -> Recipe:
+    """All objectives from the DOA-wise one.
+
+    ``recording_wise`` and ``avc`` look at the whole sphere, on a grid, through crops wide enough to
+    leave little of it unseen.
+    """
+    grid = DirectionSettings(
+        sampling="grid", grid=DoaGrid(kind="fibonacci", count=grid_directions), grid_rotation="any"
+    )
+    sphere = replace(doa_wise, directions=grid, field_of_view_deg=65.0)
+    return Recipe(
+        doa_wise=doa_wise,
+        recording_wise=replace(sphere, objective="recording_wise", rotated_negatives=1),
+        avc=replace(sphere, objective="avc"),
+        finetune=finetune,
+    )
+
+
+def demo() -> Recipe:
+    """Two cores: about a minute of one core per pretraining, 20 s per fine-tuning."""
+    # Without dropout, whose random numbers cost a CPU a fifth of the step; the runs are short.
+    audio = AudioEncoderSettings(network=replace(RESNET_CONFORMER_PRESETS["demo"], dropout=0.0))
+    visual = VISUAL_ENCODER_PRESETS["demo"]
+    doa_wise = PretrainSettings(
+        steps=600,
+        batch_size=32,
+        windows_per_clip=4,
+        window_s=2.0,
+        # Objects stand still or move slowly: one picture per window says nearly as much as three.
+        frame_count=1,
+        crop_px=16,
+        audio=audio,
+        visual=visual,
+        projection=ProjectionSettings(embedding_dim=visual.embedding_dim, hidden_dim=128),
+        learning_rate=5e-4,
+        state_every=300,
+    )
+    finetune = FinetuneSettings(steps=300, batch_size=16, window_s=4.0, audio=audio)
+    return recipe(doa_wise, finetune, grid_directions=12)
+
+
+def evidence() -> Recipe:
+    """Two cores for hours: long enough for pretraining to show what it is worth."""
+    size = demo()
+    doa_wise = replace(size.doa_wise, steps=8000, state_every=1000)
+    finetune = replace(size.finetune, steps=2400, warmup_steps=100)
+    return recipe(doa_wise, finetune, grid_directions=12)
+
+
+def small() -> Recipe:
+    """One GPU, an hour: larger crops, networks and batches; untuned."""
+    audio = AudioEncoderSettings(network=RESNET_CONFORMER_PRESETS["small"])
+    visual = VISUAL_ENCODER_PRESETS["small"]
+    doa_wise = PretrainSettings(
+        steps=20_000,
+        batch_size=128,
+        windows_per_clip=4,
+        window_s=2.0,
+        frame_count=4,
+        crop_px=32,
+        audio=audio,
+        visual=visual,
+        projection=ProjectionSettings(embedding_dim=visual.embedding_dim, hidden_dim=256),
+        learning_rate=5e-4,
+        warmup_steps=500,
+        state_every=2000,
+    )
+    finetune = FinetuneSettings(
+        steps=6000, batch_size=32, window_s=5.0, warmup_steps=200, audio=audio
+    )
+    return recipe(doa_wise, finetune, grid_directions=16)
+
+
+def paper() -> Recipe:
+    """Full networks on 112×112 crops of 8 pictures, for 100 hours; K and all else are [ours].
+
+    Pictures, temperature, learning rate and weight decay follow the nearest public recipe (Morgado
+    et al., "Learning Representations from Audio-Visual Spatial Alignment", 2020).
+    """
+    audio = AudioEncoderSettings(network=RESNET_CONFORMER_PRESETS["paper"])
+    visual = VISUAL_ENCODER_PRESETS["paper"]
+    doa_wise = PretrainSettings(
+        steps=100_000,
+        batch_size=32,
+        window_s=2.0,
+        frame_count=8,
+        crop_px=112,
+        directions=DirectionSettings(
+            sampling="grid", grid=DoaGrid(kind="fibonacci", count=16), weighting="uniform"
+        ),
+        head="grid",
+        audio=audio,
+        visual=visual,
+        projection=ProjectionSettings(embedding_dim=visual.embedding_dim, hidden_dim=256),
+        temperature=0.07,
+        learn_temperature=False,
+        learning_rate=1e-4,
+        weight_decay=1e-5,
+        warmup_steps=1000,
+        state_every=5000,
+    )
+    finetune = FinetuneSettings(
+        steps=30_000, batch_size=32, window_s=5.0, warmup_steps=500, audio=audio
+    )
+    fixed = replace(doa_wise, field_of_view_deg=65.0)
+    return Recipe(
+        doa_wise=doa_wise,
+        recording_wise=replace(fixed, objective="recording_wise", rotated_negatives=1),
+        avc=replace(fixed, objective="avc"),
+        finetune=finetune,
+    )
+
+
+#: By size, smallest first.
+RECIPES = {"demo": demo, "evidence": evidence, "small": small, "paper": paper}
