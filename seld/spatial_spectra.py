@@ -113,6 +113,8 @@ class SpectraStore:
         path = folder / f"spectra-{key.hexdigest()[:16]}.f16"
         if not (path.exists() and path.with_suffix(".json").exists()):
             cls._build(path, reader, settings, progress)
+        else:
+            progress(len(reader.index.clips), len(reader.index.clips))
         return cls(path)
 
     def read(
