@@ -19,7 +19,8 @@ seeds, and MOVER's (Zou and Donner 2008), ``sqrt(t_s² V_seed + t_r² V_rest)``,
 much; both are exact where one source dominates. Their mean is used [ours]:
 ``benchmarks/intervals.py`` measures its coverage beside the plain hierarchical bootstrap's.
 
-The p-value belongs to the interval (it is below 0.05 exactly where the interval excludes zero).
+The p-value is MOVER's alone, so it is below 0.05 only where the interval excludes zero: in the far
+tails, where Holm's correction looks, Satterthwaite's half-width is too short with few seeds.
 The permutation p-value exchanges arms within seeds, all 2^seeds ways, and adds what other
 recordings would have changed; it assumes less about the seeds, and with few seeds cannot be small.
 """
@@ -90,28 +91,31 @@ class Variance:
 
     def half_width(self, confidence: float) -> float:
         """Half the width of the interval at this confidence; see the module's text."""
-        quantile = (1 + confidence) / 2
         total = self.seed + self.rest
         if total == 0:
             return 0.0
         freedom = total**2 / (
             self.seed**2 / (self.seeds - 1) + self.rest**2 / (self.recordings - 1)
         )
-        satterthwaite = stdtrit(freedom, quantile) * math.sqrt(total)
-        mover = math.sqrt(
+        satterthwaite = stdtrit(freedom, (1 + confidence) / 2) * math.sqrt(total)
+        return float(satterthwaite + self.mover_half_width(confidence)) / 2
+
+    def mover_half_width(self, confidence: float) -> float:
+        """The longer of the two half-widths."""
+        quantile = (1 + confidence) / 2
+        return math.sqrt(
             stdtrit(self.seeds - 1, quantile) ** 2 * self.seed
             + stdtrit(self.recordings - 1, quantile) ** 2 * self.rest
         )
-        return float(satterthwaite + mover) / 2
 
     def p_value(self, mean: float) -> float:
-        """One minus the confidence at which the interval around ``mean`` reaches zero."""
+        """One minus the confidence at which MOVER's interval around ``mean`` reaches zero."""
         if self.seed + self.rest == 0:
             return 0.0 if mean else 1.0
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
-            if self.half_width(1 - middle) > abs(mean):
+            if self.mover_half_width(1 - middle) > abs(mean):
                 low = middle
             else:
                 high = middle

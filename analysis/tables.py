@@ -255,8 +255,8 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
         note=(
             f"Arm minus {baseline}, paired by seed, budget and test recordings, with 95 % "
             "interval; a negative difference of SELD error is an improvement. p-values are for "
-            "the SELD error, Holm-adjusted over all rows: p belongs to the interval, p perm. to "
-            "the exchange of arms within seeds, which cannot be small with few pairs. "
+            "the SELD error, Holm-adjusted over all rows: p is by Student's t, "
+            "p perm. by the exchange of arms within seeds, which cannot be small with few pairs. "
             "Bold: resolved (Holm-adjusted p < 0.05)."
         ),
         columns=(
