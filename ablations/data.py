@@ -26,6 +26,7 @@ from trainables.prepare import (
     class_names_of,
     describe_data,
     folder_name,
+    unprepared_data,
 )
 from trainables.resources import Placement
 from trainables.trial import DEFAULT_DATA
@@ -122,6 +123,29 @@ def prepare_data(
     return prepared
 
 
+def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]:
+    """The data sets as far as they are prepared already; nothing is rendered or decoded."""
+    if options.annotated is not None and options.unannotated is not None:
+        sources = {DEFAULT_DATA: (options.unannotated, options.annotated)}
+    else:
+        embedded = {
+            name: embedded_source(settings, options.folder)
+            for name, settings in options.scenes(study).items()
+        }
+        sources = {name: (source, source) for name, source in embedded.items()}
+    prepared = {}
+    for name, (unannotated, annotated) in sources.items():
+        folders = [
+            ShardFolder(path=str(folder_of_shards(options, source, study).resolve()))
+            for source in (unannotated, annotated)
+        ]
+        try:
+            prepared[name] = describe_data(*folders, class_names_of(annotated))
+        except InputError:
+            prepared[name] = unprepared_data(*folders, class_names_of(annotated), name=name)
+    return prepared
+
+
 def prepare_corpora(
     unannotated: CorpusSource,
     annotated: CorpusSource,
@@ -134,7 +158,7 @@ def prepare_corpora(
     scale = study.scale
     folders = {}
     for source in dict.fromkeys((unannotated, annotated)):
-        folder = options.folder / "shards" / folder_name(source, scale.shards)
+        folder = folder_of_shards(options, source, study)
         with progress_bar(console, f"decoding {source.name}") as progress:
             _, rejected = build_clip_shards(
                 source,
@@ -158,13 +182,23 @@ def render(
     settings: SceneSettings, folder: Path, placement: Placement, console: Console
 ) -> CorpusSource:
     """The embedded benchmark; recordings that exist are kept."""
-    fingerprint = corpus_fingerprint(settings, open_bank(settings.sound_bank))
-    scenes = (folder / "scenes" / fingerprint).resolve()
+    source = embedded_source(settings, folder)
     with progress_bar(console, "rendering scenes") as progress:
         render_corpus(
-            settings, scenes, workers=max(1, int(placement.cluster_cpus)), progress=progress
+            settings, source.root, workers=max(1, int(placement.cluster_cpus)), progress=progress
         )
-    return CorpusSource(name="embedded", root=str(scenes))
+    return source
+
+
+def embedded_source(settings: SceneSettings, folder: Path) -> CorpusSource:
+    """Where the embedded benchmark of these settings is, or will be."""
+    fingerprint = corpus_fingerprint(settings, open_bank(settings.sound_bank))
+    return CorpusSource(name="embedded", root=str((folder / "scenes" / fingerprint).resolve()))
+
+
+def folder_of_shards(options: DataOptions, source: CorpusSource, study: Study) -> Path:
+    """Where the shards of a corpus are, or will be."""
+    return options.folder / "shards" / folder_name(source, study.scale.shards)
 
 
 def show_rejected(rejected: list[Rejected], folder: Path, console: Console) -> None:

@@ -7,17 +7,19 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import torch
 from ray import tune
 from rich.console import Console
 
+from ablations.calibrate import calibrated_durations_s
 from ablations.console import StudyProgress, quiet_output
-from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.data import DataOptions, data_for_plan, make_writable, prepare_data
 from ablations.plan import plan_stages, print_plan
 from analysis import print_summary, write_report
 from search_spaces.studies import Study
@@ -63,7 +65,6 @@ def run_study(
     cluster: ClusterOptions,
     results: Path,
     storage: str | None = None,
-    plan_only: bool = False,
     budget_hours: float | None = None,
 ) -> int:
     """Run what is missing of a study and report on all of it.
@@ -95,12 +96,58 @@ def run_study(
                 data=prepared,
                 provenance=current_provenance(),
             )
-            if plan_only:
-                plans = plan_stages(study.cells(), prepared, run.store)
-                print_plan(plans, placement, console)
-                return 0
             run_missing_trials(study, run, console, budget_hours)
         return report_on(study, study_folder, console)
+
+
+def plan_study(
+    study: Study,
+    *,
+    data: DataOptions,
+    cluster: ClusterOptions,
+    results: Path,
+    storage: str | None = None,
+    calibrate: bool = False,
+) -> int:
+    """Print what running the study would compute and cost. Starts no Ray, renders nothing."""
+    data.check(study)
+    console = Console()
+    resources = machine_resources(cluster)
+    placement = plan_placement(
+        resources,
+        train_workers=cluster.train_workers,
+        gpus_per_worker=cluster.gpus_per_worker,
+        most_lanes=cluster.most_trials_at_once,
+    )
+    prepared = data_for_plan(data, study)
+    cells = study.cells()
+    scale = study.scale
+
+    def measure(cell: Cell) -> Mapping[str, float]:
+        torch.set_num_threads(placement.worker_threads)
+        return calibrated_durations_s(
+            cell,
+            class_count=len(prepared[cell.data].class_names),
+            test_minutes=scale.scenes.test.minutes,
+            picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
+        )
+
+    store = StageStore(storage or (results / "stages").resolve())
+    plans = plan_stages(cells, prepared, store, measure if calibrate else None)
+    console.print(f"{study.name}: {len(cells)} trials; {placement.describe()}", highlight=False)
+    print_plan(plans, placement, console)
+    return 0
+
+
+def machine_resources(cluster: ClusterOptions) -> dict[str, float]:
+    """What the cluster has: asked of a running one, counted on this machine otherwise."""
+    if cluster.address is not None:
+        with ray_cluster(cluster):
+            return ray.cluster_resources()
+    return {
+        "CPU": float(cluster.cpus or os.cpu_count() or 1),
+        "GPU": float(torch.cuda.device_count()),
+    }
 
 
 def run_missing_trials(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,8 @@ class StagePlan:
         uses: cells that need such a stage.
         unique: different ones among them.
         done: of those, how many are in the store.
-        expected_s: time of one lane for what is missing; None where nothing like it has run.
+        expected_s: time of one lane for what is missing; None where nothing like it has run and
+            it was not calibrated.
         result_bytes: size of what will be stored; None where nothing like it has run.
     """
 
@@ -38,36 +40,71 @@ class StagePlan:
 
 
 def plan_stages(
-    cells: Sequence[Cell], data: Mapping[str, PreparedData], store: StageStore
+    cells: Sequence[Cell],
+    data: Mapping[str, PreparedData],
+    store: StageStore,
+    calibrate: Callable[[Cell], Mapping[str, float]] | None = None,
 ) -> list[StagePlan]:
-    """Stages of all cells after sharing, with times of earlier runs for what is missing."""
+    """Stages of all cells after sharing, and the time of those that are missing.
+
+    Args:
+        data: the data sets by name; where one is not prepared yet, nothing made from it is done.
+        calibrate: gives a cell's durations by stage where no earlier run does.
+    """
     keys = [stages_of(cell, data[cell.data]) for cell in cells]
-    return [_plan_stage(name, [getattr(key, name) for key in keys], store) for name in STAGE_NAMES]
+    calibration = _Calibration(cells, calibrate)
+    plans = []
+    for name in STAGE_NAMES:
+        stage_keys = [getattr(key, name) for key in keys]
+        plans.append(_plan_stage(name, stage_keys, store.committed(name), calibration))
+    return plans
 
 
-def _plan_stage(name: str, keys: Sequence[StageKey | None], store: StageStore) -> StagePlan:
-    committed = store.committed(name)
-    needed = [key for key in keys if key is not None]
-    unique = set(needed)
-    missing = [key for key in unique if key.digest not in committed]
+class _Calibration:
+    """Durations measured once per kind of cell, and only where asked for."""
+
+    def __init__(
+        self, cells: Sequence[Cell], measure: Callable[[Cell], Mapping[str, float]] | None
+    ) -> None:
+        self._cells = cells
+        self._measure = measure
+        self._known: dict[str, Mapping[str, float]] = {}
+
+    def duration_s(self, position: int, name: str) -> float | None:
+        """Of this stage of the cell at ``position``."""
+        if self._measure is None:
+            return None
+        cell = self._cells[position]
+        if cell.arm not in self._known:
+            self._known[cell.arm] = self._measure(cell)
+        return self._known[cell.arm][name]
+
+
+def _plan_stage(
+    name: str,
+    keys: Sequence[StageKey | None],
+    committed: Mapping[str, Mapping[str, Any]],
+    calibration: _Calibration,
+) -> StagePlan:
+    position_of = {key: position for position, key in enumerate(keys) if key is not None}
+    missing = [key for key in position_of if key.digest not in committed]
     durations: dict[str, list[float]] = {}
     for commit in committed.values():
         durations.setdefault(commit["alike"], []).append(commit["duration_s"])
+    expected = [
+        statistics.median(durations[key.alike])
+        if key.alike in durations
+        else calibration.duration_s(position_of[key], name)
+        for key in missing
+    ]
+    known = [duration_s for duration_s in expected if duration_s is not None]
     sizes = [sum(commit["files"].values()) for commit in committed.values()]
-    everything = [duration for alike in durations.values() for duration in alike]
-    expected_s: float | None = 0.0
-    for key in missing:
-        known = durations.get(key.alike) or everything
-        if not known:
-            expected_s = None
-            break
-        expected_s = (expected_s or 0.0) + statistics.median(known)
     return StagePlan(
         name=name,
-        uses=len(needed),
-        unique=len(unique),
-        done=len(unique) - len(missing),
-        expected_s=expected_s,
+        uses=sum(key is not None for key in keys),
+        unique=len(position_of),
+        done=len(position_of) - len(missing),
+        expected_s=sum(known) if len(known) == len(missing) else None,
         result_bytes=len(missing) * statistics.median(sizes) if sizes or not missing else None,
     )
 
@@ -86,7 +123,10 @@ def print_plan(plans: Sequence[StagePlan], placement: Placement, console: Consol
     console.print(table)
     known = [plan.expected_s for plan in plans if plan.expected_s is not None]
     if len(known) < len(plans):
-        console.print("Times are unknown until a stage of that kind has run once in this store.")
+        console.print(
+            "Times are unknown until such a stage has run once here; --calibrate measures a few "
+            "steps of each now."
+        )
         return
     lane_hours = sum(known) / 3600
     console.print(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.data import DataOptions
-from ablations.grid import ClusterOptions, run_study
+from ablations.grid import ClusterOptions, plan_study, run_study
 from search_spaces.scales import SCALES
 from search_spaces.studies import STUDIES, Study, find_study
 from seld.errors import CommandLine, InputError, exit_on_input_error
@@ -44,13 +44,21 @@ def main() -> int:
         gpus_per_worker=arguments.gpus_per_worker,
         most_trials_at_once=arguments.trials_at_once,
     )
+    if arguments.plan:
+        return plan_study(
+            study,
+            data=data,
+            cluster=cluster,
+            results=arguments.results,
+            storage=arguments.storage,
+            calibrate=arguments.calibrate,
+        )
     return run_study(
         study,
         data=data,
         cluster=cluster,
         results=arguments.results,
         storage=arguments.storage,
-        plan_only=arguments.plan,
         budget_hours=arguments.budget_hours,
     )
 
@@ -90,6 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     where.add_argument("--trials-at-once", type=int, help="at most")
     cost = parser.add_argument_group("cost")
     cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
+    cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
     cost.add_argument("--budget-hours", type=float, help="stop after this long; nothing is lost")
     return parser.parse_args()
 

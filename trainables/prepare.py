@@ -134,6 +134,22 @@ def describe_data(
     )
 
 
+def unprepared_data(
+    unannotated: ShardFolder, annotated: ShardFolder, class_names: tuple[str, ...], *, name: str
+) -> PreparedData:
+    """A stand-in for a plan made before the data are: its fingerprints match nothing."""
+    return PreparedData(
+        unannotated=unannotated,
+        annotated=annotated,
+        class_names=class_names,
+        validation_rooms=(),
+        unannotated_fingerprint=f"not prepared: {name}",
+        annotated_fingerprint=f"not prepared: {name}",
+        test_fingerprint=f"not prepared: {name}",
+        trainable_minutes=0.0,
+    )
+
+
 def class_names_of(source: CorpusSource) -> tuple[str, ...]:
     """The corpus's own classes where it lists them, else the thirteen of STARSS."""
     listing = Path(source.root) / "corpus.json"

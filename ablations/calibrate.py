@@ -1,0 +1,110 @@
+"""How long a stage will take, from a few steps on noise: for plans before anything has run.
+
+The figures are this machine's, with as many threads as one lane gets. They leave out reading,
+start-up and reports, so they are a little low.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from seld.clips import SAMPLE_RATE_HZ
+from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
+from seld.predict import predict_waveform
+from trainables.finetune import FinetuneSettings, finetune
+from trainables.pretrain import PretrainSettings, pretrain
+from trainables.trial import Cell
+
+#: The first step builds and warms up; the median of the others counts.
+TIMED_STEPS = 4
+EVALUATED_S = 20.0
+
+
+def calibrated_durations_s(
+    cell: Cell, *, class_count: int, test_minutes: float, picture_px: tuple[int, int]
+) -> dict[str, float]:
+    """Expected seconds of each stage of a cell, by stage name."""
+    durations_s = {
+        "finetune": cell.finetune.steps * _finetune_step_s(cell.finetune, class_count),
+        "evaluate": test_minutes * 60 * _evaluation_share(cell.finetune, class_count),
+    }
+    if cell.pretrain is not None:
+        durations_s["pretrain"] = cell.pretrain.steps * _pretrain_step_s(cell.pretrain, picture_px)
+    return durations_s
+
+
+def _pretrain_step_s(settings: PretrainSettings, picture_px: tuple[int, int]) -> float:
+    pictures = (settings.batch_size, settings.frame_count, 3, *picture_px)
+    batch = {
+        "foa": _noise(settings.batch_size, settings.window_s),
+        "frames": torch.randint(0, 256, pictures, dtype=torch.uint8),
+    }
+    clock = _StepClock(batch)
+    short = replace(settings, steps=TIMED_STEPS, report_every=TIMED_STEPS, state_every=TIMED_STEPS)
+    pretrain(short, clock, report=lambda *_: None)
+    return clock.step_s
+
+
+def _finetune_step_s(settings: FinetuneSettings, class_count: int) -> float:
+    shape = (settings.batch_size, round(settings.window_s * 10), class_count, 3)
+    if settings.output_format == "multi_accdoa":
+        shape = (*shape[:2], 6, 4, class_count)
+    batch = {"foa": _noise(settings.batch_size, settings.window_s), "target": torch.zeros(shape)}
+    clock = _StepClock(batch)
+    short = replace(
+        settings,
+        steps=TIMED_STEPS,
+        report_every=TIMED_STEPS,
+        state_every=TIMED_STEPS,
+        validate_every=0,
+        select_best=False,
+        patience=0,
+    )
+    finetune(short, clock, class_count=class_count, encoder_state=None, report=lambda *_: None)
+    return clock.step_s
+
+
+def _evaluation_share(settings: FinetuneSettings, class_count: int) -> float:
+    """Seconds of computing per second of recording."""
+    network = SeldNetwork(
+        SeldNetworkSettings(
+            encoder=settings.audio, class_count=class_count, output_format=settings.output_format
+        )
+    )
+    sound = _noise(1, EVALUATED_S)[0].numpy()
+    started = time.perf_counter()
+    predict_waveform(network, sound)
+    return (time.perf_counter() - started) / EVALUATED_S
+
+
+def _noise(batch_size: int, duration_s: float) -> torch.Tensor:
+    generator = np.random.default_rng(0)
+    samples = round(duration_s * SAMPLE_RATE_HZ)
+    return torch.from_numpy(
+        generator.integers(-8000, 8000, (batch_size, 4, samples), dtype=np.int16)
+    )
+
+
+class _StepClock:
+    """The same batch again and again, and how long the loop took between them."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self._batch = batch
+        self._asked_at: list[float] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _ in range(TIMED_STEPS):
+            self._asked_at.append(time.perf_counter())
+            yield self._batch
+
+    @property
+    def step_s(self) -> float:
+        """Median over the steps after the first."""
+        return statistics.median(np.diff(self._asked_at)[1:])
