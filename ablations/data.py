@@ -135,14 +135,13 @@ def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]
         sources = {name: (source, source) for name, source in embedded.items()}
     prepared = {}
     for name, (unannotated, annotated) in sources.items():
-        folders = [
-            ShardFolder(path=str(folder_of_shards(options, source, study).resolve()))
-            for source in (unannotated, annotated)
-        ]
+        pretraining = ShardFolder(path=str(folder_of_shards(options, unannotated, study).resolve()))
+        finetuning = ShardFolder(path=str(folder_of_shards(options, annotated, study).resolve()))
+        class_names = class_names_of(annotated)
         try:
-            prepared[name] = describe_data(*folders, class_names_of(annotated))
+            prepared[name] = describe_data(pretraining, finetuning, class_names)
         except InputError:
-            prepared[name] = unprepared_data(*folders, class_names_of(annotated), name=name)
+            prepared[name] = unprepared_data(pretraining, finetuning, class_names, name=name)
     return prepared
 
 

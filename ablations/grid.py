@@ -139,11 +139,11 @@ def plan_study(
     return 0
 
 
-def machine_resources(cluster: ClusterOptions) -> dict[str, float]:
+def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
     """What the cluster has: asked of a running one, counted on this machine otherwise."""
     if cluster.address is not None:
         with ray_cluster(cluster):
-            return ray.cluster_resources()
+            return dict(ray.cluster_resources())
     return {
         "CPU": float(cluster.cpus or os.cpu_count() or 1),
         "GPU": float(torch.cuda.device_count()),

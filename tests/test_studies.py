@@ -99,7 +99,7 @@ def test_the_default_study_is_the_one_asked_for() -> None:
     assert len(study.budgets_minutes) == 2
     assert len(study.seeds) >= 2
     # Every arm is fine-tuned by the same recipe, for the same number of annotated steps.
-    assert len({arm.finetune for arm in study.arms}) == 1
+    assert len({repr(arm.finetune) for arm in study.arms}) == 1
     unrotated = study.arms[-1].pretrain
     assert unrotated is not None
     assert unrotated.rotated_negatives == 0
