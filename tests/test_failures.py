@@ -186,7 +186,9 @@ def test_a_failing_trial_is_tried_by_policy_and_recorded(
     calls = []
     reports: list[dict[str, Any]] = []
 
-    def failing_task(job: Any, placement: Any, *, folder: Path, report: Any) -> dict[str, Any]:
+    def failing_task(
+        job: Any, placement: Any, *, provenance: Any, folder: Path, report: Any
+    ) -> dict[str, Any]:
         calls.append(job)
         plant()
         return {}
@@ -218,7 +220,9 @@ def run_keys(run: StudyRun) -> Any:
 def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def lost_twice(job: Any, placement: Any, *, folder: Path, report: Any) -> dict[str, Any]:
+    def lost_twice(
+        job: Any, placement: Any, *, provenance: Any, folder: Path, report: Any
+    ) -> dict[str, Any]:
         calls.append(os.getpid())
         if len(calls) <= 2:
             lose_a_worker()

@@ -27,6 +27,7 @@ from trainables.clips import AnnotatedReader, PairReader, WindowSchedule, local_
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.pretrain import PretrainNetworks, PretrainSettings
 from trainables.probes import ProbeWindows, probe_pretraining
+from trainables.stages import StageFiles
 from trainables.steps import Metrics, TrainState
 
 #: What a computation says while it runs: ``stage``, ``step``, ``steps`` and metrics.
@@ -176,7 +177,7 @@ def probe_windows(shards: ShardFolder, settings: PretrainSettings) -> ProbeWindo
 class FinetuneJob:
     """Fine-tuning on ``annotation_minutes`` of the annotated training clips.
 
-    ``encoder`` is the folder of a finished pretraining, or None for scratch. Clips of
+    ``encoder`` is a finished pretraining, or None for scratch. Clips of
     ``validation_rooms`` are kept out of the budget and measure progress where the settings ask.
     ``unfinished_uri`` is where states are kept while it runs, for a killed one to go on from.
     """
@@ -185,7 +186,7 @@ class FinetuneJob:
     shards: ShardFolder
     annotation_minutes: float
     class_names: tuple[str, ...]
-    encoder: Path | None
+    encoder: StageFiles | None
     validation_rooms: tuple[str, ...] = ()
     unfinished_uri: str | None = None
 
@@ -238,7 +239,7 @@ class FinetuneJob:
     def _encoder_state(self) -> dict[str, Tensor] | None:
         if self.encoder is None:
             return None
-        return torch.load(self.encoder / ENCODER_FILE, weights_only=True)
+        return torch.load(self.encoder.folder / ENCODER_FILE, weights_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +247,7 @@ class EvaluateJob:
     """Predictions for every recording of a split, and their score."""
 
     shards: ShardFolder
-    network: Path
+    network: StageFiles
     class_names: tuple[str, ...]
     split: str = "test"
 
@@ -259,7 +260,9 @@ class EvaluateJob:
             ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
         """
         index = ShardIndex.open(self.shards.path).select(splits=[self.split])
-        checkpoint = load_checkpoint(self.network / NETWORK_FILE, class_names=self.class_names)
+        checkpoint = load_checkpoint(
+            self.network.folder / NETWORK_FILE, class_names=self.class_names
+        )
         network = checkpoint.network.to(device)
         names, references, predictions = [], [], []
         recordings = index.clips.sort_values("start_s").groupby("recording_id")

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import socket
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+#: Our packages whose code makes results.
+SOURCE_PACKAGES = ("seld", "trainables")
 PACKAGES = ("torch", "torchvision", "torchaudio", "ray", "optuna", "numpy", "pandas", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a trial record says about the code that made it."""
+    """What a trial record says about the code that made it.
+
+    ``source`` is a digest of the code itself, equal on all machines of a run; ``place`` is where
+    the driver's lies, as ``host:folder``.
+    """
 
     git_commit: str
     git_dirty: bool
     versions: dict[str, str]
+    source: str = ""
+    place: str = ""
+
+
+class OtherCodeError(RuntimeError):
+    """A worker would have computed with code that is not the driver's."""
 
 
 def current_provenance() -> Provenance:
@@ -33,7 +48,42 @@ def current_provenance() -> Provenance:
         git_commit=_git(root, "rev-parse", "HEAD"),
         git_dirty=bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
         versions=versions,
+        source=source_digest(),
+        place=_place(),
     )
+
+
+@cache
+def source_digest() -> str:
+    """Of the code this process imports, wherever it was shipped to."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for package in SOURCE_PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def require_same_source(driver: Provenance) -> None:
+    """Refuse to compute with code that is not the driver's.
+
+    A process that imports from the driver's own folder is not asked.
+
+    Raises:
+        OtherCodeError: naming the machine and what would help.
+    """
+    if driver.place != _place() and driver.source != source_digest():
+        commit = _git(Path(__file__).parents[1], "rev-parse", "HEAD") or "unknown"
+        raise OtherCodeError(
+            f"{_place()} (commit {commit}) has other code than the driver's {driver.place} "
+            f"(commit {driver.git_commit}): submit the run as a job, or ship the checkout to all "
+            "nodes by `ray up` again"
+        )
+
+
+def _place() -> str:
+    return f"{socket.gethostname()}:{Path(__file__).parents[1]}"
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -168,6 +168,21 @@ def _drop_docstring(node: ast.AST) -> None:
         node.body = node.body[1:]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageFiles:
+    """The files of a committed stage, for a process that may be on another machine."""
+
+    store: StageStore
+    key: StageKey
+
+    @property
+    def folder(self) -> Path:
+        """A local folder of them, fetched where the store is remote."""
+        result = self.store.find(self.key)
+        assert result is not None, f"{self.key.path} is not committed"
+        return result.folder
+
+
 class StageStore:
     """Where finished stages are kept.
 

@@ -41,7 +41,14 @@ from trainables.pretrain import PretrainSettings
 from trainables.probes import has_learnt
 from trainables.provenance import Provenance
 from trainables.resources import Placement
-from trainables.stages import StageKey, StageResult, StageStore, code_fingerprint, stage_key
+from trainables.stages import (
+    StageFiles,
+    StageKey,
+    StageResult,
+    StageStore,
+    code_fingerprint,
+    stage_key,
+)
 from trainables.workers import pretrain_on_workers, run_as_task
 
 #: The data set of arms that do not bring their own.
@@ -195,6 +202,7 @@ class _Trial:
             metrics = pretrain_on_workers(
                 job,
                 self.shared.placement,
+                provenance=self.shared.provenance,
                 storage_uri=self.shared.store.partial_uri(key),
                 folder=folder,
             )
@@ -210,7 +218,7 @@ class _Trial:
             shards=data.annotated,
             annotation_minutes=self.cell.annotation_minutes,
             class_names=data.class_names,
-            encoder=encoder.folder if encoder else None,
+            encoder=self.files_of(encoder) if encoder else None,
             validation_rooms=data.validation_rooms,
             unfinished_uri=self.shared.store.partial_uri(self.keys.finetune),
         )
@@ -220,14 +228,22 @@ class _Trial:
         """Predictions for the test rooms, and their score."""
         data = self.data
         job = EvaluateJob(
-            shards=data.annotated, network=network.folder, class_names=data.class_names
+            shards=data.annotated, network=self.files_of(network), class_names=data.class_names
         )
         return self.obtain(self.keys.evaluate, self.as_task(job))
+
+    def files_of(self, result: StageResult) -> StageFiles:
+        """A stage's files for a job, which may run on another machine."""
+        return StageFiles(store=self.shared.store, key=result.key)
 
     def as_task(self, job: FinetuneJob | EvaluateJob) -> Callable[[Path], Mapping[str, Any]]:
         """The job as the stage store wants it."""
         return lambda folder: run_as_task(
-            job, self.shared.placement, folder=folder, report=tune.report
+            job,
+            self.shared.placement,
+            provenance=self.shared.provenance,
+            folder=folder,
+            report=tune.report,
         )
 
     def obtain(self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]) -> StageResult:

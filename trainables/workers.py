@@ -36,6 +36,7 @@ from trainables.jobs import (
     Progress,
 )
 from trainables.pretrain import audio_encoder_of, pretrain
+from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
 from trainables.steps import Metrics, TrainState
 
@@ -43,13 +44,19 @@ METRICS_FILE = "metrics.json"
 
 
 def pretrain_on_workers(
-    job: PretrainJob, placement: Placement, *, storage_uri: str, folder: Path
+    job: PretrainJob,
+    placement: Placement,
+    *,
+    provenance: Provenance,
+    storage_uri: str,
+    folder: Path,
 ) -> Metrics:
     """One pretraining as a Ray Train run that reports to the Tune trial calling it.
 
     Args:
         job: settings and data.
         placement: workers and what each holds.
+        provenance: the driver's code; a worker with other code refuses.
         storage_uri: where Train keeps checkpoints; a run there that did not end is continued.
         folder: receives the audio encoder and the history.
 
@@ -61,7 +68,7 @@ def pretrain_on_workers(
         resources["GPU"] = placement.worker_gpus
     trainer = ray.train.torch.TorchTrainer(
         _pretrain_worker,
-        train_loop_config={"job": job, "placement": placement},
+        train_loop_config={"job": job, "placement": placement, "provenance": provenance},
         scaling_config=ray.train.ScalingConfig(
             num_workers=placement.train_workers,
             use_gpu=placement.worker_gpus > 0,
@@ -88,6 +95,7 @@ def _pretrain_worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     job: PretrainJob = config["job"]
     placement: Placement = config["placement"]
+    require_same_source(config["provenance"])
     settings = job.settings
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -138,6 +146,7 @@ def run_as_task(
     job: FinetuneJob | EvaluateJob,
     placement: Placement,
     *,
+    provenance: Provenance,
     folder: Path,
     report: Callable[[Progress], None],
 ) -> dict[str, Any]:
@@ -146,6 +155,7 @@ def run_as_task(
     Args:
         job: what to run; needs no Ray itself.
         placement: what the task holds while it runs.
+        provenance: the driver's code; a worker with other code refuses.
         folder: receives the job's files.
         report: called with the job's progress, in this process.
 
@@ -158,7 +168,7 @@ def run_as_task(
         # Not inside the trial's own placement group, which holds next to nothing.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
     )
-    stream: Iterator[ray.ObjectRef[Any]] = task.remote(job, placement.worker_threads)  # type: ignore[assignment]
+    stream: Iterator[ray.ObjectRef[Any]] = task.remote(job, placement.worker_threads, provenance)  # type: ignore[assignment]
     for reference in stream:
         message = ray.get(reference)
         if isinstance(message, _Finished):
@@ -178,8 +188,11 @@ class _Finished:
 
 # The trial decides about retries, by the kind of failure, so Ray itself makes none.
 @ray.remote(max_retries=0, num_returns="streaming")
-def _run_job(job: FinetuneJob | EvaluateJob, threads: int) -> Iterator[Progress | _Finished]:
+def _run_job(
+    job: FinetuneJob | EvaluateJob, threads: int, provenance: Provenance
+) -> Iterator[Progress | _Finished]:
     """The job's progress as it goes, last its result."""
+    require_same_source(provenance)
     torch.set_num_threads(threads)
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     messages: queue.Queue[Progress | _Finished | BaseException] = queue.Queue()
