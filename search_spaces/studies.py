@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from search_spaces.scales import ScaleSettings, find_scale
 from seld.classes import STARSS_CLASSES
 from seld.errors import InputError
 from seld.geometry import DoaGrid, GridKind
 from seld.scenes.settings import Acoustics, SceneSettings
+from seld.settings import flat_mapping, to_mapping
 from trainables.directions import DirectionSettings
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
@@ -75,6 +77,7 @@ class Study:
         Budgets vary slowest: trials that share a pretraining are far apart, so that none waits
         for a pretraining that its neighbour has only just begun.
         """
+        varied = self.varied_settings()
         return [
             Cell(
                 study=self.name,
@@ -84,11 +87,33 @@ class Study:
                 pretrain=replace(arm.pretrain, seed=seed) if arm.pretrain else None,
                 finetune=replace(arm.finetune, seed=seed),
                 data=arm.name if arm.scenes is not None else DEFAULT_DATA,
+                parameters=varied[arm.name],
             )
             for minutes in self.budgets_minutes
             for seed in self.seeds
             for arm in self.arms
         ]
+
+    def varied_settings(self) -> dict[str, dict[str, Any]]:
+        """Per arm, the settings in which arms differ, flat: ``pretrain.temperature`` and so on."""
+        flat = {
+            arm.name: flat_mapping(
+                {
+                    "pretrain": to_mapping(arm.pretrain) if arm.pretrain else {},
+                    "finetune": to_mapping(arm.finetune),
+                }
+            )
+            for arm in self.arms
+        }
+        values: dict[str, set[str]] = {}
+        for settings in flat.values():
+            for name, value in settings.items():
+                values.setdefault(name, set()).add(str(value))
+        varied = {name for name, different in values.items() if len(different) > 1}
+        return {
+            arm: {name: value for name, value in settings.items() if name in varied}
+            for arm, settings in flat.items()
+        }
 
 
 def variants(scale: ScaleSettings) -> Study:

@@ -24,6 +24,17 @@ def to_mapping(settings: Any) -> dict[str, Any]:
     return _without_tuples(mapping)
 
 
+def flat_mapping(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping → ``{"group.key": value}``, as :func:`override` spells settings."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flat_mapping(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def from_mapping(kind: type[Settings], mapping: Mapping[str, Any], where: str) -> Settings:
     """Build ``kind`` from ``mapping``; unknown keys and wrong types are errors.
 

@@ -34,7 +34,7 @@ from seld.decoding import (
     decode_shard,
 )
 from seld.errors import InputError, exit_on_input_error
-from seld.settings import override, to_mapping
+from seld.settings import flat_mapping, override, to_mapping
 from seld.storage import absolute, check_writable, file_system, join, stamps, written_whole
 
 EXECUTOR_GROUP = "seld.shard_executors"
@@ -248,7 +248,9 @@ def main() -> int:
         default=[],
         metavar="KEY=VALUE",
         help="a setting: "
-        + ", ".join(f"{key}={value}" for key, value in _flat(to_mapping(ShardSettings()))),
+        + ", ".join(
+            f"{key}={value}" for key, value in flat_mapping(to_mapping(ShardSettings())).items()
+        ),
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--executor", help="ray or processes (default: ray where it is installed)")
@@ -316,14 +318,6 @@ def _print_summary(console: Console, index: ShardIndex, rejected: Sequence[Rejec
         )
     console.print(table)
     console.print(f"data fingerprint {index.fingerprint}")
-
-
-def _flat(mapping: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 if __name__ == "__main__":

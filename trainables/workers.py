@@ -9,6 +9,7 @@ torch.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import tempfile
 import threading
@@ -43,6 +44,10 @@ from trainables.steps import Metrics, TrainState
 METRICS_FILE = "metrics.json"
 
 
+#: Ray Train gives its workers a minute to start, which a busy machine may not keep.
+START_TIMEOUT_ENV = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+
+
 def pretrain_on_workers(
     job: PretrainJob,
     placement: Placement,
@@ -63,6 +68,7 @@ def pretrain_on_workers(
     Returns:
         The last metrics, probes included.
     """
+    os.environ.setdefault(*START_TIMEOUT_ENV)
     resources = {"CPU": placement.worker_cpus}
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
