@@ -333,8 +333,7 @@ class StageStore:
         self._files.makedirs(f"{self._base}/{key.path}", exist_ok=True)
         try:
             # Exclusive creation: of several takers exactly one gets this number.
-            beat = json.dumps(content | {"heartbeat": time.time()}).encode()
-            self._files.pipe_file(f"{self._base}/{path}", beat, mode="create")
+            self._create_json(path, content | {"heartbeat": time.time()})
         except FileExistsError:
             yield False
             return
@@ -381,6 +380,17 @@ class StageStore:
             return json.loads(self._files.cat_file(f"{self._base}/{path}"))
         except FileNotFoundError:
             return None
+
+    def _create_json(self, path: str, content: Mapping[str, Any]) -> None:
+        """Write a file that must not exist; FileExistsError where another was first."""
+        target = f"{self._base}/{path}"
+        data = json.dumps(content).encode()
+        if self._local:
+            # fsspec's own "create" of local files looks first and writes then, which two can do.
+            with open(target, "xb") as stream:
+                stream.write(data)
+        else:
+            self._files.pipe_file(target, data, mode="create")
 
     def _write_json(self, path: str, content: Mapping[str, Any]) -> None:
         target = f"{self._base}/{path}"
