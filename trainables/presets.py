@@ -53,7 +53,7 @@ def demo() -> Recipe:
     audio = AudioEncoderSettings(network=replace(RESNET_CONFORMER_PRESETS["demo"], dropout=0.0))
     visual = VISUAL_ENCODER_PRESETS["demo"]
     doa_wise = PretrainSettings(
-        steps=600,
+        steps=500,
         batch_size=32,
         windows_per_clip=4,
         window_s=2.0,
@@ -64,9 +64,11 @@ def demo() -> Recipe:
         visual=visual,
         projection=ProjectionSettings(embedding_dim=visual.embedding_dim, hidden_dim=128),
         learning_rate=5e-4,
-        state_every=300,
+        state_every=250,
     )
-    finetune = FinetuneSettings(steps=300, batch_size=16, window_s=4.0, audio=audio)
+    finetune = FinetuneSettings(
+        steps=350, batch_size=16, window_s=4.0, learning_rate=3e-3, audio=audio
+    )
     return recipe(doa_wise, finetune, grid_directions=12)
 
 
@@ -115,6 +117,8 @@ def paper() -> Recipe:
         batch_size=32,
         window_s=2.0,
         frame_count=8,
+        # Sixteen crops of 65° leave little of the sphere unseen.
+        field_of_view_deg=65.0,
         crop_px=112,
         directions=DirectionSettings(
             sampling="grid", grid=DoaGrid(kind="fibonacci", count=16), weighting="uniform"
@@ -133,11 +137,10 @@ def paper() -> Recipe:
     finetune = FinetuneSettings(
         steps=30_000, batch_size=32, window_s=5.0, warmup_steps=500, audio=audio
     )
-    fixed = replace(doa_wise, field_of_view_deg=65.0)
     return Recipe(
         doa_wise=doa_wise,
-        recording_wise=replace(fixed, objective="recording_wise", rotated_negatives=1),
-        avc=replace(fixed, objective="avc"),
+        recording_wise=replace(doa_wise, objective="recording_wise", rotated_negatives=1),
+        avc=replace(doa_wise, objective="avc"),
         finetune=finetune,
     )
 

@@ -1,0 +1,77 @@
+"""Every recipe builds and takes a step, at every size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from seld.geometry import DoaGrid
+from tests.test_pretrain import Reports
+from trainables.clips import Batch
+from trainables.finetune import finetune
+from trainables.presets import RECIPES
+from trainables.pretrain import PretrainSettings, pretrain
+
+OBJECTIVES = ("doa_wise", "recording_wise", "avc")
+
+
+def one_batch(settings: PretrainSettings) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    frames = round(settings.window_s * 50)
+    shape = (settings.batch_size, 11, frames, settings.audio.features.mel_bands)
+    pictures = (settings.batch_size, settings.frame_count, 3, 64, 128)
+    return {
+        "spectra": torch.randn(shape, generator=generator),
+        "frames": torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
+    }
+
+
+def step(settings: PretrainSettings) -> dict[str, float]:
+    """Metrics of one step with a tiny batch: the first would only warm the learning rate up."""
+    tiny = dataclasses.replace(
+        settings, steps=1, batch_size=2, windows_per_clip=1, precision="float32", state_every=1
+    )
+    return pretrain(tiny, [one_batch(tiny)], report=Reports()).metrics
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("size", ["demo", "evidence", "small"])
+def test_recipe_takes_a_step(size: str, objective: str) -> None:
+    metrics = step(getattr(RECIPES[size](), objective))
+    assert 0.0 < metrics["loss"] < 20.0
+
+
+@pytest.mark.slow
+def test_paper_recipe_takes_a_step() -> None:
+    settings = RECIPES["paper"]().doa_wise
+    # Whole networks and crops, but few directions: each is a clip of 8 pictures of 112 × 112.
+    directions = dataclasses.replace(settings.directions, grid=DoaGrid(kind="fibonacci", count=4))
+    metrics = step(dataclasses.replace(settings, directions=directions))
+    assert 0.0 < metrics["loss"] < 20.0
+
+
+@pytest.mark.parametrize("size", RECIPES)
+def test_finetuning_recipe_takes_a_step(size: str) -> None:
+    settings = dataclasses.replace(
+        RECIPES[size]().finetune, steps=1, batch_size=2, precision="float32"
+    )
+    frames = round(settings.window_s * 50)
+    batch = {
+        "spectra": torch.randn(2, 11, frames, 64, generator=torch.Generator().manual_seed(0)),
+        "target": torch.zeros(2, frames // 5, 13, 3),
+    }
+    result = finetune(settings, [batch], class_count=13, encoder_state=None, report=Reports())
+    assert 0.0 <= result.metrics["loss"] < 2.0
+
+
+@pytest.mark.parametrize("size", RECIPES)
+def test_arms_of_a_size_differ_in_their_objective_only(size: str) -> None:
+    recipe = RECIPES[size]()
+    for objective in OBJECTIVES:
+        settings = getattr(recipe, objective)
+        assert settings.objective == objective
+        for name in ("audio", "visual", "steps", "batch_size", "window_s", "learning_rate"):
+            assert getattr(settings, name) == getattr(recipe.doa_wise, name), name
+        assert settings.audio == recipe.finetune.audio
