@@ -12,38 +12,21 @@ The same command again computes only what is missing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from ablations.data import DataOptions
-from ablations.grid import ClusterOptions, plan_study, run_study
+from ablations.grid import plan_study, run_study
+from ablations.options import add_place_options, cluster_options, data_options, names, numbers
 from search_spaces.scales import SCALES
 from search_spaces.studies import STUDIES, Study, find_study
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
-from trainables.prepare import CorpusSource
 
 
 def main() -> int:
     """Command line."""
     arguments = parse_arguments()
     study = study_of(arguments)
-    data = DataOptions(
-        folder=arguments.data,
-        sound_bank=arguments.sound_bank,
-        annotated=arguments.annotated,
-        unannotated=arguments.unannotated,
-        max_bad_share=arguments.max_bad_share,
-    )
-    cluster = ClusterOptions(
-        address=arguments.address,
-        cpus=arguments.cpus,
-        train_workers=arguments.train_workers,
-        gpus_per_worker=arguments.gpus_per_worker,
-        most_trials_at_once=arguments.trials_at_once,
-    )
+    data, cluster = data_options(arguments), cluster_options(arguments)
     if arguments.plan:
         return plan_study(
             study,
@@ -82,20 +65,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STAGE.KEY=VALUE",
         help="a setting of every arm, as pretrain.steps=500 or finetune.learning_rate=3e-4",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards (data/)")
-    data.add_argument("--sound-bank", type=Path, help="folder of <class>/*.wav|ogg|flac")
-    data.add_argument("--annotated", type=corpus, metavar="NAME=PATH", help="e.g. starss22=DIR")
-    data.add_argument("--unannotated", type=corpus, metavar="NAME=PATH", help="e.g. yt360=DIR")
-    data.add_argument("--max-bad-share", type=float, default=0.5, help="stop above (0.5)")
-    where = parser.add_argument_group("where")
-    where.add_argument("--results", type=Path, default=Path("results"), help="(results/)")
-    where.add_argument("--storage", help="folder or URI of finished stages (results/stages)")
-    where.add_argument("--address", help="of a running Ray cluster; 'auto' for this machine's")
-    where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
-    where.add_argument("--train-workers", type=int, default=1, help="workers per pretraining (1)")
-    where.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
-    where.add_argument("--trials-at-once", type=int, help="at most")
+    add_place_options(parser)
     cost = parser.add_argument_group("cost")
     cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
     cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
@@ -141,35 +111,6 @@ def with_assignments(study: Study, assignments: list[str]) -> Study:
         for arm in study.arms
     )
     return replace(study, arms=arms)
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names."""
-    return tuple(part for part in text.split(",") if part)
-
-
-def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A reader of comma-separated numbers."""
-
-    def read(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            wanted = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} as 1,2,3") from None
-
-    return read
-
-
-def corpus(text: str) -> CorpusSource:
-    """``NAME=PATH`` of a corpus."""
-    name, equals, root = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected NAME=PATH")
-    try:
-        return CorpusSource(name=name, root=root)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

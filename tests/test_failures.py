@@ -231,7 +231,7 @@ def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(trial_module, "run_as_task", lost_twice)
     monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
-    result = trial_module._Trial(CELL, run).finetuned(None)
+    result = trial_module._Trial(CELL, run, CELL.trial_id).finetuned(None)
     assert result.computed
     assert len(calls) == 3
     assert (result.folder / "network").read_text() == "trained"

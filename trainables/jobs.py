@@ -244,12 +244,12 @@ class FinetuneJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Predictions for every recording of a split, and their score."""
+    """Predictions for every test recording, or all of some training rooms, and their score."""
 
     shards: ShardFolder
     network: StageFiles
     class_names: tuple[str, ...]
-    split: str = "test"
+    rooms: tuple[str, ...] | None = None
 
     def run(
         self, folder: Path, *, device: torch.device | str, report: Callable[[Progress], None]
@@ -259,7 +259,11 @@ class EvaluateJob:
         Returns:
             ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
         """
-        index = ShardIndex.open(self.shards.path).select(splits=[self.split])
+        index = ShardIndex.open(self.shards.path)
+        if self.rooms is None:
+            index = index.select(splits=["test"])
+        else:
+            index = index.select(splits=["train", "validation"], rooms=list(self.rooms))
         checkpoint = load_checkpoint(
             self.network.folder / NETWORK_FILE, class_names=self.class_names
         )

@@ -58,11 +58,17 @@ class PreparedData:
         parts = (self.unannotated_fingerprint, self.annotated_fingerprint, self.test_fingerprint)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
+    @property
+    def validation_fingerprint(self) -> str:
+        """Of the rooms that measure progress."""
+        parts = (self.annotated_fingerprint, *self.validation_rooms)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
 
 def build_clip_shards(
     source: CorpusSource,
     settings: ShardSettings,
-    folder: Path,
+    folder: str,
     *,
     workers: int,
     max_bad_share: float,
@@ -87,7 +93,7 @@ def build_clip_shards(
     return build_shards(
         recordings,
         settings,
-        str(folder),
+        folder,
         executor=RayDataExecutor(),
         workers=workers,
         max_bad_share=max_bad_share,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from ray import tune
@@ -65,6 +65,7 @@ class Cell:
     Attributes:
         pretrain: None where the encoder starts untrained.
         data: which of the study's data sets it is trained and tested on.
+        scored_on: whose rooms: a search must not see those of the test.
         parameters: the settings that vary within the study, flat, for tables.
     """
 
@@ -75,6 +76,7 @@ class Cell:
     pretrain: PretrainSettings | None
     finetune: FinetuneSettings
     data: str = DEFAULT_DATA
+    scored_on: Literal["test", "validation"] = "test"
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,6 +93,7 @@ class Cell:
             "seed": self.seed,
             "annotation_minutes": self.annotation_minutes,
             "data": self.data,
+            "scored_on": self.scored_on,
             "pretrain": to_mapping(self.pretrain) if self.pretrain else None,
             "finetune": to_mapping(self.finetune),
         }
@@ -136,11 +139,16 @@ def stages_of(cell: Cell, data: PreparedData) -> CellStages:
     evaluate = stage_key(
         "evaluate",
         {"metric": METRIC_VERSION},
-        data_fingerprint=data.test_fingerprint,
+        data_fingerprint=scored_fingerprint(cell, data),
         inputs=(finetune,),
         code_of=("seld.predict", "seld.metrics"),
     )
     return CellStages(pretrain=pretrain, finetune=finetune, evaluate=evaluate)
+
+
+def scored_fingerprint(cell: Cell, data: PreparedData) -> str:
+    """Of the recordings that a cell is scored on."""
+    return data.test_fingerprint if cell.scored_on == "test" else data.validation_fingerprint
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
@@ -149,26 +157,43 @@ def run_trial(config: Mapping[str, Any]) -> None:
     Args:
         config: ``cell`` (:class:`Cell`) and ``run`` (:class:`StudyRun`).
     """
-    trial = _Trial(config["cell"], config["run"])
+    record = run_cell(config["cell"], config["run"])
+    write_record(record, config["run"].study_folder)
+    report_outcome(record)
+
+
+def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> TrialRecord:
+    """All stages of a cell and the record of it, failed or not.
+
+    Args:
+        cell: what to run.
+        run: where.
+        trial_id: whose folder receives the tables; by default the cell's own.
+    """
+    trial = _Trial(cell, run, trial_id or cell.trial_id)
     # The one boundary at which every exception is caught: it becomes part of the record.
     try:
-        record = trial.run()
+        return trial.run()
     except Exception as error:
-        record = trial.record("failed", failure=trial.failure(error))
-    write_record(record, trial.shared.study_folder)
+        return trial.record("failed", failure=trial.failure(error))
+
+
+def report_outcome(record: TrialRecord, **further: Any) -> None:
+    """Tell Ray Tune, and with it console and trackers, how a trial ended."""
     message = record.failure.message if record.failure else ""
-    tune.report({"status": record.status, "message": message, **record.metrics})
+    tune.report({"status": record.status, "message": message, **record.metrics, **further})
 
 
 class _Trial:
     """One trial under way: its stages so far, and when it started."""
 
-    def __init__(self, cell: Cell, shared: StudyRun) -> None:
+    def __init__(self, cell: Cell, shared: StudyRun, trial_id: str) -> None:
         self.cell = cell
+        self.trial_id = trial_id
         self.shared = shared
         self.data = shared.data[cell.data]
         self.keys = stages_of(cell, self.data)
-        self.folder = trial_folder(shared.study_folder, cell.trial_id)
+        self.folder = trial_folder(shared.study_folder, trial_id)
         self.started_at = datetime.now(UTC)
         self.stage = "pretrain"
         self.attempts = 0
@@ -225,10 +250,13 @@ class _Trial:
         return self.obtain(self.keys.finetune, self.as_task(job))
 
     def evaluated(self, network: StageResult) -> StageResult:
-        """Predictions for the test rooms, and their score."""
+        """Predictions for the rooms that the cell is scored on, and their score."""
         data = self.data
         job = EvaluateJob(
-            shards=data.annotated, network=self.files_of(network), class_names=data.class_names
+            shards=data.annotated,
+            network=self.files_of(network),
+            class_names=data.class_names,
+            rooms=data.validation_rooms if self.cell.scored_on == "validation" else None,
         )
         return self.obtain(self.keys.evaluate, self.as_task(job))
 
@@ -291,7 +319,7 @@ class _Trial:
         finished_at = datetime.now(UTC)
         return TrialRecord(
             study=cell.study,
-            trial_id=cell.trial_id,
+            trial_id=self.trial_id,
             arm=cell.arm,
             seed=cell.seed,
             annotation_minutes=cell.annotation_minutes,
@@ -315,7 +343,7 @@ class _Trial:
             git_commit=provenance.git_commit,
             git_dirty=provenance.git_dirty,
             data_fingerprint=data.fingerprint,
-            test_fingerprint=data.test_fingerprint,
+            test_fingerprint=scored_fingerprint(cell, data),
             code_fingerprint=code_fingerprint("trainables.jobs"),
             metric_version=METRIC_VERSION,
             started_at=self.started_at.isoformat(timespec="seconds"),

@@ -1,0 +1,87 @@
+"""Command-line options that grids and sweeps share: data, results and cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ablations.data import DataOptions
+from ablations.grid import ClusterOptions
+from seld.errors import InputError
+from trainables.prepare import CorpusSource
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which data, and where to compute and keep results."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards (data/)")
+    data.add_argument("--sound-bank", type=Path, help="folder of <class>/*.wav|ogg|flac")
+    data.add_argument("--annotated", type=corpus, metavar="NAME=PATH", help="e.g. starss22=DIR")
+    data.add_argument("--unannotated", type=corpus, metavar="NAME=PATH", help="e.g. yt360=DIR")
+    data.add_argument("--max-bad-share", type=float, default=0.5, help="stop above (0.5)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--results", type=Path, default=Path("results"), help="(results/)")
+    where.add_argument(
+        "--storage",
+        help="folder of finished stages (results/stages);\n"
+        "a URI keeps shards and results as well, for clusters without a common disk",
+    )
+    where.add_argument("--address", help="of a running Ray cluster; 'auto' for this machine's")
+    where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
+    where.add_argument("--train-workers", type=int, default=1, help="workers per pretraining (1)")
+    where.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
+    where.add_argument("--trials-at-once", type=int, help="at most")
+
+
+def data_options(arguments: argparse.Namespace) -> DataOptions:
+    """What was said about data."""
+    return DataOptions(
+        folder=arguments.data,
+        sound_bank=arguments.sound_bank,
+        annotated=arguments.annotated,
+        unannotated=arguments.unannotated,
+        max_bad_share=arguments.max_bad_share,
+        storage=arguments.storage,
+    )
+
+
+def cluster_options(arguments: argparse.Namespace) -> ClusterOptions:
+    """What was said about the cluster."""
+    return ClusterOptions(
+        address=arguments.address,
+        cpus=arguments.cpus,
+        train_workers=arguments.train_workers,
+        gpus_per_worker=arguments.gpus_per_worker,
+        most_trials_at_once=arguments.trials_at_once,
+    )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names."""
+    return tuple(part for part in text.split(",") if part)
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A reader of comma-separated numbers."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            wanted = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} as 1,2,3") from None
+
+    return read
+
+
+def corpus(text: str) -> CorpusSource:
+    """``NAME=PATH`` of a corpus."""
+    name, equals, root = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected NAME=PATH")
+    try:
+        return CorpusSource(name=name, root=root)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,0 +1,99 @@
+"""Search the settings of pretraining and fine-tuning with Optuna, on the validation rooms.
+
+    python ablations/run_sweep.py                         thirty trials on the embedded benchmark
+    python ablations/run_sweep.py --trials 60             thirty more: the study continues
+    python ablations/run_sweep.py --objectives recording_wise
+    python ablations/run_sweep.py --budgets 1.5,6 --minimise seld_error,annotation_minutes
+
+Trials begin with few steps and only the better ones go on to all (asynchronous successive
+halving). Scores are those of rooms held out of the training part; the test is for the grid that
+compares what was found, and the command for that is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from ablations.options import add_place_options, cluster_options, data_options, names, numbers
+from ablations.sweep import GOALS, Sweep, run_sweep
+from search_spaces.scales import SCALES, find_scale
+from search_spaces.spaces import OBJECTIVES
+from seld.errors import CommandLine, InputError, exit_on_input_error
+from seld.settings import override
+
+
+def main() -> int:
+    """Command line."""
+    arguments = parse_arguments()
+    return run_sweep(
+        sweep_of(arguments),
+        data=data_options(arguments),
+        cluster=cluster_options(arguments),
+        results=arguments.results,
+        storage=arguments.storage,
+        budget_hours=arguments.budget_hours,
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, read."""
+    parser = CommandLine(
+        prog="run_sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--name", default="sweep", help="of its folder in the results (sweep)")
+    parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
+    what = parser.add_argument_group("what to search")
+    what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
+    what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
+    what.add_argument("--budgets", type=numbers(float), help="annotated minutes (the largest)")
+    what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
+    what.add_argument(
+        "--minimise", type=names, default=("seld_error",), help=f"some of {', '.join(GOALS)}"
+    )
+    what.add_argument("--rungs", type=int, help="stops on the way to all steps (3; 1: none)")
+    what.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="STAGE.KEY=VALUE",
+        help="a setting of every trial that is not searched, as pretrain.steps=500",
+    )
+    add_place_options(parser)
+    parser.add_argument("--budget-hours", type=float, help="stop after this long")
+    return parser.parse_args()
+
+
+def sweep_of(arguments: argparse.Namespace) -> Sweep:
+    """The sweep asked for."""
+    scale = find_scale(arguments.scale)
+    by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    for assignment in arguments.assignments:
+        stage, _, rest = assignment.partition(".")
+        if stage not in by_stage:
+            raise InputError("--set", "stage", stage, "pretrain or finetune")
+        by_stage[stage].append(rest)
+    recipe = replace(
+        scale.recipe,
+        **{
+            name: override(getattr(scale.recipe, name), by_stage["pretrain"], "--set pretrain")
+            for name in OBJECTIVES
+        },
+        finetune=override(scale.recipe.finetune, by_stage["finetune"], "--set finetune"),
+    )
+    several_goals = len(arguments.minimise) > 1
+    return Sweep(
+        name=arguments.name,
+        scale=replace(scale, recipe=recipe),
+        objectives=arguments.objectives,
+        budgets_minutes=arguments.budgets or (max(scale.budgets_minutes),),
+        trials=arguments.trials,
+        goals=arguments.minimise,
+        rungs=arguments.rungs or (1 if several_goals else 3),
+        seed=arguments.seed,
+    )
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

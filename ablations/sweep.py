@@ -1,0 +1,420 @@
+"""From a space to its best settings: Optuna proposes, Ray Tune runs, validation rooms decide."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from ablations.console import StudyProgress, quiet_output
+from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.grid import (
+    WAITING_TRIALS,
+    ClusterOptions,
+    check_budgets,
+    cluster_limits,
+    driver_resource,
+    ray_cluster,
+    stages_root,
+)
+from analysis import write_report
+from search_spaces.scales import ScaleSettings
+from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
+from search_spaces.studies import Arm, Study
+from seld.errors import InputError
+from seld.records import (
+    StudyRecord,
+    TrialRecord,
+    read_records,
+    trials_table,
+    write_record,
+    write_study,
+)
+from trainables.provenance import current_provenance
+from trainables.resources import TRIAL_CPUS, plan_placement
+from trainables.stages import StageStore
+from trainables.trial import DEFAULT_DATA, Cell, StudyRun, report_outcome, run_cell
+
+#: What can be minimised: results that every trial reports.
+GOALS: dict[str, str] = {
+    "seld_error": "on the validation rooms",
+    "compute_s": "seconds that pretraining and fine-tuning took",
+    "annotation_minutes": "the annotation budget",
+}
+#: Successive halving: a rung trains for this many times the steps of the one below, and one in
+#: so many trials of a rung goes on to the next.
+REDUCTION = 3
+STARTUP_TRIALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A search: what varies, how many trials, what is minimised.
+
+    Attributes:
+        objectives: of pretraining; one or several to choose from.
+        budgets_minutes: likewise.
+        goals: several make it a search for the Pareto front, without early stopping.
+        rungs: 1 trains every trial in full; more first try it with fewer steps.
+        seed: of the proposals and of every trial.
+    """
+
+    name: str
+    scale: ScaleSettings
+    objectives: tuple[str, ...]
+    budgets_minutes: tuple[float, ...]
+    trials: int
+    goals: tuple[str, ...] = ("seld_error",)
+    rungs: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise InputError("--objectives", "name", name, f"one of {', '.join(OBJECTIVES)}")
+        for name in self.goals:
+            if name not in GOALS:
+                raise InputError("--minimise", "goal", name, f"one of {', '.join(GOALS)}")
+        for option, count in (("--trials", self.trials), ("--rungs", self.rungs)):
+            if count < 1:
+                raise InputError("command line", option, count, "at least 1")
+        if len(self.goals) > 1 and self.rungs > 1:
+            raise InputError("command line", "--rungs", self.rungs, "1 with several goals")
+        if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
+            raise InputError("--budgets", "minutes", self.budgets_minutes, "more than 0")
+
+    def propose(self, trial: optuna.Trial) -> Parameters:
+        """The next point."""
+        return propose(trial, objectives=self.objectives, budgets_minutes=self.budgets_minutes)
+
+    def cells(self, parameters: Parameters) -> tuple[Cell, ...]:
+        """The trial's rungs, from few steps to all; the last is the trial itself."""
+        return tuple(
+            cell_of(
+                parameters,
+                self.scale,
+                study=self.name,
+                seed=self.seed,
+                objective=self.objectives[0],
+                budget_minutes=max(self.budgets_minutes),
+                fidelity=1.0 / REDUCTION ** (self.rungs - 1 - rung),
+            )
+            for rung in range(self.rungs)
+        )
+
+
+def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
+    """The Optuna study of a results folder, with what earlier runs found.
+
+    Trials that were running when a run was killed are proposed again, their finished stages and
+    checkpoints waiting for them.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=sweep.name,
+        storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
+        directions=[StudyDirection.MINIMIZE] * len(sweep.goals),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=1, reduction_factor=REDUCTION, min_early_stopping_rate=0
+        ),
+        load_if_exists=True,
+    )
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def ask(study: optuna.Study, seed: int) -> optuna.Trial:
+    """The next trial, a function of the seed, its number and what is known by now.
+
+    A sampler seeded once would propose its first random points again after every restart.
+    """
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed * 1_000_003 + number,
+        n_startup_trials=STARTUP_TRIALS,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+    )
+    return study.ask()
+
+
+def done_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that need not be run again: finished, stopped early, or failed for a reason."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or "failure" in trial.user_attrs
+    ]
+
+
+class OptunaSearcher(Searcher):
+    """Lets Ray Tune ask an Optuna study for trials and tell it what came of them.
+
+    Ray's own OptunaSearch counts a trial that was stopped early as a complete one of that value,
+    and proposes its first points again when a study is continued.
+
+    Args:
+        study: where trials are kept.
+        ask: gives the next trial.
+        config_of: a trial → what Tune runs.
+        goals: keys of the results that are minimised.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        ask: Callable[[], optuna.Trial],
+        config_of: Callable[[optuna.Trial], dict[str, Any]],
+        goals: Sequence[str],
+    ) -> None:
+        super().__init__(metric=goals[0], mode="min")
+        self._study = study
+        self._ask = ask
+        self._config_of = config_of
+        self._goals = goals
+        self._trials: dict[str, optuna.Trial] = {}
+        self._stopped: set[str] = set()
+
+    # Tune pickles its searchers to restore them; this one continues from Optuna's storage.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to do: every step is in the storage already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Likewise."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Called by Tune when there is room for a trial."""
+        self._trials[trial_id] = self._ask()
+        return self._config_of(self._trials[trial_id])
+
+    def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Tune's stopper: called with every report, tells Optuna of finished rungs."""
+        if "rung" not in result or result["rung"] == result["rungs"] or len(self._goals) > 1:
+            return False
+        trial = self._trials[trial_id]
+        trial.report(result[self._goals[0]], REDUCTION ** (result["rung"] - 1))
+        if trial.should_prune():
+            self._stopped.add(trial_id)
+            return True
+        return False
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Called by Tune when a trial has ended, however."""
+        trial = self._trials.pop(trial_id)
+        result = result or {}
+        if trial_id in self._stopped:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif result.get("status") == "finished":
+            self._study.tell(trial, [result[goal] for goal in self._goals])
+        elif error or result.get("status") == "failed":
+            trial.set_user_attr("failure", str(result.get("message", "the process died")))
+            self._study.tell(trial, state=TrialState.FAIL)
+        # Else the run was stopped at its time limit: the trial stays open for the next run.
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    data: DataOptions,
+    cluster: ClusterOptions,
+    results: Path,
+    storage: str | None = None,
+    budget_hours: float | None = None,
+) -> int:
+    """Run the trials that are missing of a sweep and report on all of them.
+
+    Returns:
+        The exit code: 0, or 1 where no trial finished.
+    """
+    folder = results / sweep.name
+    make_writable(folder)
+    study = as_study(sweep)
+    data.check(study)
+    with quiet_output(folder / "logs" / "ray.log") as console:
+        with ray_cluster(cluster):
+            placement = plan_placement(
+                cluster_limits(),
+                train_workers=cluster.train_workers,
+                gpus_per_worker=cluster.gpus_per_worker,
+                most_lanes=cluster.most_trials_at_once,
+            )
+            console.print(placement.describe(), highlight=False)
+            run = StudyRun(
+                study_folder=folder.resolve(),
+                store=StageStore(stages_root(storage, results)),
+                placement=placement,
+                data=prepare_data(data, study, placement, console),
+                provenance=current_provenance(),
+            )
+            check_budgets(study, run.data[DEFAULT_DATA])
+            if not run.data[DEFAULT_DATA].validation_rooms:
+                raise InputError(
+                    "sweep", "validation rooms", "none", "training clips from at least two rooms"
+                )
+            run_missing_trials(sweep, run, console, budget_hours)
+        return report_on(sweep, folder, console)
+
+
+def as_study(sweep: Sweep) -> Study:
+    """What data and budgets the sweep needs, in a grid's terms."""
+    arms = tuple(
+        Arm(name=name, pretrain=getattr(sweep.scale, name), finetune=sweep.scale.finetune)
+        for name in sweep.objectives
+    )
+    return Study(
+        name=sweep.name,
+        question=f"Which settings have the lowest {' and '.join(sweep.goals)}?",
+        scale=sweep.scale,
+        arms=arms,
+        baseline=arms[0].name,
+        budgets_minutes=sweep.budgets_minutes,
+        seeds=(sweep.seed,),
+    )
+
+
+def run_missing_trials(
+    sweep: Sweep, run: StudyRun, console: Console, budget_hours: float | None
+) -> None:
+    """Let Ray Tune ask and run until the sweep has its trials."""
+    study = open_study(sweep, run.study_folder)
+    write_sweep_record(sweep, run.study_folder)
+    done = len(done_trials(study))
+    if done >= sweep.trials:
+        console.print(f"all {sweep.trials} trials are done already")
+        return
+    if done:
+        console.print(f"{done} of {sweep.trials} trials are done already")
+
+    def config_of(trial: optuna.Trial) -> dict[str, Any]:
+        rungs = sweep.cells(sweep.propose(trial))
+        trial.set_user_attr("trial_id", rungs[-1].trial_id)
+        return {"rungs": rungs, "cell": rungs[-1]}
+
+    searcher = OptunaSearcher(study, lambda: ask(study, sweep.seed), config_of, sweep.goals)
+    progress = StudyProgress(console, planned=sweep.trials, already_done=done)
+    tuner = tune.Tuner(
+        tune.with_resources(run_sweep_trial, {"CPU": TRIAL_CPUS, driver_resource(): TRIAL_CPUS}),
+        param_space={"run": run},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=sweep.trials - done,
+            max_concurrent_trials=run.placement.lanes + WAITING_TRIALS,
+            time_budget_s=budget_hours * 3600 if budget_hours else None,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=sweep.name,
+            storage_path=str(run.study_folder / "logs" / "tune"),
+            callbacks=[progress],
+            stop=searcher.should_stop,
+            verbose=0,
+        ),
+    )
+    with progress:
+        tuner.fit()
+
+
+def write_sweep_record(sweep: Sweep, folder: Path) -> None:
+    """Write ``study.json``; which trials there will be is not known beforehand."""
+    write_study(
+        StudyRecord(
+            name=sweep.name,
+            question=as_study(sweep).question,
+            arms=list(sweep.objectives),
+            baseline=sweep.objectives[0],
+            budgets_minutes=list(sweep.budgets_minutes),
+            seeds=[sweep.seed],
+            scale=sweep.scale.name,
+            command=shlex.join(["python", *sys.argv]),
+            notes=[
+                "Scores are of validation rooms held out of the training part, not of the test."
+            ],
+        ),
+        folder,
+    )
+
+
+def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
+    """Write the tables and the report; print the best trials and how to test them."""
+    records = [record for record in read_records(folder) if isinstance(record, TrialRecord)]
+    table = trials_table(records)
+    table.to_parquet(folder / "trials.parquet", index=False)
+    table.to_csv(folder / "trials.csv", index=False)
+    by_id = {record.trial_id: record for record in records}
+    study = open_study(sweep, folder)
+    counts = Counter(trial.state.name.lower() for trial in done_trials(study))
+    console.print(", ".join(f"{count} trials {state}" for state, count in sorted(counts.items())))
+    best = study.best_trials if counts["complete"] else []
+    for trial in best:
+        values = ", ".join(
+            f"{goal} {value:.4g}" for goal, value in zip(sweep.goals, trial.values, strict=True)
+        )
+        record = by_id[trial.user_attrs["trial_id"]]
+        console.print(f"[bold]{values}[/bold]  {record.trial_id}", highlight=False)
+        console.print(f"  on the test: {test_command(record)}", highlight=False, soft_wrap=True)
+    report = write_report([folder], folder / "report", baseline=sweep.objectives[0])
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    return 0 if best else 1
+
+
+def test_command(record: TrialRecord) -> str:
+    """The grid that scores a trial's settings on the test rooms."""
+    settings = [
+        f"--set {name}={value}"
+        for name, value in record.parameters.items()
+        if name not in (OBJECTIVE, BUDGET)
+    ]
+    budget = f"--budgets {record.annotation_minutes:g}"
+    return " ".join(
+        ["python ablations/run_grid.py", f"--arms scratch,{record.arm}", budget, *settings]
+    )
+
+
+def run_sweep_trial(config: Mapping[str, Any]) -> None:
+    """What Ray Tune runs: the rungs of a trial until it is stopped; always leaves a record.
+
+    Args:
+        config: ``rungs`` (:class:`Cell` by rising number of steps), ``cell`` (the last of them)
+            and ``run`` (:class:`StudyRun`).
+    """
+    rungs: Sequence[Cell] = config["rungs"]
+    trial: Cell = config["cell"]
+    run: StudyRun = config["run"]
+    for number, cell in enumerate(rungs, start=1):
+        record = run_cell(cell, run, trial_id=trial.trial_id)
+        last = number == len(rungs)
+        if record.status == "finished" and not last:
+            # What stands if the trial goes no further.
+            record = replace(record, status="stopped")
+        write_record(record, run.study_folder)
+        report_outcome(
+            record,
+            rung=number,
+            rungs=len(rungs),
+            compute_s=sum(record.durations_s.get(stage, 0.0) for stage in ("pretrain", "finetune")),
+            annotation_minutes=cell.annotation_minutes,
+        )
+        if record.status == "failed":
+            return

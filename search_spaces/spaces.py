@@ -1,0 +1,139 @@
+"""What a sweep may vary, with ranges and reasons.
+
+:func:`propose` asks Optuna for one value after the other, so that a parameter is only asked for
+where it means something: rotated negatives where the loss has them, the number of directions where
+they are a grid. :func:`cell_of` turns the answers into a trial. Parameters carry the names that
+``--set`` takes, so that a finding can be typed into a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from search_spaces.scales import ScaleSettings
+from seld.settings import from_mapping, to_mapping
+from trainables.finetune import FinetuneSettings
+from trainables.pretrain import PretrainSettings
+from trainables.trial import Cell
+
+#: Of pretraining; each has its recipe at every scale.
+OBJECTIVES = ("doa_wise", "recording_wise", "avc")
+OBJECTIVE = "pretrain.objective"
+BUDGET = "annotation_minutes"
+Parameters = Mapping[str, Any]
+StageSettings = TypeVar("StageSettings", PretrainSettings, FinetuneSettings)
+
+
+class Suggests(Protocol):
+    """The part of ``optuna.Trial`` that a space needs."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = ...) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = ...) -> int: ...
+
+
+def propose(
+    trial: Suggests, *, objectives: Sequence[str], budgets_minutes: Sequence[float]
+) -> Parameters:
+    """One point of the space.
+
+    Args:
+        trial: who chooses.
+        objectives: of pretraining; varied where there are several.
+        budgets_minutes: of annotation; varied where there are several.
+    """
+    chosen: dict[str, Any] = {}
+
+    def choice(name: str, options: Sequence[Any]) -> Any:
+        chosen[name] = trial.suggest_categorical(name, options)
+        return chosen[name]
+
+    def real(name: str, low: float, high: float, *, log: bool = False) -> None:
+        chosen[name] = trial.suggest_float(name, low, high, log=log)
+
+    def whole(name: str, low: int, high: int, *, log: bool = False) -> int:
+        chosen[name] = trial.suggest_int(name, low, high, log=log)
+        return chosen[name]
+
+    objective = choice(OBJECTIVE, objectives) if len(objectives) > 1 else objectives[0]
+    # Below 0.02 one negative takes all the gradient, above 0.5 none takes any.
+    real("pretrain.temperature", 0.02, 0.5, log=True)
+    # A crop narrower than 30° misses what is next to its centre, wider than 110° is distorted.
+    real("pretrain.field_of_view_deg", 30.0, 110.0)
+    real("pretrain.learning_rate", 1e-4, 3e-3, log=True)
+    real("finetune.learning_rate", 1e-4, 3e-3, log=True)
+    # Near 0 keeps what pretraining learnt, 1 treats the encoder like the new head.
+    real("finetune.encoder_rate", 0.03, 1.0, log=True)
+    gridded = objective != "doa_wise" or (
+        choice("pretrain.directions.sampling", ("grid", "energy_peaks")) == "grid"
+    )
+    if objective != "avc" and gridded:
+        # First-order ambisonics cannot tell directions closer than some 40° apart: 4 to 32.
+        whole("pretrain.directions.grid.count", 4, 32, log=True)
+        choice("pretrain.directions.grid.kind", ("fibonacci", "azimuth_elevation"))
+        choice("pretrain.directions.grid_rotation", ("none", "vertical", "any"))
+    if objective == "recording_wise" and whole("pretrain.rotated_negatives", 0, 4) > 0:
+        choice("pretrain.rotation_axes", ("any", "vertical"))
+    if len(budgets_minutes) > 1:
+        choice(BUDGET, budgets_minutes)
+    return chosen
+
+
+def cell_of(
+    parameters: Parameters,
+    scale: ScaleSettings,
+    *,
+    study: str,
+    seed: int,
+    objective: str,
+    budget_minutes: float,
+    fidelity: float = 1.0,
+) -> Cell:
+    """The trial with these parameters, scored on the validation rooms.
+
+    Args:
+        parameters: as :func:`propose` gives them; everything else is the scale's recipe.
+        objective, budget_minutes: where the parameters do not say.
+        fidelity: share of the recipe's steps to train for, in either stage.
+    """
+    recipe: PretrainSettings = getattr(scale, parameters.get(OBJECTIVE, objective))
+    finetune = with_values(scale.finetune, parameters, "finetune.")
+    return Cell(
+        study=study,
+        arm=recipe.objective,
+        seed=seed,
+        annotation_minutes=parameters.get(BUDGET, budget_minutes),
+        pretrain=_shortened(
+            replace(with_values(recipe, parameters, "pretrain."), seed=seed), fidelity
+        ),
+        finetune=_shortened(replace(finetune, seed=seed), fidelity),
+        scored_on="validation",
+        parameters=parameters,
+    )
+
+
+def with_values(settings: StageSettings, parameters: Parameters, prefix: str) -> StageSettings:
+    """``settings`` with the parameters whose dotted name begins with ``prefix``."""
+    mapping = to_mapping(settings)
+    for name, value in parameters.items():
+        if not name.startswith(prefix):
+            continue
+        *groups, leaf = name.removeprefix(prefix).split(".")
+        group = mapping
+        for step in groups:
+            group = group[step]
+        assert leaf in group, name
+        group[leaf] = value
+    return from_mapping(type(settings), mapping, prefix)
+
+
+def _shortened(settings: StageSettings, fidelity: float) -> StageSettings:
+    if fidelity == 1.0:
+        return settings
+    return replace(
+        settings,
+        steps=max(1, round(settings.steps * fidelity)),
+        warmup_steps=round(settings.warmup_steps * fidelity),
+    )
