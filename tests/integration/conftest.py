@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 
-from tests.integration.tiny_study import Command, study_arguments, write_corpus
-
-
-@dataclass(frozen=True)
-class FinishedStudy:
-    """A corpus, its shards, and the results of one uninterrupted run."""
-
-    corpus: Path
-    data: Path
-    results: Path
-    output: str
-
-    def arguments(self, results: Path) -> list[str]:
-        """The same study with its results elsewhere."""
-        return study_arguments(self.corpus, self.data, results)
+from tests.integration.tiny_study import Command, FinishedStudy, study_arguments, write_corpus
 
 
 @pytest.fixture(scope="session")

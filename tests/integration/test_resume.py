@@ -7,10 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.integration.conftest import FinishedStudy
-from tests.integration.tiny_study import Command, committed, files_of, networks_of, table_of
+from tests.integration.tiny_study import (
+    Command,
+    FinishedStudy,
+    committed,
+    files_of,
+    networks_of,
+    table_of,
+)
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 
 def test_killed_runs_end_like_an_uninterrupted_one(finished: FinishedStudy, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -24,14 +25,18 @@ OF_ONE_RUN = r"duration_s\..*|started_at|finished_at|stages_.*|git_commit"
 
 
 def write_corpus(root: Path) -> Path:
-    """Three rooms to train on, one to test on, one without annotations; 10 s recordings."""
+    """Three rooms to train on, one to test on, one without annotations; 10 s recordings.
+
+    One more training recording is unreadable.
+    """
     writers.write_starss(
         root,
-        [f"dev-train-embedded/fold3_room{room}_mix001" for room in (1, 2, 3)]
+        [f"dev-train-embedded/fold3_room{room}_mix001" for room in (1, 2, 3, 4)]
         + ["dev-test-embedded/fold4_room7_mix001"],
         duration_s=10.0,
         with_video=True,
     )
+    (root / "foa_dev/dev-train-embedded/fold3_room4_mix001.wav").write_bytes(b"no sound" * 99)
     for take in (1, 2):
         name = f"unannotated-embedded/fold3_room11_mix{take:03d}"
         writers.write_wav(root / f"foa_dev/{name}.wav", writers.foa_noise(10.0, seed=take))
@@ -52,6 +57,20 @@ def study_arguments(corpus: Path, data: Path, results: Path) -> list[str]:
         *("--set", "finetune.steps=40", "--set", "finetune.batch_size=4"),
         *("--set", "finetune.state_every=4", "--set", "finetune.report_every=4"),
     ]
+
+
+@dataclass(frozen=True)
+class FinishedStudy:
+    """A corpus, its shards, and the results of one uninterrupted run."""
+
+    corpus: Path
+    data: Path
+    results: Path
+    output: str
+
+    def arguments(self, results: Path) -> list[str]:
+        """The same study with its results elsewhere."""
+        return study_arguments(self.corpus, self.data, results)
 
 
 class Command:
@@ -82,13 +101,14 @@ class Command:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                environment = (folder / "environ").read_bytes()
                 command_line = (folder / "cmdline").read_bytes()
+                # A process that has ended but was not waited for has no command line.
+                if not command_line or not command_line.startswith(title.encode()):
+                    continue
+                environment = (folder / "environ").read_bytes()
             except OSError:  # it has ended since
                 continue
-            ours = f"{MARK}={self.mark}".encode() in environment
-            # A process that has ended but was not waited for has no command line.
-            if ours and command_line and command_line.startswith(title.encode()):
+            if f"{MARK}={self.mark}".encode() in environment:
                 found.append(int(folder.name))
         return [pid for pid in found if pid != self.process.pid]
 
@@ -104,7 +124,7 @@ class Command:
         while not condition():
             assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()}"
             assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def kill_worker(self, title: str) -> None:
         """SIGKILL to a worker process of this title, once there is one."""
@@ -138,8 +158,14 @@ def files_of(results: Path, pattern: str) -> dict[str, bytes]:
 
 
 def networks_of(results: Path) -> dict[str, bytes]:
-    """The fine-tuned networks that count, by the key of their stage."""
-    return {path.parts[-3]: path.read_bytes() for path in _committed(results, "finetune")}
+    """The weights of the fine-tuned networks that count, by the key of their stage."""
+    return {path.parts[-3]: _weights(path.read_bytes()) for path in _committed(results, "finetune")}
+
+
+def _weights(safetensors: bytes) -> bytes:
+    # The header before them holds metadata in whatever order a hash table gave.
+    header_size = int.from_bytes(safetensors[:8], "little")
+    return safetensors[8 + header_size :]
 
 
 def _committed(results: Path, stage: str) -> Iterator[Path]:
