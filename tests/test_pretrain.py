@@ -12,6 +12,7 @@ import torch
 from seld.ambisonics import FoaFeatures, encode, rotate
 from seld.errors import InputError
 from seld.geometry import DoaGrid, channel_swaps, unit_vectors
+from seld.losses import doa_wise_loss
 from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
@@ -23,6 +24,7 @@ from trainables.pretrain import (
     PretrainSettings,
     contrastive_loss,
     joint_transforms,
+    own_window_loss,
     pretrain,
 )
 from trainables.steps import NonFiniteLossError, TrainState, seed_step
@@ -68,6 +70,7 @@ OBJECTIVES = {
     "recording_wise_without_rotation": dataclasses.replace(
         TINY, objective="recording_wise", directions=GRID, rotated_negatives=0, segment_s=0.2
     ),
+    "doa_wise_own_window": dataclasses.replace(TINY, own_window_share=0.5),
     "avc": dataclasses.replace(TINY, objective="avc"),
 }
 
@@ -160,6 +163,28 @@ def test_bf16_loss_is_near_the_float32_one() -> None:
         losses[precision] = contrastive_loss(networks, batch, settings, generator, "cpu").item()
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.05)
     assert losses["bf16"] != losses["float32"]
+
+
+def test_own_window_loss_is_the_doa_wise_loss_of_each_window_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    audio, visual = torch.randn(2, 3, 4, 8, generator=generator)
+    weights = torch.rand(3, 4, generator=generator)
+    excluded = torch.rand(3, 4, 4, generator=generator) < 0.2
+    excluded &= ~torch.eye(4, dtype=torch.bool)
+    temperature = torch.tensor(0.2)
+    alone = [
+        doa_wise_loss(
+            audio[[window]],
+            visual[[window]],
+            temperature,
+            weights=weights[[window]],
+            exclude=excluded[[window]],
+        )
+        * weights[window].sum()
+        for window in range(3)
+    ]
+    loss = own_window_loss(audio, visual, temperature, weights, excluded)
+    assert torch.allclose(loss, torch.stack(alone).sum() / weights.sum(), atol=1e-6)
 
 
 def test_joint_swap_leaves_a_grid_that_swaps_with_it_unchanged() -> None:

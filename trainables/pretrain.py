@@ -66,6 +66,8 @@ class PretrainSettings:
         frame_count: pictures per window, spread evenly over it.
         field_of_view_deg, crop_px: of the square perspective crop at each direction.
         directions: which directions are compared.
+        own_window_share: of the DOA-wise loss, the part in which each direction competes with its
+            own window's directions only, see :func:`own_window_loss`. [ours]
         head: ``grid`` gives the K embeddings of the paper's fixed directions jointly;
             ``direction_conditioned`` [ours] is asked for any direction and so allows sampled ones.
         projection: the head's shape; its embedding_dim must be the visual encoder's.
@@ -94,6 +96,7 @@ class PretrainSettings:
     field_of_view_deg: float = 50.0
     crop_px: int = 16
     directions: DirectionSettings = field(default_factory=DirectionSettings)
+    own_window_share: float = 0.0
     head: Literal["grid", "direction_conditioned"] = "direction_conditioned"
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)
     temperature: float = 0.1
@@ -156,6 +159,8 @@ class PretrainSettings:
                 self.projection.embedding_dim,
                 f"the visual encoder's, {self.visual.embedding_dim}",
             )
+        if not 0.0 <= self.own_window_share <= 1.0:
+            raise InputError(where, "own_window_share", self.own_window_share, "0 to 1")
         if self.rotated_negatives < 0:
             raise InputError(where, "rotated_negatives", self.rotated_negatives, "0 or more")
         if self.segment_s is not None:
@@ -370,13 +375,13 @@ def contrastive_loss(
         return avc_loss(audio.mean(dim=1), visual.mean(dim=1), temperature)
     if settings.objective == "doa_wise":
         repeat = settings.segments
-        return doa_wise_loss(
-            audio,
-            visual,
-            temperature,
-            weights=gather_with_gradients(directions.weights.repeat_interleave(repeat, dim=0)),
-            exclude=gather_with_gradients(directions.excluded.repeat_interleave(repeat, dim=0)),
-        )
+        weights = gather_with_gradients(directions.weights.repeat_interleave(repeat, dim=0))
+        excluded = gather_with_gradients(directions.excluded.repeat_interleave(repeat, dim=0))
+        loss = doa_wise_loss(audio, visual, temperature, weights=weights, exclude=excluded)
+        if settings.own_window_share == 0.0:
+            return loss
+        own = own_window_loss(audio, visual, temperature, weights, excluded)
+        return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
     count = settings.directions.count
     rotated = visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
     return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
@@ -390,6 +395,27 @@ def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:
         for name, tensor in state["networks"].items()
         if name.startswith(prefix)
     }
+
+
+def own_window_loss(
+    audio: Tensor, visual: Tensor, temperature: Tensor, weights: Tensor, excluded: Tensor
+) -> Tensor:
+    """Which of a window's own K crops is the one at this direction, and the other way round. [ours]
+
+    In the DOA-wise loss most negatives are other windows, which what is heard tells apart without
+    where; here only where does.
+
+    Args:
+        audio, visual: (window, K, embedding).
+        weights: (window, K) how much each pair counts.
+        excluded: (window, K, K) pairs that are no negatives.
+    """
+    audio = nn.functional.normalize(audio.float(), dim=-1)
+    visual = nn.functional.normalize(visual.float(), dim=-1)
+    logits = (audio @ visual.transpose(1, 2) / temperature).masked_fill(excluded, -torch.inf)
+    both = logits.logsumexp(dim=2) + logits.logsumexp(dim=1)
+    losses = 0.5 * both - logits.diagonal(dim1=1, dim2=2)
+    return (losses * weights).sum() / weights.sum()
 
 
 def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
