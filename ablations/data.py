@@ -18,6 +18,7 @@ from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import open_bank
+from seld.storage import is_local, join
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
     CorpusSource,
@@ -38,6 +39,7 @@ class DataOptions:
 
     Attributes:
         folder: where rendered scenes and shards are kept.
+        storage: a URI keeps the shards below itself, where all machines of a cluster read them.
         sound_bank: folder of ``<class>/*.wav|ogg|flac`` for the embedded benchmark's sounds.
         annotated, unannotated: corpora as ``NAME=PATH``; both or neither.
         max_bad_share: stop where more recordings than this are unusable.
@@ -48,6 +50,7 @@ class DataOptions:
     annotated: CorpusSource | None = None
     unannotated: CorpusSource | None = None
     max_bad_share: float = 0.5
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         if (self.annotated is None) != (self.unannotated is None):
@@ -135,8 +138,8 @@ def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]
         sources = {name: (source, source) for name, source in embedded.items()}
     prepared = {}
     for name, (unannotated, annotated) in sources.items():
-        pretraining = ShardFolder(path=str(folder_of_shards(options, unannotated, study).resolve()))
-        finetuning = ShardFolder(path=str(folder_of_shards(options, annotated, study).resolve()))
+        pretraining = ShardFolder(path=folder_of_shards(options, unannotated, study))
+        finetuning = ShardFolder(path=folder_of_shards(options, annotated, study))
         class_names = class_names_of(annotated)
         try:
             prepared[name] = describe_data(pretraining, finetuning, class_names)
@@ -170,7 +173,7 @@ def prepare_corpora(
         show_rejected(rejected, folder, console)
         # On a GPU features are made from the waveform; on CPUs they cost more than the network.
         spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
-        folders[source] = ShardFolder(path=str(folder.resolve()), spectra=spectra)
+        folders[source] = ShardFolder(path=folder, spectra=spectra)
     for shard_folder in folders.values():
         with progress_bar(console, "computing spectra") as progress:
             shard_folder.store(scale.finetune.audio.features, progress)
@@ -195,16 +198,19 @@ def embedded_source(settings: SceneSettings, folder: Path) -> CorpusSource:
     return CorpusSource(name="embedded", root=str((folder / "scenes" / fingerprint).resolve()))
 
 
-def folder_of_shards(options: DataOptions, source: CorpusSource, study: Study) -> Path:
+def folder_of_shards(options: DataOptions, source: CorpusSource, study: Study) -> str:
     """Where the shards of a corpus are, or will be."""
-    return options.folder / "shards" / folder_name(source, study.scale.shards)
+    root = str(options.folder.resolve())
+    if options.storage is not None and not is_local(options.storage):
+        root = options.storage
+    return join(join(root, "shards"), folder_name(source, study.scale.shards))
 
 
-def show_rejected(rejected: list[Rejected], folder: Path, console: Console) -> None:
+def show_rejected(rejected: list[Rejected], folder: str, console: Console) -> None:
     """The recordings that were set aside, with their reasons."""
     if not rejected:
         return
-    table = Table(title=f"{len(rejected)} recordings set aside ({folder / 'rejected.csv'})")
+    table = Table(title=f"{len(rejected)} recordings set aside ({folder}/rejected.csv)")
     for column in ("recording", "reason", "detail"):
         table.add_column(column)
     for item in rejected:

@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 import torch
 from ray import tune
+from ray._private.state import state as ray_state
 from rich.console import Console
 
 from ablations.calibrate import calibrated_durations_s
@@ -32,12 +33,15 @@ from seld.records import (
     trials_table,
     write_study,
 )
+from seld.storage import is_local, join, upload_folder
 from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_CPUS, plan_placement
 from trainables.stages import StageStore
 from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of
 
+ROOT = Path(__file__).parents[1]
+OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
 #: More trials than lanes may be open: one that waits for another's stage leaves its lane free.
 WAITING_TRIALS = 1
 
@@ -82,7 +86,7 @@ def run_study(
         console.print(f"[bold]{study.question}[/bold]")
         with ray_cluster(cluster):
             placement = plan_placement(
-                ray.cluster_resources(),
+                cluster_limits(),
                 train_workers=cluster.train_workers,
                 gpus_per_worker=cluster.gpus_per_worker,
                 most_lanes=cluster.most_trials_at_once,
@@ -91,13 +95,18 @@ def run_study(
             prepared = prepare_data(data, study, placement, console)
             run = StudyRun(
                 study_folder=study_folder.resolve(),
-                store=StageStore(storage or (results / "stages").resolve()),
+                store=StageStore(stages_root(storage, results)),
                 placement=placement,
                 data=prepared,
                 provenance=current_provenance(),
             )
             run_missing_trials(study, run, console, budget_hours)
-        return report_on(study, study_folder, console)
+        exit_code = report_on(study, study_folder, console)
+        if storage is not None and not is_local(storage):
+            kept = join(storage, f"results/{study.name}")
+            upload_folder(study_folder, kept)
+            console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
+        return exit_code
 
 
 def plan_study(
@@ -132,7 +141,7 @@ def plan_study(
             picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
         )
 
-    store = StageStore(storage or (results / "stages").resolve())
+    store = StageStore(stages_root(storage, results))
     plans = plan_stages(cells, prepared, store, measure if calibrate else None)
     console.print(f"{study.name}: {len(cells)} trials; {placement.describe()}", highlight=False)
     print_plan(plans, placement, console)
@@ -143,7 +152,7 @@ def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
     """What the cluster has: asked of a running one, counted on this machine otherwise."""
     if cluster.address is not None:
         with ray_cluster(cluster):
-            return dict(ray.cluster_resources())
+            return cluster_limits()
     return {
         "CPU": float(cluster.cpus or os.cpu_count() or 1),
         "GPU": float(torch.cuda.device_count()),
@@ -169,7 +178,8 @@ def run_missing_trials(
         console.print(f"{len(cells) - len(missing)} of {len(cells)} trials are finished already")
     progress = StudyProgress(console, planned=len(cells), already_done=len(cells) - len(missing))
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"CPU": TRIAL_CPUS}),
+        # Trials write their records into a folder of the driver's machine.
+        tune.with_resources(run_trial, {"CPU": TRIAL_CPUS, driver_resource(): TRIAL_CPUS}),
         param_space={"cell": tune.grid_search(missing), "run": run},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=run.placement.lanes + WAITING_TRIALS,
@@ -266,6 +276,28 @@ def check_budgets(study: Study, data: PreparedData) -> None:
         )
 
 
+def stages_root(storage: str | None, results: Path) -> str:
+    """Where finished stages are kept: beside shards and results under a URI, else as said."""
+    if storage is None:
+        return str((results / "stages").resolve())
+    return storage if is_local(storage) else join(storage, "stages")
+
+
+def cluster_limits() -> dict[str, float]:
+    """CPUs and GPUs of the connected cluster, or as many as its autoscaler may bring."""
+    resources = ray.cluster_resources()
+    # What Ray's own libraries ask; there is no public name for it.
+    limits = ray_state.get_max_resources_from_cluster_config() or {}
+    return {
+        name: max(resources.get(name, 0.0), float(limits.get(name, 0.0))) for name in ("CPU", "GPU")
+    }
+
+
+def driver_resource() -> str:
+    """What only the driver's machine has."""
+    return f"node:{ray.util.get_node_ip_address()}"
+
+
 @contextmanager
 def ray_cluster(options: ClusterOptions) -> Iterator[None]:
     """Connect to a cluster or start one here, quietly; it ends with the block, Ctrl-C included."""
@@ -281,7 +313,13 @@ def ray_cluster(options: ClusterOptions) -> Iterator[None]:
                 logging_level=logging.WARNING,
             )
         else:
-            ray.init(address=options.address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(
+                address=options.address,
+                # What this process imports is what every worker imports, edits included.
+                runtime_env={"py_modules": [str(ROOT / package) for package in OUR_PACKAGES]},
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         yield
     finally:
         ray.shutdown()

@@ -131,3 +131,11 @@ def written_whole(path: str) -> Iterator[Path]:
         temporary = Path(folder) / "file"
         yield temporary
         files.put_file(str(temporary), inner)
+
+
+def upload_folder(folder: Path, uri: str) -> None:
+    """Copy every file below a local folder to ``uri``, those that are there already included."""
+    files, inner = file_system(uri)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files.put_file(str(path), f"{inner}/{path.relative_to(folder).as_posix()}")

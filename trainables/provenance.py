@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import platform
 import socket
 import subprocess
@@ -57,10 +58,14 @@ def current_provenance() -> Provenance:
 def source_digest() -> str:
     """Of the code this process imports, wherever it was shipped to."""
     digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
     for package in SOURCE_PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode())
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        # Each package by itself: Ray ships them to folders of their own.
+        folder = Path(spec.origin).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{package}/{path.relative_to(folder)}".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
