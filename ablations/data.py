@@ -227,6 +227,8 @@ def progress_bar(console: Console, description: str) -> Iterator[Callable[[int, 
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
+    if not console.is_terminal:
+        console.print(f"{description} …")  # a bar that cannot move is drawn only when it is full
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
