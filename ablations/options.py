@@ -33,6 +33,12 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--train-workers", type=int, default=1, help="workers per pretraining (1)")
     where.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
     where.add_argument("--trials-at-once", type=int, help="at most")
+    remote = parser.add_argument_group(
+        "runs that outlive this terminal (--address is the dashboard's, http://127.0.0.1:8265)"
+    )
+    remote.add_argument("--detach", action="store_true", help="start on the cluster and return")
+    remote.add_argument("--attach", metavar="JOB", help="print a run's output until it ends")
+    remote.add_argument("--status", action="store_true", help="list the cluster's runs")
 
 
 def data_options(arguments: argparse.Namespace) -> DataOptions:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from ablations import detached
 from ablations.grid import plan_study, run_study
 from ablations.options import add_place_options, cluster_options, data_options, names, numbers
 from search_spaces.scales import SCALES
@@ -26,6 +27,8 @@ def main() -> int:
     """Command line."""
     arguments = parse_arguments()
     study = study_of(arguments)
+    if detached.is_asked_for(arguments):
+        return detached.run_detached(arguments, "ablations/run_grid.py")
     data, cluster = data_options(arguments), cluster_options(arguments)
     if arguments.plan:
         return plan_study(

@@ -1,0 +1,146 @@
+"""Runs that outlive the terminal: submitted to a cluster, followed and listed from anywhere.
+
+A detached run is a Ray job: the same command, started on the cluster's head with this checkout
+shipped to it. The address is the dashboard's, ``http://127.0.0.1:8265`` through
+``ray dashboard cluster.yaml``, or ``auto`` on the head itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.grid import ROOT
+from seld.errors import InputError
+from trainables.provenance import current_provenance
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+#: Where a detached run keeps what it is not told to keep elsewhere: its job's folder is removed.
+HEAD_FOLDERS = {"--data": "~/seld-data", "--results": "~/seld-results"}
+#: Not shipped: what a checkout may hold beside its code.
+NOT_SHIPPED = [".git", ".venv", "/data", "/results", "/runs", "/build", "/tests"]
+
+
+def is_asked_for(arguments: argparse.Namespace) -> bool:
+    """Whether the command line is about a run elsewhere."""
+    return bool(arguments.detach or arguments.attach or arguments.status)
+
+
+def run_detached(arguments: argparse.Namespace, program: str) -> int:
+    """Do what ``--detach``, ``--attach`` or ``--status`` asks; returns the exit code."""
+    console, address = Console(), arguments.address
+    if address is None:
+        raise InputError("command line", "--address", None, "that of a cluster's dashboard")
+    if arguments.attach:
+        return attach(address, arguments.attach, console)
+    if arguments.status:
+        return show_status(address, console)
+    return submit(address, program, sys.argv[1:], console)
+
+
+def submit(address: str, program: str, arguments: Sequence[str], console: Console) -> int:
+    """Start ``python PROGRAM ARGUMENTS`` on the cluster and return at once.
+
+    Args:
+        address: of the cluster's dashboard.
+        program: path of the entry point within the checkout.
+        arguments: the command line as it was typed.
+    """
+    client = job_client(address)
+    job_id = client.submit_job(
+        entrypoint=detached_command(program, arguments),
+        runtime_env={"working_dir": str(ROOT), "excludes": NOT_SHIPPED},
+        metadata={"commit": current_provenance().git_commit},
+    )
+    console.print(f"{job_id} runs on its own now", highlight=False)
+    console.print(f"follow:  python {program} --address {address} --attach {job_id}")
+    console.print(f"all:     python {program} --address {address} --status")
+    return 0
+
+
+def detached_command(program: str, arguments: Sequence[str]) -> str:
+    """The command of the job: the one typed, on the head's own cluster and folders."""
+    kept = [argument for argument in arguments if argument != "--detach"]
+    if "--address" in kept:
+        position = kept.index("--address")
+        del kept[position : position + 2]
+    kept = [argument for argument in kept if not argument.startswith("--address=")]
+    command = ["python", program, *kept, "--address", "auto"]
+    # The folders' `~` is for the head's shell to expand.
+    folders = [
+        f" {option} {folder}"
+        for option, folder in HEAD_FOLDERS.items()
+        if not any(argument.partition("=")[0] == option for argument in kept)
+    ]
+    return shlex.join(command) + "".join(folders)
+
+
+def attach(address: str, job_id: str, console: Console) -> int:
+    """Print a job's output, what there is and what comes, until it ends.
+
+    Returns:
+        0 where the job succeeded, else 1. Ctrl-C leaves the job running.
+    """
+    client = job_client(address)
+    known = {job.submission_id for job in client.list_jobs()}
+    if job_id not in known:
+        raise InputError("command line", "--attach", job_id, f"one of {sorted(map(str, known))}")
+
+    async def follow() -> None:
+        async for text in client.tail_job_logs(job_id):
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    asyncio.run(follow())
+    status = client.get_job_status(job_id)
+    console.print(f"{job_id}: {status.value.lower()}", highlight=False)
+    return 0 if status.value == "SUCCEEDED" else 1
+
+
+def show_status(address: str, console: Console) -> int:
+    """A table of the cluster's submitted runs, the latest last."""
+    table = Table("job", "status", "started", "hours", "commit", "command")
+    jobs = [job for job in job_client(address).list_jobs() if job.submission_id]
+    for job in sorted(jobs, key=lambda job: job.start_time or 0):
+        table.add_row(*_row(job))
+    console.print(table)
+    return 0
+
+
+def _row(job: JobDetails) -> list[str]:
+    started = datetime.fromtimestamp((job.start_time or 0) / 1000, UTC)
+    ended = datetime.fromtimestamp(job.end_time / 1000, UTC) if job.end_time else datetime.now(UTC)
+    return [
+        str(job.submission_id),
+        job.status.value.lower(),
+        f"{started:%Y-%m-%d %H:%M}",
+        f"{(ended - started).total_seconds() / 3600:.2f}",
+        (job.metadata or {}).get("commit", "")[:10],
+        job.entrypoint.removeprefix("python "),
+    ]
+
+
+def job_client(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job server.
+
+    Raises:
+        InputError: nothing answers there, or it refuses the token.
+    """
+    # Needs ray[default], which machines without a cluster can do without.
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        expected = f"the address of a cluster's dashboard that takes your token ({reason})"
+        raise InputError("command line", "--address", address, expected) from error
