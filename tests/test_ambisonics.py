@@ -150,13 +150,9 @@ def test_batch_equals_single_and_runs_repeat(generator: torch.Generator) -> None
 
 
 def test_silence_is_finite_and_points_nowhere() -> None:
-    foa = torch.zeros(1, 4, 4800, requires_grad=True)
-    features = FoaFeatures(SETTINGS)(foa)
+    features = FoaFeatures(SETTINGS)(torch.zeros(1, 4, 4800))
     assert bool((features[:, :4] == np.log(FoaFeatures.floor)).all())
     assert bool((features[:, 4:] == 0.0).all())
-    features.sum().backward()
-    assert foa.grad is not None
-    assert bool(foa.grad.isfinite().all())
 
 
 def test_features_are_float32_inside_autocast(generator: torch.Generator) -> None:
