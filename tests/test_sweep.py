@@ -1,0 +1,191 @@
+"""Sweeps: conditional spaces, early stopping, and studies that continue where they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from ablations.sweep import OptunaSearcher, Sweep, ask, done_trials, grid_command, open_study
+from search_spaces.scales import find_scale
+from search_spaces.spaces import OBJECTIVES, Parameters
+from seld.errors import InputError
+from seld.records import TrialRecord
+
+SWEEP = Sweep(
+    name="s",
+    scale=find_scale("demo"),
+    objectives=OBJECTIVES,
+    budgets_minutes=(1.5, 6.0),
+    trials=20,
+)
+
+
+def proposals(count: int, sweep: Sweep = SWEEP) -> list[Parameters]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [sweep.propose(study.ask()) for _ in range(count)]
+
+
+def test_parameters_are_asked_for_only_where_they_mean_something() -> None:
+    drawn = proposals(200)
+    for parameters in drawn:
+        objective = parameters["pretrain.objective"]
+        negatives = parameters.get("pretrain.rotated_negatives")
+        assert (negatives is not None) == (objective == "recording_wise")
+        assert ("pretrain.rotation_axes" in parameters) == bool(negatives)
+        gridded = objective == "recording_wise" or (
+            parameters.get("pretrain.directions.sampling") == "grid"
+        )
+        assert ("pretrain.directions.grid.count" in parameters) == gridded
+        if objective == "avc":
+            assert not any(name.startswith("pretrain.directions") for name in parameters)
+    assert {parameters["pretrain.objective"] for parameters in drawn} == set(OBJECTIVES)
+
+
+def test_every_proposal_is_a_valid_trial_that_never_sees_the_test() -> None:
+    for parameters in proposals(100):
+        cells = SWEEP.cells(parameters)
+        full = getattr(SWEEP.scale, parameters["pretrain.objective"]).steps
+        assert [cell.pretrain.steps for cell in cells if cell.pretrain] == [
+            round(full / 9),
+            round(full / 3),
+            full,
+        ]
+        assert {cell.scored_on for cell in cells} == {"validation"}
+        trial = cells[-1]
+        assert trial.pretrain is not None
+        assert trial.pretrain.temperature == parameters["pretrain.temperature"]
+        assert trial.finetune.encoder_rate == parameters["finetune.encoder_rate"]
+        assert trial.annotation_minutes == parameters["annotation_minutes"]
+        assert trial.parameters == parameters
+
+
+def error_of(parameters: Parameters) -> float:
+    return abs(parameters["pretrain.temperature"] - 0.1)
+
+
+def run_trials(folder: Path, count: int) -> list[dict[str, Any]]:
+    """A sweep's trials one after the other, in a process that then ends."""
+    study = open_study(SWEEP, folder)
+    for _ in range(count):
+        trial = ask(study, SWEEP.seed)
+        study.tell(trial, error_of(SWEEP.propose(trial)))
+    return [trial.params for trial in study.get_trials()]
+
+
+def test_a_continued_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = run_trials(tmp_path / "whole", 16)
+    for count in (3, 1, 12):
+        parts = run_trials(tmp_path / "parts", count)
+    assert parts == whole
+    assert len({str(parameters) for parameters in whole}) == 16
+
+
+def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> None:
+    run_trials(tmp_path, 2)
+    study = open_study(SWEEP, tmp_path)
+    killed = ask(study, SWEEP.seed)
+    SWEEP.propose(killed)
+    continued = open_study(SWEEP, tmp_path)
+    assert len(done_trials(continued)) == 2
+    again = ask(continued, SWEEP.seed)
+    SWEEP.propose(again)
+    assert again.params == killed.params
+    continued.tell(again, 0.5)
+    assert len(done_trials(open_study(SWEEP, tmp_path))) == 3
+
+
+def searcher_of(folder: Path, sweep: Sweep = SWEEP) -> tuple[OptunaSearcher, optuna.Study]:
+    study = open_study(sweep, folder)
+
+    def config_of(trial: optuna.Trial) -> dict[str, Any]:
+        return {"parameters": sweep.propose(trial)}
+
+    return OptunaSearcher(study, lambda: ask(study, 0), config_of, sweep.goals), study
+
+
+def rung(number: int, error: float) -> dict[str, Any]:
+    return {"rung": number, "rungs": 3, "seld_error": error, "status": "finished"}
+
+
+def test_a_trial_worse_than_two_thirds_at_its_rung_is_stopped(tmp_path: Path) -> None:
+    searcher, study = searcher_of(tmp_path)
+    for number, error in enumerate((0.5, 0.6, 0.7)):
+        searcher.suggest(str(number))
+        # Reports in between rungs say nothing of the error.
+        assert not searcher.should_stop(str(number), {"stage": "pretrain", "step": 5})
+        stopped = searcher.should_stop(str(number), rung(1, error))
+        assert stopped == (number > 0)
+        if not stopped:
+            assert not searcher.should_stop(str(number), rung(2, 0.45))
+            assert not searcher.should_stop(str(number), rung(3, 0.4))
+        searcher.on_trial_complete(str(number), rung(1 if stopped else 3, error))
+    states = [trial.state for trial in study.get_trials()]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+    assert len(done_trials(study)) == 3
+
+
+def test_failed_trials_count_and_interrupted_ones_do_not(tmp_path: Path) -> None:
+    searcher, study = searcher_of(tmp_path)
+    for trial_id in ("fails", "dies", "interrupted"):
+        searcher.suggest(trial_id)
+    searcher.on_trial_complete("fails", {"status": "failed", "message": "loss is not finite"})
+    searcher.on_trial_complete("dies", {"stage": "pretrain"}, error=True)
+    searcher.on_trial_complete("interrupted", {"stage": "pretrain"})
+    assert [trial.state for trial in study.get_trials()] == [
+        TrialState.FAIL,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
+    assert [trial.user_attrs["failure"] for trial in done_trials(study)] == [
+        "loss is not finite",
+        "the process died",
+    ]
+
+
+def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
+    sweep = replace(SWEEP, goals=("seld_error", "annotation_minutes"), rungs=1)
+    searcher, study = searcher_of(tmp_path, sweep)
+    for number, (error, minutes) in enumerate([(0.5, 6.0), (0.6, 1.5), (0.7, 6.0)]):
+        searcher.suggest(str(number))
+        result = rung(1, error) | {"rungs": 1, "annotation_minutes": minutes}
+        assert not searcher.should_stop(str(number), result)
+        searcher.on_trial_complete(str(number), result)
+    assert [trial.values for trial in study.best_trials] == [[0.5, 6.0], [0.6, 1.5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objectives": ("avcc",)}, "avcc"),
+        ({"goals": ("loss",)}, "goal is 'loss'"),
+        ({"trials": 0}, "--trials is 0"),
+        ({"goals": ("seld_error", "compute_s")}, "1 with several goals"),
+        ({"budgets_minutes": (0.0,)}, "more than 0"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(SWEEP, **changes)
+
+
+def test_the_finding_can_be_typed_into_a_grid() -> None:
+    record = TrialRecord(
+        study="s",
+        trial_id="t",
+        arm="doa_wise",
+        seed=0,
+        annotation_minutes=6.0,
+        status="finished",
+        parameters={"pretrain.objective": "doa_wise", "pretrain.temperature": 0.1},
+    )
+    assert grid_command(record) == (
+        "python ablations/run_grid.py --arms scratch,doa_wise --budgets 6"
+        " --set pretrain.temperature=0.1"
+    )
