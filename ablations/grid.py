@@ -42,8 +42,6 @@ from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of
 
 ROOT = Path(__file__).parents[1]
 OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
-#: More trials than lanes may be open: one that waits for another's stage leaves its lane free.
-WAITING_TRIALS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +180,9 @@ def run_missing_trials(
         tune.with_resources(run_trial, {"CPU": TRIAL_CPUS, driver_resource(): TRIAL_CPUS}),
         param_space={"cell": tune.grid_search(missing), "run": run},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=run.placement.lanes + WAITING_TRIALS,
+            # One more, and its train worker could take the CPU that Ray Data feeds another from:
+            # on one CPU both would wait for ever.
+            max_concurrent_trials=run.placement.lanes,
             time_budget_s=budget_hours * 3600 if budget_hours else None,
             reuse_actors=True,
         ),

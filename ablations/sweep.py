@@ -22,7 +22,6 @@ from rich.console import Console
 from ablations.console import StudyProgress, quiet_output
 from ablations.data import DataOptions, make_writable, prepare_data
 from ablations.grid import (
-    WAITING_TRIALS,
     ClusterOptions,
     check_budgets,
     cluster_limits,
@@ -319,7 +318,7 @@ def run_missing_trials(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=sweep.trials - done,
-            max_concurrent_trials=run.placement.lanes + WAITING_TRIALS,
+            max_concurrent_trials=run.placement.lanes,
             time_budget_s=budget_hours * 3600 if budget_hours else None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
