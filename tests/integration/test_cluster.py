@@ -31,6 +31,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
+from ablations.detached import detached_command
 from seld.records import read_records
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
@@ -230,6 +231,21 @@ def test_no_demand_starts_nothing_and_no_demand_passes_the_limit() -> None:
     assert sum(launched.values()) <= config["max_workers"] + 1  # one is the head's
 
 
+# --- what a detached run is told -----------------------------------------------------------------
+
+
+def test_a_detached_run_gets_the_command_as_typed_with_places_of_the_head() -> None:
+    typed = ["variants", "--detach", "--address", "http://127.0.0.1:8265", "--set", "a.b=c d"]
+    assert detached_command("ablations/run_grid.py", typed) == (
+        "python ablations/run_grid.py variants --set 'a.b=c d' --address auto"
+        " --data ~/seld-data --results ~/seld-results"
+    )
+    placed = ["--address=http://127.0.0.1:8265", "--data=/shared/data", "--results", "/shared/r"]
+    assert detached_command("ablations/run_grid.py", placed) == (
+        "python ablations/run_grid.py --data=/shared/data --results /shared/r --address auto"
+    )
+
+
 # --- launched for real ----------------------------------------------------------------------------
 
 
@@ -303,13 +319,12 @@ def test_ray_up_brings_the_code_and_the_token_to_every_machine(
     found = _until(
         lambda: len(nodes := _nodes(machines, launched)) == 2 and nodes, 120, "the worker's joining"
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     homes = {str(machine.home) for machine in (machines.head, *machines.workers)}
     assert {node["home"] for node in found} == homes
     assert all(node["code"].startswith(str(machines.folder)) for node in found)
-    assert {node["commit"] for node in found} == {commit}
+    (commit,) = {node["commit"] for node in found}
+    known = subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], cwd=ROOT)
+    assert known.returncode == 0
     token = (machines.folder / "launcher/.ray/auth_token").read_bytes()
     for machine in (machines.head, *machines.workers):
         carried = machine.home / ".ray/auth_token"
@@ -405,6 +420,27 @@ def test_a_submitted_grid_survives_the_loss_of_a_machine(
         "avc": "finished",
     }
     assert (shared / "results/variants/report/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_detached_run_is_listed_and_followed(
+    machines: LoopbackMachines, launched: Path, scenes: Path
+) -> None:
+    address = ("--address", f"http://127.0.0.1:{machines.dashboard_port}")
+    _, program, _, _, *options = _tiny_grid(scenes, machines.folder / "shared")
+    run = (sys.executable, program)
+    started = machines.run(*run, *options, *address, "--detach")
+    job = started.stdout.split()[0]
+    followed = machines.run(*run, *address, "--attach", job, timeout_s=400)
+    # What the submitted run of the test before has finished is not computed again.
+    assert "all 2 trials are finished already" in followed.stdout
+    listed = machines.run(*run, *address, "--status", COLUMNS="300").stdout
+    (row,) = [line for line in listed.splitlines() if job in line]
+    assert "succeeded" in row
+    unknown = machines.run(*run, *address, "--attach", "nothing", check=False)
+    assert unknown.returncode == 2
+    assert "--attach is 'nothing'" in unknown.stdout + unknown.stderr
 
 
 @pytest.mark.slow
