@@ -56,7 +56,10 @@ def stream_batches(
         cpu=cpus, object_store_memory=OBJECT_STORE_SHARE_BYTES
     )
     blocks = [pd.DataFrame({"step": [step]}) for step in range(start_step, steps)]
-    task_cpus = min(1.0, cpus)
+    # Ray Data divides what Train leaves of the cluster by its streams and runs nothing on a part
+    # smaller than one task. Half of our share is there even beside the stream of a worker that
+    # died a moment ago and is still counted.
+    task_cpus = min(1.0, cpus / 2)
 
     def read_block(block: Any) -> Any:
         step = int(block["step"][0])
