@@ -22,6 +22,7 @@ from ablations.calibrate import calibrated_durations_s
 from ablations.console import StudyProgress, quiet_output
 from ablations.data import DataOptions, data_for_plan, make_writable, prepare_data
 from ablations.plan import plan_stages, print_plan
+from ablations.tracking import trackers
 from analysis import print_summary, write_report
 from search_spaces.studies import Study
 from seld.errors import InputError
@@ -68,6 +69,7 @@ def run_study(
     results: Path,
     storage: str | None = None,
     budget_hours: float | None = None,
+    track: str | None = None,
 ) -> int:
     """Run what is missing of a study and report on all of it.
 
@@ -98,7 +100,8 @@ def run_study(
                 data=prepared,
                 provenance=current_provenance(),
             )
-            run_missing_trials(study, run, console, budget_hours)
+            callbacks = trackers(study.name, study_folder, also=track)
+            run_missing_trials(study, run, console, budget_hours, callbacks)
         exit_code = report_on(study, study_folder, console)
         if storage is not None and not is_local(storage):
             kept = join(storage, f"results/{study.name}")
@@ -158,7 +161,11 @@ def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
 
 
 def run_missing_trials(
-    study: Study, run: StudyRun, console: Console, budget_hours: float | None = None
+    study: Study,
+    run: StudyRun,
+    console: Console,
+    budget_hours: float | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run every cell that has no finished record of exactly these settings, data and code.
 
@@ -189,7 +196,7 @@ def run_missing_trials(
         run_config=tune.RunConfig(
             name=study.name,
             storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=[progress],
+            callbacks=[progress, *callbacks],
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
@@ -304,6 +311,8 @@ def ray_cluster(options: ClusterOptions) -> Iterator[None]:
     # Tune would catch Ctrl-C itself, carry on for a while and swallow it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Its own loggers write what records, histories and trackers hold already, under other names.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     try:
         if options.address is None:
             # One machine is not preempted apart from itself; a process less per pretraining.

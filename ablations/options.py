@@ -33,6 +33,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--train-workers", type=int, default=1, help="workers per pretraining (1)")
     where.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
     where.add_argument("--trials-at-once", type=int, help="at most")
+    where.add_argument("--track", choices=["mlflow"], help="beside TensorBoard")
     remote = parser.add_argument_group(
         "runs that outlive this terminal (--address is the dashboard's, http://127.0.0.1:8265)"
     )

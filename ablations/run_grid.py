@@ -46,6 +46,7 @@ def main() -> int:
         results=arguments.results,
         storage=arguments.storage,
         budget_hours=arguments.budget_hours,
+        track=arguments.track,
     )
 
 

@@ -29,6 +29,7 @@ from ablations.grid import (
     ray_cluster,
     stages_root,
 )
+from ablations.tracking import trackers
 from analysis import write_report
 from search_spaces.scales import ScaleSettings
 from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
@@ -240,6 +241,7 @@ def run_sweep(
     results: Path,
     storage: str | None = None,
     budget_hours: float | None = None,
+    track: str | None = None,
 ) -> int:
     """Run the trials that are missing of a sweep and report on all of them.
 
@@ -271,7 +273,8 @@ def run_sweep(
                 raise InputError(
                     "sweep", "validation rooms", "none", "training clips from at least two rooms"
                 )
-            run_missing_trials(sweep, run, console, budget_hours)
+            callbacks = trackers(sweep.name, folder, also=track)
+            run_missing_trials(sweep, run, console, budget_hours, callbacks)
         return report_on(sweep, folder, console)
 
 
@@ -293,7 +296,11 @@ def as_study(sweep: Sweep) -> Study:
 
 
 def run_missing_trials(
-    sweep: Sweep, run: StudyRun, console: Console, budget_hours: float | None
+    sweep: Sweep,
+    run: StudyRun,
+    console: Console,
+    budget_hours: float | None,
+    callbacks: Sequence[tune.Callback],
 ) -> None:
     """Let Ray Tune ask and run until the sweep has its trials."""
     study = open_study(sweep, run.study_folder)
@@ -326,7 +333,7 @@ def run_missing_trials(
         run_config=tune.RunConfig(
             name=sweep.name,
             storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=[progress],
+            callbacks=[progress, *callbacks],
             stop=searcher.should_stop,
             verbose=0,
         ),
