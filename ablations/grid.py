@@ -23,6 +23,7 @@ from ablations.console import StudyProgress, quiet_output
 from ablations.data import DataOptions, data_for_plan, make_writable, prepare_data
 from ablations.plan import plan_stages, print_plan
 from ablations.tracking import trackers
+from ablations.watchdog import Watchdog
 from analysis import print_summary, write_report
 from search_spaces.studies import Study
 from seld.errors import InputError
@@ -100,7 +101,10 @@ def run_study(
                 data=prepared,
                 provenance=current_provenance(),
             )
-            callbacks = trackers(study.name, study_folder, also=track)
+            callbacks = [
+                *trackers(study.name, study_folder, also=track),
+                Watchdog(placement, console.print),
+            ]
             run_missing_trials(study, run, console, budget_hours, callbacks)
         exit_code = report_on(study, study_folder, console)
         if storage is not None and not is_local(storage):

@@ -30,6 +30,7 @@ from ablations.grid import (
     stages_root,
 )
 from ablations.tracking import trackers
+from ablations.watchdog import Watchdog
 from analysis import write_report
 from search_spaces.scales import ScaleSettings
 from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
@@ -183,7 +184,8 @@ class OptunaSearcher(Searcher):
         config_of: Callable[[optuna.Trial], dict[str, Any]],
         goals: Sequence[str],
     ) -> None:
-        super().__init__(metric=goals[0], mode="min")
+        # Without a metric: Tune would insist that every report has it.
+        super().__init__()
         self._study = study
         self._ask = ask
         self._config_of = config_of
@@ -273,7 +275,10 @@ def run_sweep(
                 raise InputError(
                     "sweep", "validation rooms", "none", "training clips from at least two rooms"
                 )
-            callbacks = trackers(sweep.name, folder, also=track)
+            callbacks = [
+                *trackers(sweep.name, folder, also=track),
+                Watchdog(placement, console.print),
+            ]
             run_missing_trials(sweep, run, console, budget_hours, callbacks)
         return report_on(sweep, folder, console)
 
