@@ -340,6 +340,7 @@ def run_missing_trials(
             storage_path=str(run.study_folder / "logs" / "tune"),
             callbacks=[progress, *callbacks],
             stop=searcher.should_stop,
+            failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
     )
