@@ -141,8 +141,8 @@ class FoaFeatures(nn.Module):
     On a CPU most of the time would go to memory, not to arithmetic: fresh memory costs a page fault
     per 4 KB, and complex numbers keep their parts interleaved. So recordings are worked through in
     blocks, every block writes into the same buffers, real and imaginary parts are set apart once,
-    and the mel product is cut into pieces that skip what is zero. A Fourier transform takes 11 of
-    the 28 ms that a minute of sound takes altogether.
+    and the mel product is cut into pieces that skip what is zero. The Fourier
+    transforms take about a third of the time.
     """
 
     #: Power below which a cell counts as silent: less than the rounding noise of 16-bit sound.
