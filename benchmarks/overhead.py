@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=2)
     arguments = parser.parse_args()
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     ray.init(
         num_cpus=arguments.cpus,
         include_dashboard=False,
@@ -106,10 +107,10 @@ def main() -> None:
             ).fit()
     finally:
         ray.shutdown()
-    table = results.get_dataframe().sort_values("timestamp").iloc[1:]
+    measured = [result.metrics for result in results if result.metrics][1:]
     print(f"seconds of a trial that trains nothing, {arguments.trials} trials each")
     for variant in VARIANTS:
-        seconds = table.loc[table["variant"] == variant, "train_s"].tolist()
+        seconds = [metrics["train_s"] for metrics in measured if metrics["variant"] == variant]
         print(
             f"{variant:9s} median {statistics.median(seconds):6.2f}   "
             f"fastest {min(seconds):6.2f}   slowest {max(seconds):6.2f}"
