@@ -259,10 +259,7 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
     login.chmod(0o755)
     # `auto` looks for any cluster of the machine; this one is meant.
     address = f"{machines.head.address}:{machines.head_port}"
-    # The environment's own editable install is of this checkout; the shipped one must win.
-    (machine.home / ".bashrc").write_text(
-        f"export RAY_ADDRESS={address} PYTHONPATH={machine.home}/seld\n"
-    )
+    (machine.home / ".bashrc").write_text(f"export RAY_ADDRESS={address}\n")
 
 
 def _start_sshd(machines: LoopbackMachines) -> subprocess.Popen[bytes]:

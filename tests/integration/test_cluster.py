@@ -307,7 +307,7 @@ print("FOUND", json.dumps(found))
 def _nodes(machines: LoopbackMachines, path: Path) -> list[dict[str, str]]:
     script = machines.folder / "where.py"
     script.write_text(WHERE_TASKS_RUN)
-    output = _on_head(machines, path, f"cd ~/seld && python {script}")
+    output = _on_head(machines, path, f"cd ~/seld && PYTHONPATH=. python {script}")
     return json.loads(output.partition("FOUND ")[2].splitlines()[0])
 
 
