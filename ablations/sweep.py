@@ -386,7 +386,7 @@ def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
         record = by_id[trial.user_attrs["trial_id"]]
         console.print(f"[bold]{values}[/bold]  {record.trial_id}", highlight=False)
         console.print(f"  on the test: {grid_command(record)}", highlight=False, soft_wrap=True)
-    report = write_report([folder], folder / "report", baseline=sweep.objectives[0])
+    report = write_report([folder], folder / "report")
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     return 0 if best else 1
 
