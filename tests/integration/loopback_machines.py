@@ -158,7 +158,7 @@ def local_config(machines: LoopbackMachines, cluster_file: Path) -> Path:
 
 
 def end_ray_processes(folder: Path) -> None:
-    """Kill every Ray process whose home or files are below ``folder``."""
+    """Kill what Ray runs with its home or files below ``folder``, drivers of jobs included."""
     for process in _ray_processes(folder):
         try:
             os.kill(process, signal.SIGKILL)
@@ -179,7 +179,7 @@ def _ray_processes(folder: Path) -> dict[int, str]:
             continue
         parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         # Ray's agents overwrite their command line and environment: they count by their parent.
-        if "ray" in command and (f"{folder}/" in f"{command} {environment}" or parent in found):
+        if f"{folder}/" in f"{command} {environment}" or parent in found:
             found[int(entry.name)] = command
     return found
 
