@@ -38,7 +38,7 @@ from seld.records import (
 from seld.storage import is_local, join, upload_folder
 from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_CPUS, plan_placement
+from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
 from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of
 
@@ -188,7 +188,7 @@ def run_missing_trials(
     progress = StudyProgress(console, planned=len(cells), already_done=len(cells) - len(missing))
     tuner = tune.Tuner(
         # Trials write their records into a folder of the driver's machine.
-        tune.with_resources(run_trial, {"CPU": TRIAL_CPUS, driver_resource(): TRIAL_CPUS}),
+        tune.with_resources(run_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
         param_space={"cell": tune.grid_search(missing), "run": run},
         tune_config=tune.TuneConfig(
             # One more, and its train worker could take the CPU that Ray Data feeds another from:

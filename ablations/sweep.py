@@ -45,7 +45,7 @@ from seld.records import (
     write_study,
 )
 from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_CPUS, plan_placement
+from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
 from trainables.trial import DEFAULT_DATA, Cell, StudyRun, report_outcome, run_cell
 
@@ -325,7 +325,7 @@ def run_missing_trials(
     searcher = OptunaSearcher(study, lambda: ask(study, sweep.seed), config_of, sweep.goals)
     progress = StudyProgress(console, planned=sweep.trials, already_done=done)
     tuner = tune.Tuner(
-        tune.with_resources(run_sweep_trial, {"CPU": TRIAL_CPUS, driver_resource(): TRIAL_CPUS}),
+        tune.with_resources(run_sweep_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
         param_space={"run": run},
         tune_config=tune.TuneConfig(
             search_alg=searcher,

@@ -20,8 +20,9 @@ GPU_WORKER_CPUS = 1.0
 CPU_WORKER_SHARE = 0.5
 #: Below this Ray's bookkeeping of fractional resources rounds to nothing.
 SMALLEST_CPU_SHARE = 0.1
-#: What a trial's own process holds while its stages compute elsewhere: nothing that matters.
-TRIAL_CPUS = 0.001
+#: What a trial's own process holds of its machine while its stages compute elsewhere; no share of
+#: a CPU, however small: beside it a stage that needs a whole one would never fit one CPU.
+TRIAL_SHARE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
