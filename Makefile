@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: grid test fast-test check format clean
+.PHONY: grid test fast-test soak check format clean
 
 grid: .venv/.run-ready
 	$(BIN)/python ablations/run_grid.py $(ARGS)
@@ -13,6 +13,9 @@ test: .venv/.dev-ready
 
 fast-test: .venv/.dev-ready
 	$(BIN)/python -m pytest -m "not slow and not ray" $(ARGS)
+
+soak: .venv/.dev-ready
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: .venv/.dev-ready
 	$(BIN)/ruff check .

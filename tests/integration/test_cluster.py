@@ -385,6 +385,7 @@ def _tiny_grid(scenes: Path, shared: Path, *options: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_submitted_grid_survives_the_loss_of_a_machine(
@@ -422,6 +423,7 @@ def test_a_submitted_grid_survives_the_loss_of_a_machine(
     assert (shared / "results/variants/report/index.html").stat().st_size > 10_000
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_detached_run_is_listed_and_followed(
