@@ -20,7 +20,7 @@ from trainables import stages
 from trainables.stages import StageKey, StageStore
 
 KEY = StageKey(name="pretrain", digest="a" * 20, alike="b" * 20)
-#: More than s3fs uploads in one request (100 MiB), so that an upload can be interrupted between its parts.
+#: More than s3fs uploads in one request (100 MiB): an upload can be interrupted between parts.
 WEIGHTS_BYTES = 101 * 2**20
 
 
