@@ -445,6 +445,7 @@ def test_a_detached_run_is_listed_and_followed(
     assert "--attach is 'nothing'" in unknown.stdout + unknown.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_down_leaves_nothing_running(machines: LoopbackMachines, launched: Path) -> None:
