@@ -326,6 +326,10 @@ def ray_cluster(options: ClusterOptions) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
+                # By default Ray ends a worker that is idle for a second while there are more
+                # workers than CPUs; with the actors of a few trials there always are, and every
+                # batch would wait for a process to start and import again.
+                _system_config={"idle_worker_killing_time_threshold_ms": 60_000},
             )
         else:
             ray.init(
