@@ -40,6 +40,7 @@ def test_an_unreadable_recording_among_good_ones_is_set_aside(finished: Finished
     assert "fold3_room4_mix001" in finished.output
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)

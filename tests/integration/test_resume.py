@@ -16,7 +16,7 @@ from tests.integration.tiny_study import (
     table_of,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 
 def test_killed_runs_end_like_an_uninterrupted_one(finished: FinishedStudy, tmp_path: Path) -> None:
