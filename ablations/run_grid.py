@@ -56,7 +56,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="run_grid.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("study", nargs="?", default="variants", help=f"one of {', '.join(STUDIES)}")
-    parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
+    parser.add_argument(
+        "--scale", help=f"one of {', '.join(SCALES)} (demo; the study evidence: evidence)"
+    )
     what = parser.add_argument_group("what to run")
     what.add_argument("--arms", type=names, help="only these arms, comma-separated")
     what.add_argument("--seeds", type=numbers(int), help="for example 0,1,2")

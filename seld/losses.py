@@ -99,17 +99,19 @@ def avc_loss(audio: Tensor, visual: Tensor, temperature: float | Tensor) -> Tens
         return _symmetric_cross_entropy(_cosine(audio, visual) / _checked(temperature))
 
 
-def standardise(embeddings: Tensor) -> Tensor:
+def standardise(embeddings: Tensor, *, like: Tensor | None = None) -> Tensor:
     """Zero mean and unit variance per dimension over all leading axes; no parameters. [ours]
+
+    ``like`` takes mean and variance from other embeddings instead.
 
     Keeps embeddings from sharing one large common component, which the cosine would see as
     similarity. With several workers, apply it after the gather, so that the statistics are the
     joined batch's.
     """
     with _full_precision(embeddings):
-        rows = embeddings.float().flatten(0, -2)
-        centred = rows - rows.mean(0)
-        return (centred * torch.rsqrt(centred.square().mean(0) + 1e-5)).view(embeddings.shape)
+        rows = (embeddings if like is None else like).float().flatten(0, -2)
+        variance, mean = torch.var_mean(rows, dim=0, correction=0)
+        return (embeddings.float() - mean) * torch.rsqrt(variance + 1e-5)
 
 
 def gather_with_gradients(tensor: Tensor) -> Tensor:

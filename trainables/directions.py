@@ -128,12 +128,23 @@ def choose_directions(
         )
     if settings.weighting == "uniform":
         weights = torch.ones_like(weights)
-    cosine = vectors @ vectors.transpose(1, 2)
-    excluded = cosine > torch.cos(torch.deg2rad(torch.tensor(settings.exclusion_deg)))
+    excluded = near_directions(vectors, vectors, settings)
     excluded &= ~torch.eye(vectors.shape[1], dtype=torch.bool, device=device)
     return Directions(
         vectors, weights / weights.mean(), energy / energy.sum(dim=1, keepdim=True), excluded
     )
+
+
+def near_directions(first: Tensor, second: Tensor, settings: DirectionSettings) -> Tensor:
+    """Which of (batch, K, 3) and (batch, L, 3) are too near to be negatives: (batch, K, L)."""
+    cosine = first @ second.transpose(1, 2)
+    return cosine > torch.cos(torch.deg2rad(torch.tensor(settings.exclusion_deg)))
+
+
+def random_directions(batch: int, count: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors (batch, count, 3), uniform on the sphere."""
+    drawn = torch.randn((batch, count, 3), generator=generator)
+    return torch.nn.functional.normalize(drawn, dim=-1)
 
 
 def arriving_energy(
@@ -180,8 +191,7 @@ def _peaks_and_random(
     vectors = torch.stack(peaks, dim=1)
     jitter = torch.randn(vectors.shape, generator=generator).to(device)
     vectors = vectors + torch.deg2rad(torch.tensor(settings.jitter_deg)) * jitter
-    uniform = torch.randn((batch, settings.random_count, 3), generator=generator).to(device)
-    uniform = torch.nn.functional.normalize(uniform, dim=-1)
+    uniform = random_directions(batch, settings.random_count, generator).to(device)
     energy_at_uniform = arriving_energy(intensity, level, uniform)
     vectors = torch.cat([torch.nn.functional.normalize(vectors, dim=-1), uniform], dim=1)
     return vectors, torch.cat([torch.stack(energies, dim=1), energy_at_uniform], dim=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seld.errors import InputError
-from seld.geometry import channel_swaps
+from seld.geometry import channel_swaps, random_rotations
 from seld.losses import accdoa_loss, adpit_loss
 from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import AudioEncoderSettings
@@ -48,6 +48,7 @@ class FinetuneSettings:
         encoder_rate: the encoder's learning rate as a multiple of the head's, for every arm.
         weight_decay, warmup_steps, gradient_norm: AdamW, linear warm-up, cosine to zero, clipping.
         swaps: the eight channel swaps, sound and targets together.
+        rotations: turns sound and targets together, by any angle about the vertical or any axis.
         mask_bands, mask_frames: widest mel bands and longest frames blanked per window (0: none).
         validate_every: steps between validations (0: none), where a validation is given.
         select_best: return the state of the lowest validated SELD error instead of the last.
@@ -67,6 +68,7 @@ class FinetuneSettings:
     warmup_steps: int = 30
     gradient_norm: float = 5.0
     swaps: bool = True
+    rotations: Literal["none", "vertical", "any"] = "none"
     mask_bands: int = 0
     mask_frames: int = 0
     validate_every: int = 0
@@ -223,9 +225,12 @@ def seld_loss(
     spectra = batch_spectra(batch, network.encoder, device)
     target = batch["target"].to(device)
     transform = torch.eye(3).expand(len(spectra), 3, 3)
+    if settings.rotations != "none":
+        transform = random_rotations(len(spectra), axes=settings.rotations, generator=generator)
     if settings.swaps:
         swaps = channel_swaps().float()
-        transform = swaps[torch.randint(len(swaps), (len(spectra),), generator=generator)]
+        drawn = torch.randint(len(swaps), (len(spectra),), generator=generator)
+        transform = swaps[drawn] @ transform
     transform = transform.to(device)
     features = network.encoder.normalisation(turned_features(spectra, transform))
     features = masked(features, settings, generator)

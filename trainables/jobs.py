@@ -16,12 +16,25 @@ import torch
 from torch import Tensor
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
-from seld.annotations import accdoa_targets, write_annotations
+from seld.annotations import (
+    accdoa_targets,
+    decode_accdoa,
+    decode_multi_accdoa,
+    write_annotations,
+)
 from seld.checkpoints import load_checkpoint, save_checkpoint
 from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex, select_budget
-from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
+from seld.errors import InputError
+from seld.metrics import (
+    COUNT_COLUMNS,
+    SCORE_NAMES,
+    recording_counts,
+    score_from_recordings,
+    scores_from_counts,
+)
+from seld.models.seld_network import SeldNetwork
 from seld.predict import predict_waveform
-from seld.spatial_spectra import SpectraStore, spatial_spectra
+from seld.spatial_spectra import SpectraStore, spatial_spectra, turned_features
 from seld.storage import join, local_copy, written_whole
 from trainables.clips import AnnotatedReader, PairReader, WindowSchedule, local_batches
 from trainables.finetune import FinetuneSettings, finetune
@@ -231,15 +244,74 @@ class FinetuneJob:
             device=device,
             report=on_report,
             start=start,
+            validate=self.validation(device),
         )
         save_checkpoint(folder / NETWORK_FILE, result.network, class_names=self.class_names)
         history.write(folder / HISTORY_FILE)
         return result.metrics | {"best_step": float(result.best_step)}
 
+    def validation(self, device: torch.device | str) -> Callable[[SeldNetwork], Metrics] | None:
+        """Scores networks on the validation rooms; None where the settings never ask for it."""
+        if not self.settings.validate_every:
+            return None
+        index = ShardIndex.open(self.shards.path).select(
+            splits=["train", "validation"], rooms=sorted(self.validation_rooms)
+        )
+        if index.clips.empty:
+            raise InputError(
+                "fine-tuning",
+                "validate_every",
+                self.settings.validate_every,
+                "0 where no rooms are kept for validation",
+            )
+        return validation_score(
+            self.shards, index, self.settings.audio.features, len(self.class_names), device
+        )
+
     def _encoder_state(self) -> dict[str, Tensor] | None:
         if self.encoder is None:
             return None
         return torch.load(self.encoder.folder / ENCODER_FILE, weights_only=True)
+
+
+def validation_score(
+    shards: ShardFolder,
+    index: ShardIndex,
+    feature_settings: FeatureSettings,
+    class_count: int,
+    device: torch.device | str,
+) -> Callable[[SeldNetwork], Metrics]:
+    """The SELD error of networks on annotated clips, each clip scored as one whole window.
+
+    Features are made once, so that asking often costs little more than the network.
+    """
+    reader = shards.reader(index)
+    features = FoaFeatures(feature_settings)
+    inputs, references = [], []
+    eye = torch.eye(3)[None]
+    for row, duration_s in zip(index.clips.index, index.clips["duration_s"], strict=True):
+        foa = reader.read([row], window_s=duration_s)["foa"]
+        with torch.no_grad():
+            spectra = spatial_spectra(torch.from_numpy(foa).float() / 32768.0, features)
+        inputs.append(turned_features(spectra, eye).half())
+        references.append(reader.events(row))
+
+    def score(network: SeldNetwork) -> Metrics:
+        predictions = []
+        for feature in inputs:
+            with torch.inference_mode():
+                encoder = network.encoder
+                normalised = encoder.normalisation(feature.to(device).float())
+                vectors = network.head(encoder.network(normalised))[0].cpu().numpy()
+            decode = (
+                decode_accdoa if network.settings.output_format == "accdoa" else decode_multi_accdoa
+            )
+            predictions.append(decode(vectors))
+        counts = recording_counts(references, predictions, class_count=class_count)
+        scores = scores_from_counts(counts.sum(axis=0))
+        return {name: float(value) for name, value in scores.items()}
+
+    return score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,12 @@ from seld.models.resnet_conformer import AudioEncoder, AudioEncoderSettings
 from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
 from trainables.clips import Batch, batch_spectra
-from trainables.directions import DirectionSettings, choose_directions
+from trainables.directions import (
+    DirectionSettings,
+    choose_directions,
+    near_directions,
+    random_directions,
+)
 from trainables.joined_norm import join_batch_norms
 from trainables.steps import (
     Metrics,
@@ -68,6 +73,8 @@ class PretrainSettings:
         directions: which directions are compared.
         own_window_share: of the DOA-wise loss, the part in which each direction competes with its
             own window's directions only, see :func:`own_window_loss`. [ours]
+        listening_directions: further random directions per window at which that part asks the
+            sound, but takes no crop: to say "not there" costs next to nothing.
         head: ``grid`` gives the K embeddings of the paper's fixed directions jointly;
             ``direction_conditioned`` [ours] is asked for any direction and so allows sampled ones.
         projection: the head's shape; its embedding_dim must be the visual encoder's.
@@ -97,6 +104,7 @@ class PretrainSettings:
     crop_px: int = 16
     directions: DirectionSettings = field(default_factory=DirectionSettings)
     own_window_share: float = 0.0
+    listening_directions: int = 0
     head: Literal["grid", "direction_conditioned"] = "direction_conditioned"
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)
     temperature: float = 0.1
@@ -161,8 +169,9 @@ class PretrainSettings:
             )
         if not 0.0 <= self.own_window_share <= 1.0:
             raise InputError(where, "own_window_share", self.own_window_share, "0 to 1")
-        if self.rotated_negatives < 0:
-            raise InputError(where, "rotated_negatives", self.rotated_negatives, "0 or more")
+        for name in ("rotated_negatives", "listening_directions"):
+            if getattr(self, name) < 0:
+                raise InputError(where, name, getattr(self, name), "0 or more")
         if self.segment_s is not None:
             segments = self.window_s / self.segment_s
             if abs(segments - round(segments)) > 1e-6 or self.frame_count % round(segments):
@@ -363,12 +372,19 @@ def contrastive_loss(
         size_px=settings.crop_px,
     ).div_(255.0)
 
+    asked = directions.vectors
+    if settings.objective == "doa_wise" and settings.listening_directions:
+        listening = random_directions(batch_size, settings.listening_directions, generator)
+        asked = torch.cat([asked, listening.to(device)], dim=1)
     with network_precision(settings.precision, device):
-        audio = networks.embed_sound(features, directions.vectors, settings.segments)
+        audio = networks.embed_sound(features, asked, settings.segments)
         visual = networks.embed_pictures(crops, settings.segments)
     # Standardised embeddings keep the two modalities from starting in two narrow cones, where
     # the cosine tells nothing apart.
-    audio = standardise(gather_with_gradients(audio))
+    audio = gather_with_gradients(audio)
+    seen = audio[:, : directions.vectors.shape[1]]
+    heard_only = standardise(audio[:, seen.shape[1] :], like=seen)
+    audio = standardise(seen)
     visual = standardise(gather_with_gradients(visual))
     temperature = networks.log_temperature.exp().clamp(min=0.01)
     if settings.objective == "avc":
@@ -380,7 +396,13 @@ def contrastive_loss(
         loss = doa_wise_loss(audio, visual, temperature, weights=weights, exclude=excluded)
         if settings.own_window_share == 0.0:
             return loss
-        own = own_window_loss(audio, visual, temperature, weights, excluded)
+        vectors = gather_with_gradients(asked.repeat_interleave(repeat, dim=0))
+        near = near_directions(
+            vectors[:, : audio.shape[1]], vectors[:, audio.shape[1] :], settings.directions
+        )
+        own = own_window_loss(
+            audio, visual, temperature, weights, excluded, heard_only=heard_only, near=near
+        )
         return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
     count = settings.directions.count
     rotated = visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
@@ -398,7 +420,14 @@ def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:
 
 
 def own_window_loss(
-    audio: Tensor, visual: Tensor, temperature: Tensor, weights: Tensor, excluded: Tensor
+    audio: Tensor,
+    visual: Tensor,
+    temperature: Tensor,
+    weights: Tensor,
+    excluded: Tensor,
+    *,
+    heard_only: Tensor | None = None,
+    near: Tensor | None = None,
 ) -> Tensor:
     """Which of a window's own K crops is the one at this direction, and the other way round. [ours]
 
@@ -409,11 +438,19 @@ def own_window_loss(
         audio, visual: (window, K, embedding).
         weights: (window, K) how much each pair counts.
         excluded: (window, K, K) pairs that are no negatives.
+        heard_only: (window, L, embedding) the sound at directions without a crop: for each crop,
+            further directions at which it is not heard.
+        near: (window, K, L) which of these are too near a crop's direction to be negatives.
     """
     audio = nn.functional.normalize(audio.float(), dim=-1)
     visual = nn.functional.normalize(visual.float(), dim=-1)
     logits = (audio @ visual.transpose(1, 2) / temperature).masked_fill(excluded, -torch.inf)
-    both = logits.logsumexp(dim=2) + logits.logsumexp(dim=1)
+    heard = logits.transpose(1, 2)  # (window, crop, direction)
+    if heard_only is not None and near is not None:
+        elsewhere = nn.functional.normalize(heard_only.float(), dim=-1)
+        further = (visual @ elsewhere.transpose(1, 2) / temperature).masked_fill(near, -torch.inf)
+        heard = torch.cat([heard, further], dim=2)
+    both = logits.logsumexp(dim=2) + heard.logsumexp(dim=2)
     losses = 0.5 * both - logits.diagonal(dim1=1, dim2=2)
     return (losses * weights).sum() / weights.sum()
 
