@@ -152,7 +152,7 @@ def evidence(scale: ScaleSettings) -> Study:
 
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); with real sounds ``--sound-bank ../shared/data/esc10``; on a GPU ``--scale small``.
-    Cost: about five hours on 2 cores, of which one DOA-wise pretraining takes seven minutes of a core.
+    Cost: about five hours on 2 cores, seven minutes of a core for each DOA-wise pretraining.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch, whose validation score has stopped improving at its length, and
