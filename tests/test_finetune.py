@@ -12,8 +12,10 @@ from seld.ambisonics import encode, rotate
 from seld.errors import InputError
 from seld.geometry import channel_swaps
 from seld.models.resnet_conformer import AudioEncoder
-from seld.models.seld_network import SeldNetwork
+from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
+from seld.spatial_spectra import turned_features
 from tests.test_pretrain import TINY, Reports
+from trainables import finetune as finetune_module
 from trainables.clips import Batch
 from trainables.finetune import FinetuneSettings, finetune, masked, seld_loss, turned_vectors
 from trainables.steps import NonFiniteLossError
@@ -115,6 +117,38 @@ def test_targets_turn_with_the_sound(swap: int) -> None:
     intensity = (turned[:1] * turned[[3, 1, 2]]).sum(1)
     expected = turned_vectors(direction[None], matrix[None])[0]
     assert torch.allclose(torch.nn.functional.normalize(intensity, dim=0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rotations", "swaps"), [("vertical", False), ("any", True)])
+def test_sound_and_target_undergo_the_same_rotation(
+    rotations: str, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the network is shown and what it is asked for are turned alike, by a new turn a step."""
+    settings = dataclasses.replace(SETTINGS, swaps=swaps, rotations=rotations)
+    turned: dict[str, torch.Tensor] = {}
+
+    def note_features(spectra: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        turned["sound"] = matrices
+        return turned_features(spectra, matrices)
+
+    def note_vectors(vectors: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        turned["target"] = matrices
+        return turned_vectors(vectors, matrices)
+
+    monkeypatch.setattr(finetune_module, "turned_features", note_features)
+    monkeypatch.setattr(finetune_module, "turned_vectors", note_vectors)
+    network = SeldNetwork(SeldNetworkSettings(encoder=SETTINGS.audio, class_count=CLASSES))
+    batch = next(random_batches(settings))
+    drawn = []
+    for seed in (0, 1):
+        seld_loss(network, batch, settings, torch.Generator().manual_seed(seed), "cpu")
+        assert torch.equal(turned["sound"], turned["target"])
+        drawn.append(turned["sound"])
+    assert not torch.allclose(drawn[0], drawn[1])
+    eye = torch.eye(3).expand(3, 3, 3)
+    assert torch.allclose(drawn[0] @ drawn[0].transpose(1, 2), eye, atol=1e-5)
+    if rotations == "vertical":
+        assert torch.allclose(drawn[0][:, 2, 2], torch.ones(3))
 
 
 def test_multi_accdoa_targets_turn_in_their_xyz_only() -> None:

@@ -8,16 +8,28 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from seld import metrics
+from seld.checkpoints import load_checkpoint
 from seld.classes import STARSS_CLASSES
+from seld.clips import ShardIndex
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
+from seld.errors import InputError
+from seld.predict import predict_waveform
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader
-from trainables.jobs import NETWORK_FILE, EvaluateJob, FinetuneJob, ShardFolder
+from trainables.jobs import (
+    NETWORK_FILE,
+    EvaluateJob,
+    FinetuneJob,
+    ShardFolder,
+    validation_score,
+)
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 TRAINING = replace(SETTINGS, steps=6, report_every=1, state_every=2)
@@ -104,3 +116,45 @@ def test_validation_scores_only_the_rooms_kept_out(shards: ShardFolder, tmp_path
     result = evaluation.run(scores, device="cpu", report=lambda progress: None)
     assert {path.name for path in (scores / "predictions").iterdir()} == {"fold3_room1_mix001.csv"}
     assert [row["room"] for row in result["per_room"]] == [1]
+
+
+def test_validation_on_the_way_equals_the_evaluation_of_the_same_rooms(
+    shards: ShardFolder, tmp_path: Path
+) -> None:
+    """Clips of 2 s fit one window of prediction, so both score the same vectors."""
+    network, scores = tmp_path / "network", tmp_path / "scores"
+    network.mkdir()
+    scores.mkdir()
+    validated = replace(TRAINING, validate_every=3)
+    replace(job(shards, None), settings=validated).run(
+        network, device="cpu", report=lambda progress: None
+    )
+    history = pd.read_csv(network / "history.csv")
+    errors = history[history["name"] == "seld_error"].set_index("step")["value"]
+    assert list(errors.index) == [3, 6]
+
+    index = ShardIndex.open(shards.path).select(rooms=["room1"])
+    trained = load_checkpoint(network / NETWORK_FILE).network
+    # A network that hears something: an untrained one predicts nothing anywhere.
+    torch.nn.init.normal_(trained.head.output.bias, generator=torch.Generator().manual_seed(0))
+    score = validation_score(shards, index, validated.audio.features, len(STARSS_CLASSES), "cpu")(
+        trained.eval()
+    )
+    references, predictions = {}, {}
+    reader = shards.reader(index)
+    for row, duration_s in zip(index.clips.index, index.clips["duration_s"], strict=True):
+        references[str(row)] = reader.events(row)
+        predictions[str(row)] = predict_waveform(
+            trained, reader.read([row], window_s=duration_s)["foa"][0]
+        )
+    expected = metrics.score(references, predictions, class_names=STARSS_CLASSES)
+    assert len(pd.concat(predictions.values())) > 0
+    assert score["seld_error"] == pytest.approx(expected.seld_error, abs=1e-6)
+    assert score["er20"] == pytest.approx(expected.er20, abs=1e-6)
+
+
+def test_validation_without_rooms_is_refused(shards: ShardFolder, tmp_path: Path) -> None:
+    settings = replace(TRAINING, validate_every=3)
+    without = replace(job(shards, None), settings=settings, validation_rooms=())
+    with pytest.raises(InputError, match="validate_every is 3, expected 0 where no rooms"):
+        without.run(tmp_path, device="cpu", report=lambda progress: None)

@@ -105,6 +105,15 @@ def test_the_default_study_is_the_one_asked_for() -> None:
     assert unrotated.rotated_negatives == 0
 
 
+def test_the_evidence_is_gathered_at_its_own_scale_unless_another_is_asked_for() -> None:
+    study = find_study("evidence")
+    assert study.scale.name == "evidence"
+    assert len(study.seeds) >= 5
+    assert [arm.name for arm in study.arms] == [arm.name for arm in find_study("variants").arms]
+    assert find_study("evidence", "small").scale.name == "small"
+    assert find_study("variants").scale.name == "demo"
+
+
 def test_neighbours_in_the_queue_need_different_pretrainings() -> None:
     cells = find_study("variants", "demo").cells()
     pretrained = [cell for cell in cells if cell.pretrain is not None]
