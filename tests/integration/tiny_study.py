@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -125,6 +126,25 @@ class Command:
             assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()}"
             assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
             time.sleep(0.02)
+
+    def interrupt(self, timeout_s: float = 300) -> None:
+        """Ctrl-C, and again where it came while Python could not be interrupted; wait for its end.
+
+        Python drops an interrupt that arrives within a finalizer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"no end within {timeout_s} s of an interrupt"
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout_s / 5)
+
+    def vanish(self, otherwise: str, timeout_s: float = 300) -> None:
+        """Wait until nothing that the command started is left."""
+        deadline = time.monotonic() + timeout_s
+        while self.processes():
+            assert time.monotonic() < deadline, otherwise
+            time.sleep(0.1)
 
     def kill_worker(self, title: str) -> None:
         """SIGKILL to a worker process of this title, once there is one."""
