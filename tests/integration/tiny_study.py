@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 #: Set in the command's environment, which everything it starts inherits.
 MARK = "SELD_TEST_RUN"
 
+#: For what takes half a minute, on a machine that has other things to do.
+LONGEST_S = 600
+
 #: Columns of the table of trials that differ between two runs of the same study.
 OF_ONE_RUN = r"duration_s\..*|started_at|finished_at|stages_.*|git_commit"
 
@@ -113,13 +116,15 @@ class Command:
                 found.append(int(folder.name))
         return [pid for pid in found if pid != self.process.pid]
 
-    def finish(self, timeout_s: float = 400) -> str:
+    def finish(self, timeout_s: float = LONGEST_S) -> str:
         """Wait for a good end; what it printed."""
         code = self.process.wait(timeout_s)
         assert code == 0, f"exit code {code}:\n{self.log.read_text()[-3000:]}"
         return self.log.read_text()
 
-    def reach(self, condition: Callable[[], object], what: str, timeout_s: float = 300) -> None:
+    def reach(
+        self, condition: Callable[[], object], what: str, timeout_s: float = LONGEST_S
+    ) -> None:
         """Wait until ``condition`` holds while the command runs."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -127,7 +132,7 @@ class Command:
             assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
             time.sleep(0.02)
 
-    def interrupt(self, timeout_s: float = 300) -> None:
+    def interrupt(self, timeout_s: float = LONGEST_S) -> None:
         """Ctrl-C, and again where it came while Python could not be interrupted; wait for its end.
 
         Python drops an interrupt that arrives within a finalizer.
@@ -139,11 +144,13 @@ class Command:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout_s / 5)
 
-    def vanish(self, otherwise: str, timeout_s: float = 300) -> None:
+    def vanish(self, timeout_s: float = LONGEST_S) -> None:
         """Wait until nothing that the command started is left."""
         deadline = time.monotonic() + timeout_s
         while self.processes():
-            assert time.monotonic() < deadline, otherwise
+            assert time.monotonic() < deadline, (
+                f"still there after {timeout_s} s: {self.processes()}"
+            )
             time.sleep(0.1)
 
     def kill_worker(self, title: str) -> None:
