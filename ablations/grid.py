@@ -61,6 +61,15 @@ class ClusterOptions:
     gpus_per_worker: float | None = None
     most_trials_at_once: int | None = None
 
+    def __post_init__(self) -> None:
+        for option, count in (
+            ("--cpus", self.cpus),
+            ("--train-workers", self.train_workers),
+            ("--trials-at-once", self.most_trials_at_once),
+        ):
+            if count is not None and count < 1:
+                raise InputError("command line", option, count, "at least 1")
+
 
 def run_study(
     study: Study,

@@ -83,6 +83,17 @@ def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return read
 
 
+def hours(text: str) -> float:
+    """A length of time above 0."""
+    try:
+        length = float(text)
+    except ValueError:
+        length = 0.0
+    if not length > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected hours above 0")
+    return length
+
+
 def corpus(text: str) -> CorpusSource:
     """``NAME=PATH`` of a corpus."""
     name, equals, root = text.partition("=")

@@ -16,7 +16,14 @@ from dataclasses import replace
 
 from ablations import detached
 from ablations.grid import plan_study, run_study
-from ablations.options import add_place_options, cluster_options, data_options, names, numbers
+from ablations.options import (
+    add_place_options,
+    cluster_options,
+    data_options,
+    hours,
+    names,
+    numbers,
+)
 from search_spaces.scales import SCALES
 from search_spaces.studies import STUDIES, Study, find_study
 from seld.errors import CommandLine, InputError, exit_on_input_error
@@ -75,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     cost = parser.add_argument_group("cost")
     cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
     cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
-    cost.add_argument("--budget-hours", type=float, help="stop after this long; nothing is lost")
+    cost.add_argument("--budget-hours", type=hours, help="stop after this long; nothing is lost")
     return parser.parse_args()
 
 

@@ -15,7 +15,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ablations.options import add_place_options, cluster_options, data_options, names, numbers
+from ablations.options import (
+    add_place_options,
+    cluster_options,
+    data_options,
+    hours,
+    names,
+    numbers,
+)
 from ablations.sweep import GOALS, Sweep, run_sweep
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import OBJECTIVES
@@ -62,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         help="a setting of every trial that is not searched, as pretrain.steps=500",
     )
     add_place_options(parser)
-    parser.add_argument("--budget-hours", type=float, help="stop after this long")
+    parser.add_argument("--budget-hours", type=hours, help="stop after this long")
     return parser.parse_args()
 
 

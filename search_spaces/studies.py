@@ -65,11 +65,14 @@ class Study:
             raise InputError(where, "baseline", self.baseline, f"one of {', '.join(names)}")
         if not self.seeds:
             raise InputError(where, "seeds", "none", "at least one")
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(where, "seeds", self.seeds, "different numbers from 0")
         for arm in self.arms:
             if arm.scenes is not None and arm.scenes.test != self.scale.scenes.test:
                 raise InputError(where, f"test part of {arm.name}", arm.scenes.test, "the study's")
-        if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
-            raise InputError(where, "budgets", self.budgets_minutes, "minutes above 0")
+        budgets = self.budgets_minutes
+        if not budgets or min(budgets) <= 0 or len(set(budgets)) < len(budgets):
+            raise InputError(where, "budgets", budgets, "different minutes above 0")
 
     def cells(self) -> list[Cell]:
         """Every trial, in an order that lets neighbours compute different stages.

@@ -30,7 +30,6 @@ or a bootstrap is a sum of counts and one call of :func:`scores_from_counts`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -47,7 +46,7 @@ from scipy.special import stdtrit
 
 from seld.annotations import ParsedFile, parse
 from seld.classes import STARSS_CLASSES
-from seld.errors import InputError, exit_on_input_error
+from seld.errors import CommandLine, InputError, exit_on_input_error
 
 #: Changes whenever a score could: records that differ in it are not compared.
 METRIC_VERSION = "dcase2022-1"
@@ -456,7 +455,7 @@ def _is_swapped(cost: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score two folders; what is wrong with them goes to stderr."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m seld.metrics",
         description="Score DCASE csv files as DCASE 2022 Task 3 does.",
     )

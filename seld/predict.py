@@ -8,7 +8,6 @@ the same :func:`predict_waveform`.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from seld.annotations import decode_accdoa, decode_multi_accdoa, write_annotations
 from seld.checkpoints import load_checkpoint
-from seld.errors import InputError, exit_on_input_error
+from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.models.resnet_conformer import FRAMES_PER_LABEL
 from seld.models.seld_network import SeldNetwork
 
@@ -176,7 +175,7 @@ def plot_events(table: pd.DataFrame, class_names: tuple[str, ...], path: Path, t
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m seld.predict",
         description="Write DCASE predictions of four-channel recordings (ACN, SN3D), any rate.",
     )

@@ -6,7 +6,6 @@ aside. What a shard is and how it is read: :mod:`seld.clips`.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -33,7 +32,7 @@ from seld.decoding import (
     ShardSettings,
     decode_shard,
 )
-from seld.errors import InputError, exit_on_input_error
+from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import flat_mapping, override, to_mapping
 from seld.storage import absolute, check_writable, file_system, join, stamps, written_whole
 
@@ -235,7 +234,7 @@ def _shard_name(
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m seld.shards", description="Decode a corpus into clip shards."
     )
     parser.add_argument("--corpus", required=True, help=f"one of {', '.join(CORPORA)}")

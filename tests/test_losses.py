@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from seld.errors import InputError
@@ -23,6 +21,7 @@ from seld.losses import (
     recording_wise_loss,
     standardise,
 )
+from tests.ranks import RANKS, run_in_ranks
 
 
 def embeddings(seed: int, *shape: int) -> Tensor:
@@ -287,8 +286,6 @@ def test_adpit_ignores_the_order_of_tracks() -> None:
 
 # --- several workers ----------------------------------------------------------------------------
 
-RANKS = 2
-
 
 class TwoTowers(nn.Module):
     def __init__(self) -> None:
@@ -317,27 +314,21 @@ def loss_of(module: nn.Module, sound: Tensor, pictures: Tensor, weights: Tensor)
     )
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
-    )
+def run_rank(rank: int, folder: Path) -> None:
     module = nn.parallel.DistributedDataParallel(TwoTowers())
     share = slice(rank * 3, (rank + 1) * 3)
     loss = loss_of(module, *(part[share] for part in joined_batch()))
     loss.backward()
     gradients = [parameter.grad for parameter in module.parameters()]
-    torch.save((loss.detach(), gradients), Path(folder) / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save((loss.detach(), gradients), folder / f"rank{rank}.pt")
 
 
 @pytest.mark.slow  # starts two Python processes
-@pytest.mark.timeout(120)
 def test_two_ranks_have_the_loss_and_gradients_of_one_on_the_joined_batch(tmp_path: Path) -> None:
     module = TwoTowers()
     expected = loss_of(module, *joined_batch())
     expected.backward()
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
+    run_in_ranks(run_rank, tmp_path)
     for rank in range(RANKS):
         loss, gradients = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.ranks import RANKS, run_in_ranks
 from tests.test_pretrain import GRID, TINY, Reports, random_batches
 from trainables.clips import Batch
 from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
 from trainables.pretrain import PretrainSettings, pretrain
 
-RANKS = 2
 # Draws differ between ranks by intent; without any, one process can see what two see.
 UNDRAWN = dataclasses.replace(
     TINY,
@@ -41,22 +41,13 @@ def share_of(rank: int, settings: PretrainSettings) -> Iterator[Batch]:
         yield {name: values[rank * size : (rank + 1) * size] for name, values in batch.items()}
 
 
-def join_group(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
-    )
-
-
-def run_rank(rank: int, folder: str) -> None:
-    join_group(rank, folder)
+def run_rank(rank: int, folder: Path) -> None:
     for name, settings in SETTINGS.items():
         reports = Reports()
         result = pretrain(settings, share_of(rank, settings), report=reports)
         outcome = {"metrics": reports.metrics, "networks": result.state["networks"]}
-        torch.save(outcome, Path(folder) / f"{name}-{rank}.pt")
+        torch.save(outcome, folder / f"{name}-{rank}.pt")
     run_norm(rank, folder)
-    torch.distributed.destroy_process_group()
 
 
 def uneven_rows() -> torch.Tensor:
@@ -64,20 +55,20 @@ def uneven_rows() -> torch.Tensor:
     return torch.randn((7, 4, 3), generator=generator).mul(3).add(2)
 
 
-def run_norm(rank: int, folder: str) -> None:
+def run_norm(rank: int, folder: Path) -> None:
     norm = nn.Sequential(nn.BatchNorm1d(4))
     join_batch_norms(norm)
     assert isinstance(norm[0], JoinedBatchNorm)
     rows = uneven_rows()[[slice(0, 2), slice(2, 7)][rank]].requires_grad_()
     output = norm(rows)
     output.pow(3).sum().backward()
-    torch.save((output.detach(), rows.grad, norm.state_dict()), Path(folder) / f"norm-{rank}.pt")
+    torch.save((output.detach(), rows.grad, norm.state_dict()), folder / f"norm-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=RANKS)
+    run_in_ranks(run_rank, folder)
     return folder
 
 

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -769,11 +768,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URI of an S3 bucket that lives in this process."""
     moto_server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    _, port = server.get_host_and_port()
     for name, value in {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",

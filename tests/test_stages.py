@@ -24,6 +24,11 @@ FILE_EVENTS = {
     *("shutil.copyfile", "shutil.rmtree"),
 }
 KEY = StageKey(name="pretrain", digest="a" * 20)
+#: Processes forked from one without threads, unlike pytest's own after tests of Ray and torch.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pytest", "trainables.stages"])
+#: For a process of a second, on a machine that has other things to do.
+JOIN_S = 300
 
 
 def _write_result(folder: Path) -> Mapping[str, Any]:
@@ -118,18 +123,17 @@ def _obtain_counting(root: Path, tally: Path, start: Any) -> None:
 
 
 def test_of_many_processes_one_computes_and_the_others_wait(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    start = context.Event()
+    start = PROCESSES.Event()
     tally = tmp_path / "tally"
     workers = [
-        context.Process(target=_obtain_counting, args=(tmp_path / "stages", tally, start))
+        PROCESSES.Process(target=_obtain_counting, args=(tmp_path / "stages", tally, start))
         for _ in range(6)
     ]
     for worker in workers:
         worker.start()
     start.set()
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(JOIN_S)
     assert [worker.exitcode for worker in workers] == [0] * 6
     assert len(tally.read_text().splitlines()) == 1
 
@@ -146,6 +150,7 @@ def _compute_watched(root: Path, killed_before: int, count: Any) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             touches += 1
 
+    stages.HEARTBEAT_S = 3600.0  # a beat, on a slow machine, would be a touch more
     sys.addaudithook(on_event)
     StageStore(root).obtain(KEY, _write_result_with_checkpoint(root))
     count.value = touches
@@ -163,11 +168,10 @@ def _write_result_with_checkpoint(root: Path) -> Callable[[Path], Mapping[str, A
 
 def _run_watched(root: Path, killed_before: int) -> tuple[int, int]:
     """Exit code and number of touches of a process that computes the stage."""
-    context = multiprocessing.get_context("fork")
-    count = context.Value("i", 0)
-    process = context.Process(target=_compute_watched, args=(root, killed_before, count))
+    count = PROCESSES.Value("i", 0)
+    process = PROCESSES.Process(target=_compute_watched, args=(root, killed_before, count))
     process.start()
-    process.join(timeout=60)
+    process.join(JOIN_S)
     assert process.exitcode is not None
     return process.exitcode, count.value
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from seld.errors import exit_on_input_error
+from seld.errors import CommandLine, exit_on_input_error
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import SceneSettings, with_minutes
 from seld.settings import override
@@ -15,7 +14,7 @@ from seld.settings import override
 
 def main() -> None:
     """Read the command line and render."""
-    parser = argparse.ArgumentParser(prog="python -m seld.scenes", description=__doc__)
+    parser = CommandLine(prog="python -m seld.scenes", description=__doc__)
     parser.add_argument("--out", required=True, help="folder of the corpus")
     parser.add_argument("--minutes", type=float, help="length of all parts together")
     parser.add_argument("--seed", type=int, default=0)
@@ -26,7 +25,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any other setting, e.g. train.acoustics=anechoic or picture.height_px=960",
+        help="any other setting, e.g. train.acoustics=anechoic or picture.frame_rate_hz=10",
     )
     arguments = parser.parse_args()
     settings = replace(SceneSettings(), seed=arguments.seed, sound_bank=arguments.sound_bank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,9 @@ from tests import corpus_writers as writers
 ROOT = Path(__file__).parents[2]
 #: Set in the command's environment, which everything it starts inherits.
 MARK = "SELD_TEST_RUN"
+
+#: For what takes half a minute, on a machine that has other things to do.
+LONGEST_S = 600
 
 #: Columns of the table of trials that differ between two runs of the same study.
 OF_ONE_RUN = r"duration_s\..*|started_at|finished_at|stages_.*|git_commit"
@@ -112,19 +116,42 @@ class Command:
                 found.append(int(folder.name))
         return [pid for pid in found if pid != self.process.pid]
 
-    def finish(self, timeout_s: float = 400) -> str:
+    def finish(self, timeout_s: float = LONGEST_S) -> str:
         """Wait for a good end; what it printed."""
         code = self.process.wait(timeout_s)
         assert code == 0, f"exit code {code}:\n{self.log.read_text()[-3000:]}"
         return self.log.read_text()
 
-    def reach(self, condition: Callable[[], object], what: str, timeout_s: float = 300) -> None:
+    def reach(
+        self, condition: Callable[[], object], what: str, timeout_s: float = LONGEST_S
+    ) -> None:
         """Wait until ``condition`` holds while the command runs."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()}"
             assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
             time.sleep(0.02)
+
+    def interrupt(self, timeout_s: float = LONGEST_S) -> None:
+        """Ctrl-C, and again where it came while Python could not be interrupted; wait for its end.
+
+        Python drops an interrupt that arrives within a finalizer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"no end within {timeout_s} s of an interrupt"
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout_s / 5)
+
+    def vanish(self, timeout_s: float = LONGEST_S) -> None:
+        """Wait until nothing that the command started is left."""
+        deadline = time.monotonic() + timeout_s
+        while self.processes():
+            assert time.monotonic() < deadline, (
+                f"still there after {timeout_s} s: {self.processes()}"
+            )
+            time.sleep(0.1)
 
     def kill_worker(self, title: str) -> None:
         """SIGKILL to a worker process of this title, once there is one."""
