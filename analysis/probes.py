@@ -1,0 +1,163 @@
+"""What each pretraining had learnt before any label was seen: table and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import Picture, arm_style, draw
+from analysis.load import Results, Trial
+from analysis.tables import Entry, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A number of :mod:`trainables.probes` as the report prints it."""
+
+    name: str
+    label: str
+    unit: str
+    scale: float = 1.0
+    digits: int = 0
+
+
+PROBES = (
+    Probe(name="retrieval_top1", label="Retrieval", unit="%", scale=100),
+    Probe(name="retrieval_direction_shuffled_top1", label="Asked elsewhere", unit="%", scale=100),
+    Probe(name="retrieval_direction_top1", label="Own direction", unit="%", scale=100),
+    Probe(name="linear_class_accuracy", label="Class probe", unit="%", scale=100),
+    Probe(name="linear_doa_error_deg", label="DOA probe", unit="°"),
+    Probe(name="participation_ratio", label="Dimensions", unit="", digits=1),
+    Probe(name="temporal_variance_share", label="Varies in time", unit="%", scale=100),
+)
+
+_NOTE = (
+    "Measured on annotated clips that pretraining never saw; mean over seeds, chance level in "
+    "brackets. Retrieval: the crop nearest to the sound at an event's direction, among the event "
+    "crops of other recordings, shows the same class. Asked elsewhere: the same with the sound at "
+    "a random other direction; as high as retrieval means that the embedding says what, not where. "
+    "Own direction: the event's own crop is nearest among up to 16 others of its window. Class and "
+    "DOA probe: ridge regressions on frozen latents. Dimensions: the latents' participation ratio. "
+    "A pretraining has learnt where retrieval beats chance by three standard errors."
+)
+
+#: Drawn over the steps: title of the axis, probe.
+_CURVES = (
+    ("Retrieval (%)", "retrieval_top1"),
+    ("Class probe (%)", "linear_class_accuracy"),
+    ("DOA probe (°)", "linear_doa_error_deg"),
+)
+
+
+def probes_table(results: Results) -> Table:
+    """One row per pretrained arm; no rows where nothing was probed."""
+    rows, values = [], []
+    for arm, trials in pretrainings(results).items():
+        learnt = sum(trial.record.pretraining_learnt is True for trial in trials)
+        asked = sum(trial.record.pretraining_learnt is not None for trial in trials)
+        entries = [Entry(text=arm), Entry(text=f"{learnt} of {asked}")]
+        numbers: dict[str, object] = {"arm": arm, "learnt": learnt, "pretrainings": len(trials)}
+        for probe in PROBES:
+            mean = _mean(trials, probe.name, probe.scale)
+            chance = _mean(trials, f"{probe.name}_chance", probe.scale)
+            interval = f"({chance:.{probe.digits}f})" if chance is not None else ""
+            text = f"{mean:.{probe.digits}f}" if mean is not None else "–"
+            entries.append(Entry(text=text, interval=interval))
+            numbers |= {probe.name: mean, f"{probe.name}_chance": chance}
+        rows.append(tuple(entries))
+        values.append(numbers)
+    labels = [f"{probe.label} [{probe.unit}]" if probe.unit else probe.label for probe in PROBES]
+    return Table(
+        name="probes",
+        title="What pretraining had learnt, before fine-tuning",
+        note=_NOTE,
+        columns=("Arm", "Learnt", *labels),
+        rows=tuple(rows),
+        numeric=frozenset(range(2, 2 + len(PROBES))),
+        groups=frozenset(),
+        values=tuple(values),
+    )
+
+
+def probe_figures(results: Results) -> list[Picture]:
+    """Probes over the steps of pretraining, a line per arm; none where no curve was kept."""
+    curves = {
+        arm: curve
+        for arm, trials in pretrainings(results).items()
+        if not (curve := _mean_curve(trials)).empty
+    }
+    if not curves:
+        return []
+
+    def paint(figure: Figure) -> None:
+        panels: Sequence[Axes] = figure.subplots(1, len(_CURVES))
+        for axes, (title, name) in zip(panels, _CURVES, strict=True):
+            scale = 1.0 if name.endswith("_deg") else 100.0
+            for number, (arm, curve) in enumerate(curves.items()):
+                if name not in curve:
+                    continue
+                colour, line, marker = arm_style(number)
+                drawn = scale * curve[name].dropna()
+                axes.plot(drawn, color=colour, linestyle=line, marker=marker, label=arm)
+            chances = [
+                curve[f"{name}_chance"].mean()
+                for curve in curves.values()
+                if f"{name}_chance" in curve
+            ]
+            if chances:
+                axes.axhline(scale * float(np.mean(chances)), color="#888888", linewidth=0.8)
+            axes.set_title(title)
+            axes.set_xlabel("step")
+            axes.set_ylim(bottom=0)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+    return [
+        draw(
+            "pretraining-probes",
+            "What is learnt, step by step",
+            "Mean over seeds at every state kept; the grey line is chance. Left: crops of the "
+            "right class found by the sound. Middle and right: ridge regressions on the frozen "
+            "latents, accuracy of the class and error of the direction.",
+            (7.2, 2.7),
+            paint,
+        )
+    ]
+
+
+def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
+    """Per arm, one trial of each pretraining: budgets share it."""
+    found: dict[str, dict[str, Trial]] = {}
+    for trial in results.trials:
+        keys = [stage.key for stage in trial.record.stages if stage.name == "pretrain"]
+        if keys and trial.record.probes:
+            found.setdefault(trial.arm, {}).setdefault(keys[0], trial)
+    return {arm: list(trials.values()) for arm, trials in found.items()}
+
+
+def _mean(trials: Sequence[Trial], name: str, scale: float) -> float | None:
+    values = [trial.record.probes[name] for trial in trials if name in trial.record.probes]
+    return scale * float(np.mean(values)) if values else None
+
+
+def _mean_curve(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Step × probe, mean over the trials whose curves can be read."""
+    names = {name for _, probe in _CURVES for name in (probe, f"{probe}_chance")}
+    tables = []
+    for trial in trials:
+        path = trial.folder / "history.csv"
+        try:
+            table = pd.read_csv(path)
+        except (OSError, ValueError):
+            continue  # a curve less; the trial's scores are told elsewhere
+        if {"stage", "step", "name", "value"} <= set(table.columns):
+            tables.append(table[(table["stage"] == "pretrain") & table["name"].isin(names)])
+    if not tables:
+        return pd.DataFrame()
+    joined = pd.concat(tables)
+    return joined.pivot_table(index="step", columns="name", values="value", aggfunc="mean")
