@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,21 @@ def test_same_bytes_from_other_processes_and_after_an_interruption(
     assert counts == [(3, 4), (4, 4)]
     assert digests(again) == expected
     assert kept.stat().st_mtime_ns == kept_written_ns
+
+
+def test_an_interrupt_ends_rendering(tmp_path: Path) -> None:
+    """What is being rendered is finished, nothing else is begun, and no process is left."""
+    before = set(multiprocessing.active_children())
+    many = replace(SMALL, train=PartSettings(minutes=200 * 4 / 60, rooms=2))
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_corpus(many, tmp_path, workers=2, progress=interrupt)
+    assert 1 <= len(list(tmp_path.glob("foa_dev/*/*.wav"))) < 100
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_another_seed_gives_another_corpus_and_is_refused_in_the_same_folder(corpus: Path) -> None:

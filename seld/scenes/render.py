@@ -11,8 +11,10 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,9 +150,11 @@ def render_corpus(
     missing = [recording for recording in planned if not recording.is_finished(out_dir)]
     done = len(planned) - len(missing)
     progress(done, len(planned))
-    for _ in _render_all(missing, settings, bank, out_dir, workers or os.cpu_count() or 1):
-        done += 1
-        progress(done, len(planned))
+    workers = workers or os.cpu_count() or 1
+    with closing(_render_all(missing, settings, bank, out_dir, workers)) as rendered:
+        for _ in rendered:
+            done += 1
+            progress(done, len(planned))
     _write_listing(corpus, settings, complete=True)
     return corpus
 
@@ -161,7 +165,7 @@ def _render_all(
     bank: SoundBank,
     out_dir: Path,
     workers: int,
-) -> Iterator[None]:
+) -> Generator[None]:
     """Render ``recordings``, yielding once for each; a single worker is this process itself."""
     workers = min(workers, len(recordings))
     if workers <= 1:
@@ -170,19 +174,21 @@ def _render_all(
             yield
         return
     # Spawned, as forking a process that runs threads (Ray, torch) may deadlock.
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(settings, bank),
-    ) as pool:
+    )
+    try:
         futures = [pool.submit(_render_in_worker, entry, out_dir) for entry in recordings]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed(futures):
+            future.result()
+            yield
+    finally:
+        # Not by ``with``, whose own shutdown takes the cancelling back: Ctrl-C would then wait
+        # until everything is rendered.
+        pool.shutdown(cancel_futures=True)
 
 
 def render_recording(
@@ -417,6 +423,7 @@ _worker_state: tuple[SceneSettings, SoundBank] | None = None
 def _start_worker(settings: SceneSettings, bank: SoundBank) -> None:
     global _worker_state
     _worker_state = (settings, bank)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; one decides
 
 
 def _render_in_worker(recording: PlannedRecording, out_dir: Path) -> None:
