@@ -40,6 +40,7 @@ def test_an_unreadable_recording_among_good_ones_is_set_aside(finished: Finished
     assert "fold3_room4_mix001" in finished.output
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(2400)
@@ -56,6 +57,7 @@ def test_one_cpu_is_enough_and_gives_the_same_table(
     assert_has_all_of(results, finished.results)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(2400)
