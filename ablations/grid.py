@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ from ablations.data import DataOptions, data_for_plan, make_writable, prepare_da
 from ablations.plan import plan_stages, print_plan
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
-from analysis import print_summary, write_report
 from search_spaces.studies import Study
 from seld.errors import InputError
 from seld.records import (
@@ -38,9 +38,9 @@ from seld.records import (
 from seld.storage import is_local, join, upload_folder
 from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_SHARE, plan_placement
+from trainables.resources import TRIAL_SHARE, Placement, plan_placement
 from trainables.stages import StageStore
-from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of
+from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of, with_batches
 
 ROOT = Path(__file__).parents[1]
 OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
@@ -53,11 +53,13 @@ class ClusterOptions:
     Attributes:
         address: of a running cluster (``auto`` for this machine's); None starts one here.
         cpus: logical CPUs of a cluster started here; None for all.
+        train_workers, fewest_workers: of one pretraining, and how few it may go on with.
     """
 
     address: str | None = None
     cpus: int | None = None
     train_workers: int = 1
+    fewest_workers: int | None = None
     gpus_per_worker: float | None = None
     most_trials_at_once: int | None = None
 
@@ -89,18 +91,14 @@ def run_study(
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
+    deadline = deadline_after(budget_hours)
     study_folder = results / study.name
     make_writable(study_folder)
     data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
         console.print(f"[bold]{study.question}[/bold]")
         with ray_cluster(cluster):
-            placement = plan_placement(
-                cluster_limits(),
-                train_workers=cluster.train_workers,
-                gpus_per_worker=cluster.gpus_per_worker,
-                most_lanes=cluster.most_trials_at_once,
-            )
+            placement = placement_of(study, cluster_limits(), cluster)
             console.print(placement.describe(), highlight=False)
             prepared = prepare_data(data, study, placement, console)
             run = StudyRun(
@@ -114,7 +112,7 @@ def run_study(
                 *trackers(study.name, study_folder, also=track),
                 Watchdog(placement, console.print),
             ]
-            run_missing_trials(study, run, console, budget_hours, callbacks)
+            run_missing_trials(study, run, console, deadline, callbacks)
         exit_code = report_on(study, study_folder, console)
         if storage is not None and not is_local(storage):
             kept = join(storage, f"results/{study.name}")
@@ -135,13 +133,7 @@ def plan_study(
     """Print what running the study would compute and cost. Starts no Ray, renders nothing."""
     data.check(study)
     console = Console()
-    resources = machine_resources(cluster)
-    placement = plan_placement(
-        resources,
-        train_workers=cluster.train_workers,
-        gpus_per_worker=cluster.gpus_per_worker,
-        most_lanes=cluster.most_trials_at_once,
-    )
+    placement = placement_of(study, machine_resources(cluster), cluster)
     prepared = data_for_plan(data, study)
     cells = study.cells()
     scale = study.scale
@@ -162,6 +154,28 @@ def plan_study(
     return 0
 
 
+def placement_of(
+    study: Study, resources: Mapping[str, float], cluster: ClusterOptions
+) -> Placement:
+    """How the study's trials are laid out on these resources.
+
+    Raises:
+        InputError: one trial does not fit, or its batch cannot be shared out to the workers.
+    """
+    placement = plan_placement(
+        resources,
+        train_workers=cluster.train_workers,
+        fewest_workers=cluster.fewest_workers,
+        gpus_per_worker=cluster.gpus_per_worker,
+        most_lanes=cluster.most_trials_at_once,
+    )
+    for arm in study.arms:
+        for workers in range(placement.fewest_workers, placement.train_workers + 1):
+            if arm.pretrain is not None:
+                arm.pretrain.rank_batch_size(workers)
+    return placement
+
+
 def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
     """What the cluster has: asked of a running one, counted on this machine otherwise."""
     if cluster.address is not None:
@@ -177,13 +191,13 @@ def run_missing_trials(
     study: Study,
     run: StudyRun,
     console: Console,
-    budget_hours: float | None = None,
+    deadline: float | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run every cell that has no finished record of exactly these settings, data and code.
 
-    Trials still running after ``budget_hours`` are stopped; their stages go on from their last
-    checkpoints when the study is run again.
+    Trials still running at ``deadline`` (of ``time.monotonic()``) are stopped; their stages go on
+    from their last checkpoints when the study is run again.
     """
     cells = study.cells()
     check_budgets(study, run.data[DEFAULT_DATA])
@@ -203,7 +217,7 @@ def run_missing_trials(
             # One more, and its train worker could take the CPU that Ray Data feeds another from:
             # on one CPU both would wait for ever.
             max_concurrent_trials=run.placement.lanes,
-            time_budget_s=budget_hours * 3600 if budget_hours else None,
+            time_budget_s=seconds_until(deadline),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -216,6 +230,27 @@ def run_missing_trials(
     )
     with progress:
         tuner.fit()
+    say_if_late(deadline, console)
+
+
+def deadline_after(hours: float | None) -> float | None:
+    """Of ``time.monotonic()``; None without a limit."""
+    if hours is None:
+        return None
+    if not hours > 0:
+        raise InputError("command line", "--budget-hours", hours, "more than 0")
+    return time.monotonic() + hours * 3600
+
+
+def seconds_until(deadline: float | None) -> float | None:
+    """What is left for trials when the data are ready: a moment, where that took too long."""
+    return None if deadline is None else max(1.0, deadline - time.monotonic())
+
+
+def say_if_late(deadline: float | None, console: Console) -> None:
+    """Tell that a run ended at its limit."""
+    if deadline is not None and time.monotonic() >= deadline:
+        console.print("the hours given are over; the same command goes on from here")
 
 
 def is_finished(cell: Cell, run: StudyRun) -> bool:
@@ -224,13 +259,17 @@ def is_finished(cell: Cell, run: StudyRun) -> bool:
         record = read_record(trial_folder(run.study_folder, cell.trial_id))
     except InputError:
         return False
-    wanted = stages_of(cell, run.data[cell.data]).evaluate.digest
+    as_trained = with_batches(cell, record.smaller_batches)
+    wanted = stages_of(as_trained, run.data[cell.data]).evaluate.digest
     made = {stage.name: stage.key for stage in record.stages}
     return record.status == "finished" and made.get("evaluate") == wanted
 
 
 def report_on(study: Study, study_folder: Path, console: Console) -> int:
     """Write the tables and the report, print the summary."""
+    # What draws takes a second to import, and plans draw nothing.
+    from analysis import print_summary, write_report
+
     records = [
         read_record(trial_folder(study_folder, cell.trial_id))
         for cell in study.cells()
@@ -242,6 +281,10 @@ def report_on(study: Study, study_folder: Path, console: Console) -> int:
     report = write_report([study_folder], study_folder / "report", baseline=study.baseline)
     print_summary([study_folder], console)
     console.print(sharing(records), highlight=False)
+    for record in records:
+        if record.smaller_batches:
+            batches = ", ".join(f"{name}={n}" for name, n in record.smaller_batches.items())
+            console.print(f"for want of GPU memory: {record.trial_id} with {batches}")
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     failed = sum(record.status == "failed" for record in records)
     return 1 if failed else 0

@@ -30,7 +30,12 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--address", help="of a running Ray cluster; 'auto' for this machine's")
     where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
-    where.add_argument("--train-workers", type=int, default=1, help="workers per pretraining (1)")
+    where.add_argument(
+        "--train-workers",
+        type=worker_counts,
+        default=(1, 1),
+        help="workers per pretraining (1); 2-4 goes on with 2 where machines are lost",
+    )
     where.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
     where.add_argument("--trials-at-once", type=int, help="at most")
     where.add_argument("--track", choices=["mlflow"], help="beside TensorBoard")
@@ -59,7 +64,8 @@ def cluster_options(arguments: argparse.Namespace) -> ClusterOptions:
     return ClusterOptions(
         address=arguments.address,
         cpus=arguments.cpus,
-        train_workers=arguments.train_workers,
+        train_workers=arguments.train_workers[1],
+        fewest_workers=arguments.train_workers[0],
         gpus_per_worker=arguments.gpus_per_worker,
         most_trials_at_once=arguments.trials_at_once,
     )
@@ -81,6 +87,15 @@ def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
             raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} as 1,2,3") from None
 
     return read
+
+
+def worker_counts(text: str) -> tuple[int, int]:
+    """Fewest and most workers: ``4``, or ``2-4``."""
+    fewest, dash, most = text.partition("-")
+    try:
+        return int(fewest), int(most) if dash else int(fewest)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number, or two as 2-4") from None
 
 
 def hours(text: str) -> float:

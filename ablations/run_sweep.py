@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
     what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
-    what.add_argument("--budgets", type=numbers(float), help="annotated minutes (the largest)")
+    what.add_argument("--budgets", type=numbers(float), help="annotated minutes (the scale's)")
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
         "--minimise", type=names, default=("seld_error",), help=f"some of {', '.join(GOALS)}"
@@ -95,7 +95,7 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         name=arguments.name,
         scale=replace(scale, recipe=recipe),
         objectives=arguments.objectives,
-        budgets_minutes=arguments.budgets or (max(scale.budgets_minutes),),
+        budgets_minutes=arguments.budgets or scale.budgets_minutes,
         trials=arguments.trials,
         goals=arguments.minimise,
         rungs=arguments.rungs or (1 if several_goals else 3),

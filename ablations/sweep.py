@@ -25,13 +25,16 @@ from ablations.grid import (
     ClusterOptions,
     check_budgets,
     cluster_limits,
+    deadline_after,
     driver_resource,
+    placement_of,
     ray_cluster,
+    say_if_late,
+    seconds_until,
     stages_root,
 )
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
-from analysis import write_report
 from search_spaces.scales import ScaleSettings
 from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
 from search_spaces.studies import Arm, Study
@@ -44,8 +47,9 @@ from seld.records import (
     write_record,
     write_study,
 )
+from seld.settings import flat_mapping, to_mapping
 from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_SHARE, plan_placement
+from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
 from trainables.trial import DEFAULT_DATA, Cell, StudyRun, report_outcome, run_cell
 
@@ -122,6 +126,9 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
 
     Trials that were running when a run was killed are proposed again, their finished stages and
     checkpoints waiting for them.
+
+    Raises:
+        InputError: it was begun as a search of something else.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -133,10 +140,51 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
         ),
         load_if_exists=True,
     )
+    require_same(
+        study,
+        folder,
+        {
+            "--objectives": list(sweep.objectives),
+            "--budgets": list(sweep.budgets_minutes),
+            "--minimise": list(sweep.goals),
+            "--rungs": sweep.rungs,
+            "--seed": sweep.seed,
+            "--scale": sweep.scale.name,
+            **{f"--set {name}": value for name, value in recipe_settings(sweep).items()},
+        },
+    )
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
     return study
+
+
+def recipe_settings(sweep: Sweep) -> dict[str, Any]:
+    """Every setting of the recipes that trials start from, flat."""
+    recipe = sweep.scale.recipe
+    stages = {name: getattr(recipe, name) for name in sweep.objectives}
+    return flat_mapping(
+        {
+            name: to_mapping(stage)
+            for name, stage in (stages | {"finetune": recipe.finetune}).items()
+        }
+    )
+
+
+def require_same(study: optuna.Study, folder: Path, what: dict[str, Any]) -> None:
+    """Refuse to go on with a study on other terms: its trials could not be compared.
+
+    Args:
+        study: remembers ``what`` where nothing of it is known yet.
+        folder: named in the refusal.
+        what: plain values by the name a person knows them by.
+    """
+    known = study.user_attrs.get("terms", {})
+    for name, value in what.items():
+        if known.get(name, value) != value:
+            raise InputError(folder, name, value, f"{known[name]} as it began, or another --name")
+    if not what.keys() <= known.keys():
+        study.set_user_attr("terms", known | what)
 
 
 def ask(study: optuna.Study, seed: int) -> optuna.Trial:
@@ -250,18 +298,14 @@ def run_sweep(
     Returns:
         The exit code: 0, or 1 where no trial finished.
     """
+    deadline = deadline_after(budget_hours)
     folder = results / sweep.name
     make_writable(folder)
     study = as_study(sweep)
     data.check(study)
     with quiet_output(folder / "logs" / "ray.log") as console:
         with ray_cluster(cluster):
-            placement = plan_placement(
-                cluster_limits(),
-                train_workers=cluster.train_workers,
-                gpus_per_worker=cluster.gpus_per_worker,
-                most_lanes=cluster.most_trials_at_once,
-            )
+            placement = placement_of(study, cluster_limits(), cluster)
             console.print(placement.describe(), highlight=False)
             run = StudyRun(
                 study_folder=folder.resolve(),
@@ -279,7 +323,7 @@ def run_sweep(
                 *trackers(sweep.name, folder, also=track),
                 Watchdog(placement, console.print),
             ]
-            run_missing_trials(sweep, run, console, budget_hours, callbacks)
+            run_missing_trials(sweep, run, console, deadline, callbacks)
         return report_on(sweep, folder, console)
 
 
@@ -304,11 +348,12 @@ def run_missing_trials(
     sweep: Sweep,
     run: StudyRun,
     console: Console,
-    budget_hours: float | None,
+    deadline: float | None,
     callbacks: Sequence[tune.Callback],
 ) -> None:
     """Let Ray Tune ask and run until the sweep has its trials."""
     study = open_study(sweep, run.study_folder)
+    require_same(study, run.study_folder, {"data": run.data[DEFAULT_DATA].fingerprint})
     write_sweep_record(sweep, run.study_folder)
     done = len(done_trials(study))
     if done >= sweep.trials:
@@ -331,7 +376,7 @@ def run_missing_trials(
             search_alg=searcher,
             num_samples=sweep.trials - done,
             max_concurrent_trials=run.placement.lanes,
-            time_budget_s=budget_hours * 3600 if budget_hours else None,
+            time_budget_s=seconds_until(deadline),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -346,6 +391,7 @@ def run_missing_trials(
     )
     with progress:
         tuner.fit()
+    say_if_late(deadline, console)
 
 
 def write_sweep_record(sweep: Sweep, folder: Path) -> None:
@@ -370,6 +416,8 @@ def write_sweep_record(sweep: Sweep, folder: Path) -> None:
 
 def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
+    from analysis import write_report
+
     records = [record for record in read_records(folder) if isinstance(record, TrialRecord)]
     table = trials_table(records)
     table.to_parquet(folder / "trials.parquet", index=False)

@@ -1,12 +1,16 @@
-"""What a trial costs beyond its training: a Tune trial around a Train run that does nothing.
+"""What a trial costs beyond its training, beside a bare Tune trial around a Train run.
 
     python -m benchmarks.overhead [--trials 5] [--cpus 2]
+
+``pretrained`` and ``scratch`` are trials of this platform as a study runs them, with the demo's
+networks on a few seconds of sound: all that their stages need (workers, data streams, stores,
+probes, predictions, scores, records), but a single step of training. No stage is shared.
 
 ``bare`` is what anyone writes: a Tune trial that fits a TorchTrainer, with Train's defaults.
 ``quiet`` turns off what serves spot machines only (the watcher of preemptions). ``in_trial``
 also runs Train's controller in the trial's own process instead of one of its own, and starts no
 actors for data sets and placement groups it does not have; it reaches into Ray Train's private
-parts and is here to know what that would save.
+parts and is here to know what that would save. These three train nothing.
 
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
 include what the machine does besides.
@@ -16,14 +20,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import statistics
 import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 from ray import tune
@@ -31,9 +35,24 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.tune.integration.ray_train import TuneReportCallback
+from rich.console import Console
+
+from ablations.console import quiet_output
+from ablations.data import DataOptions, prepare_data
+from ablations.grid import ClusterOptions, cluster_limits, driver_resource, ray_cluster
+from ablations.run_grid import with_assignments
+from search_spaces.scales import find_scale
+from search_spaces.studies import variants
+from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
+from trainables.provenance import current_provenance
+from trainables.resources import TRIAL_SHARE, plan_placement
+from trainables.stages import StageStore
+from trainables.trial import Cell, StudyRun, run_cell
 
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-VARIANTS = ("bare", "quiet", "in_trial")
+OURS = ("pretrained", "scratch")
+VARIANTS = (*OURS, "bare", "quiet", "in_trial")
+ONE_STEP = ["steps=1", "batch_size=4", "warmup_steps=0"]
 
 
 class InTrialTrainer(ray.train.torch.TorchTrainer):
@@ -62,10 +81,28 @@ def train_nothing(config: dict[str, Any]) -> None:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """A Tune trial around a Train run; reports how long the run took."""
+    """A trial of a variant; reports how long it took."""
     started = time.perf_counter()
-    os.environ[WATCHER] = "1" if config["variant"] == "bare" else "0"
-    kind = InTrialTrainer if config["variant"] == "in_trial" else ray.train.torch.TorchTrainer
+    variant = config["turns"][config["turn"]]
+    if variant in OURS:
+        cell: Cell = config["cells"][variant]
+        record = run_cell(replaced_seed(cell, config["turn"]), config["run"])
+        assert record.status == "finished", record.failure
+    else:
+        fit_nothing(variant)
+    tune.report({"variant": variant, "trial_s": time.perf_counter() - started})
+
+
+def replaced_seed(cell: Cell, seed: int) -> Cell:
+    """The cell with stages that no other has."""
+    pretrain = replace(cell.pretrain, seed=seed) if cell.pretrain else None
+    return replace(cell, seed=seed, pretrain=pretrain, finetune=replace(cell.finetune, seed=seed))
+
+
+def fit_nothing(variant: str) -> None:
+    """A Train run that does nothing."""
+    os.environ[WATCHER] = "1" if variant == "bare" else "0"
+    kind = InTrialTrainer if variant == "in_trial" else ray.train.torch.TorchTrainer
     with tempfile.TemporaryDirectory() as storage:
         kind(
             train_nothing,
@@ -76,7 +113,34 @@ def run_trial(config: dict[str, Any]) -> None:
                 name="train", storage_path=storage, callbacks=[TuneReportCallback()]
             ),
         ).fit()
-    tune.report({"variant": config["variant"], "train_s": time.perf_counter() - started})
+
+
+def smallest_study(folder: Path) -> tuple[dict[str, Cell], StudyRun]:
+    """Trials of one step each, and a run of them on three half minutes of scenes."""
+    half = PartSettings(minutes=0.5, rooms=2)
+    scenes = SceneSettings(
+        unannotated=half,
+        train=half,
+        test=half,
+        picture=PictureSettings(height_px=32, width_px=64, frame_rate_hz=5),
+        recording_s=10.0,
+    )
+    scale = replace(find_scale("demo"), scenes=scenes, budgets_minutes=(0.2,))
+    study = with_assignments(
+        variants(scale),
+        [f"{stage}.{setting}" for stage in ("pretrain", "finetune") for setting in ONE_STEP],
+    )
+    placement = plan_placement(cluster_limits())
+    data = prepare_data(DataOptions(folder=folder), study, placement, Console(quiet=True))
+    cells = {cell.arm: cell for cell in study.cells()}
+    run = StudyRun(
+        study_folder=folder / "study",
+        store=StageStore(folder / "stages"),
+        placement=placement,
+        data=data,
+        provenance=current_provenance(),
+    )
+    return {"pretrained": cells["doa_wise"], "scratch": cells["scratch"]}, run
 
 
 def main() -> None:
@@ -87,34 +151,37 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5, help="of each variant (5)")
     parser.add_argument("--cpus", type=int, default=2)
     arguments = parser.parse_args()
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    ray.init(
-        num_cpus=arguments.cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            # The first trial of all starts Ray's own services and is not counted.
-            turns = ["bare", *(VARIANTS * arguments.trials)]
-            results = tune.Tuner(
-                tune.with_resources(run_trial, {"CPU": 0.001}),
-                param_space={"variant": tune.grid_search(turns)},
-                tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
-                run_config=tune.RunConfig(storage_path=folder, verbose=0),
-            ).fit()
-    finally:
-        ray.shutdown()
-    measured = [result.metrics for result in results if result.metrics][1:]
-    print(f"seconds of a trial that trains nothing, {arguments.trials} trials each")
-    for variant in VARIANTS:
-        seconds = [metrics["train_s"] for metrics in measured if metrics["variant"] == variant]
-        print(
-            f"{variant:9s} median {statistics.median(seconds):6.2f}   "
-            f"fastest {min(seconds):6.2f}   slowest {max(seconds):6.2f}"
-        )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        quiet_output(Path(folder) / "ray.log") as console,
+        ray_cluster(ClusterOptions(cpus=arguments.cpus)),
+    ):
+        cells, run = smallest_study(Path(folder) / "data")
+        # The first trials of all start Ray's own services and are not counted.
+        turns = [*VARIANTS[:3], *(VARIANTS * arguments.trials)]
+        results = tune.Tuner(
+            tune.with_resources(run_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
+            param_space={
+                "turn": tune.grid_search(list(range(len(turns)))),
+                "turns": turns,
+                "cells": cells,
+                "run": run,
+            },
+            tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=str(Path(folder) / "tune"), verbose=0),
+        ).fit()
+        measured = [result.metrics for result in results if result.metrics]
+        measured.sort(key=lambda metrics: metrics["config"]["turn"])
+        console.print(f"seconds of a whole trial, {arguments.trials} trials each", highlight=False)
+        for variant in VARIANTS:
+            seconds = [
+                metrics["trial_s"] for metrics in measured[3:] if metrics["variant"] == variant
+            ]
+            console.print(
+                f"{variant:10s} median {statistics.median(seconds):6.2f}   "
+                f"fastest {min(seconds):6.2f}   slowest {max(seconds):6.2f}",
+                highlight=False,
+            )
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ class TrialRecord:
     (flat, dotted names), which is what sweeps are analysed by. ``metrics`` has the keys of
     :data:`SCORE_COLUMNS`; ``per_class`` and ``per_room`` rows carry the same scores under a
     ``class_name`` or ``room``. ``probes`` are diagnostics of the pretrained encoder (retrieval,
-    linear probes, embedding spread; chance levels under ``<name>_chance``).
+    linear probes, embedding spread; chance levels under ``<name>_chance``). ``smaller_batches``
+    (``finetune.batch_size`` → windows) is what did not fit the accelerator otherwise.
     """
 
     study: str
@@ -97,6 +98,7 @@ class TrialRecord:
     per_room: list[dict[str, Any]] = field(default_factory=list)
     probes: Mapping[str, float] = field(default_factory=dict)
     pretraining_learnt: bool | None = None
+    smaller_batches: Mapping[str, int] = field(default_factory=dict)
     failure: Failure | None = None
     stages: list[StageUse] = field(default_factory=list)
     durations_s: Mapping[str, float] = field(default_factory=dict)
@@ -202,6 +204,9 @@ def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
             "failure_message": record.failure.message if record.failure else None,
             **{column: record.metrics.get(column) for column in SCORE_COLUMNS},
             "pretraining_learnt": record.pretraining_learnt,
+            "smaller_batches": ", ".join(
+                f"{name}={size}" for name, size in record.smaller_batches.items()
+            ),
             "stages_computed": sum(stage.computed for stage in record.stages),
             "stages_shared": sum(not stage.computed for stage in record.stages),
             "git_commit": record.git_commit,

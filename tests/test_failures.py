@@ -17,7 +17,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal import exceptions as train_exceptions
 
 from seld.errors import InputError
-from seld.records import FAILURE_KINDS, read_record
+from seld.records import FAILURE_KINDS, read_record, trials_table
 from seld.settings import to_mapping
 from tests.test_finetune import SETTINGS, random_batches
 from trainables import trial as trial_module
@@ -28,7 +28,7 @@ from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData
 from trainables.provenance import Provenance
 from trainables.resources import plan_placement
-from trainables.stages import StageStore
+from trainables.stages import StageKey, StageStore
 from trainables.trial import Cell, StudyRun
 
 
@@ -198,23 +198,55 @@ def test_a_failing_trial_is_tried_by_policy_and_recorded(
     trial_module.run_trial({"cell": CELL, "run": run})
     record = read_record(run.study_folder / "trials" / CELL.trial_id)
     kind = PLANTED[plant]
-    assert len(calls) == 1 + RETRIES[kind]
+    batches = [3, 1] if kind == "gpu_memory" else [3]
+    assert [job.settings.batch_size for job in calls] == [
+        batch for batch in batches for _ in range(1 + RETRIES[kind])
+    ]
     assert record.status == "failed"
     assert record.failure is not None
     assert (record.failure.kind, record.failure.stage) == (kind, "finetune")
-    assert record.failure.attempts == len(calls)
+    assert record.failure.attempts == 1 + RETRIES[kind]
     assert plant.__name__ in record.failure.traceback
-    assert record.config["finetune"] == to_mapping(CELL.finetune)
+    assert record.config["finetune"] == to_mapping(calls[-1].settings)
+    assert record.trial_id == CELL.trial_id
     # The last report is what the console and the trackers see.
     assert reports[-1]["status"] == "failed"
     assert reports[-1]["message"] == record.failure.message
     # Nothing half-made is left for others to find, nor a lease for them to wait on.
-    with run.store._lease(run_keys(run)) as held:
-        assert held
+    for batch in batches:
+        with run.store._lease(finetune_key(run, batch)) as held:
+            assert held
 
 
-def run_keys(run: StudyRun) -> Any:
-    return trial_module.stages_of(CELL, run.data["default"]).finetune
+def finetune_key(run: StudyRun, batch_size: int) -> StageKey:
+    cell = trial_module.with_batches(CELL, {"finetune.batch_size": batch_size})
+    return trial_module.stages_of(cell, run.data["default"]).finetune
+
+
+def test_what_does_not_fit_the_gpu_is_trained_in_smaller_batches_and_says_so(
+    run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = replace(CELL, finetune=replace(SETTINGS, batch_size=16))
+    fits = 4
+    batches = []
+
+    def task(
+        job: Any, placement: Any, *, provenance: Any, folder: Path, report: Any
+    ) -> dict[str, Any]:
+        batches.append(job.settings.batch_size)
+        if batches[-1] > fits:
+            run_out_of_gpu_memory()
+        return {"loss": 0.5}
+
+    monkeypatch.setattr(trial_module, "run_as_task", task)
+    monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
+    monkeypatch.setattr(trial_module._Trial, "evaluated", lambda trial, network: have_a_bug())
+    trial_module.run_trial({"cell": cell, "run": run})
+    record = read_record(run.study_folder / "trials" / cell.trial_id)
+    assert batches == [16, 16, 8, 8, 4]
+    assert record.smaller_batches == {"finetune.batch_size": 4}
+    assert record.config["finetune"]["batch_size"] == 4
+    assert list(trials_table([record])["smaller_batches"]) == ["finetune.batch_size=4"]
 
 
 def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +263,7 @@ def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(trial_module, "run_as_task", lost_twice)
     monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
-    result = trial_module._Trial(CELL, run, CELL.trial_id).finetuned(None)
+    result = trial_module._Trial(CELL, run, CELL.trial_id, {}).finetuned(None)
     assert result.computed
     assert len(calls) == 3
     assert (result.folder / "network").read_text() == "trained"

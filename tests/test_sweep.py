@@ -101,6 +101,21 @@ def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> No
     assert len(done_trials(open_study(SWEEP, tmp_path))) == 3
 
 
+def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
+    run_trials(tmp_path, 1)
+    recipe = SWEEP.scale.recipe
+    longer = replace(recipe, finetune=replace(recipe.finetune, steps=7))
+    for changes, name in (
+        ({"objectives": OBJECTIVES[:2]}, "--objectives"),
+        ({"budgets_minutes": (3.0,)}, "--budgets"),
+        ({"seed": 1}, "--seed"),
+        ({"scale": replace(SWEEP.scale, recipe=longer)}, "--set finetune.steps"),
+    ):
+        with pytest.raises(InputError, match=f"{name} is .*as it began, or another --name"):
+            open_study(replace(SWEEP, **changes), tmp_path)
+    assert len(done_trials(open_study(replace(SWEEP, trials=50), tmp_path))) == 1
+
+
 def searcher_of(folder: Path, sweep: Sweep = SWEEP) -> tuple[OptunaSearcher, optuna.Study]:
     study = open_study(sweep, folder)
 

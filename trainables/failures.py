@@ -17,7 +17,8 @@ from trainables.steps import NonFiniteLossError
 #: How many more times a stage is tried after each kind of failure, and why. The one place that
 #: decides it: Ray, Ray Train and Ray Tune are told not to try again by themselves.
 RETRIES: dict[str, int] = {
-    "gpu_memory": 1,  # a neighbour on a shared GPU may have gone
+    # A neighbour on a shared GPU may have gone; then the trial goes on with half the batch.
+    "gpu_memory": 1,
     "host_memory": 1,  # likewise
     "non_finite_loss": 0,  # the same seed would diverge again
     "bad_data": 0,

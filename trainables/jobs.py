@@ -117,7 +117,7 @@ class PretrainJob:
             reader=self.shards.reader(index),
             schedule=WindowSchedule(
                 seed=settings.seed,
-                batch_size=settings.batch_size,
+                batch_size=settings.rank_batch_size(world_size),
                 windows_per_clip=settings.windows_per_clip,
                 window_s=settings.window_s,
                 rank=rank,

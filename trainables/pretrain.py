@@ -64,7 +64,7 @@ class PretrainSettings:
 
     Attributes:
         objective: ``doa_wise`` and ``recording_wise`` are the paper's, ``avc`` its baseline.
-        steps, batch_size: optimiser steps, and windows per step and rank.
+        steps, batch_size: optimiser steps, and windows per step, those of all ranks together.
         windows_per_clip: how many of a batch's windows come from one clip, at different times.
             They share the room's sound and looks, so that only what happens tells them apart.
         window_s: length of the sound of a pair.
@@ -178,6 +178,22 @@ class PretrainSettings:
                 raise InputError(
                     where, "segment_s", self.segment_s, "a whole part of window_s and frame_count"
                 )
+
+    def rank_batch_size(self, world_size: int) -> int:
+        """Windows per step of one of ``world_size`` ranks.
+
+        What is learnt must not depend on how many machines there are: the batch is shared out.
+        """
+        share, rest = divmod(self.batch_size, world_size)
+        if rest or share % self.windows_per_clip:
+            wanted = f"a multiple of {world_size * self.windows_per_clip} ({world_size} workers"
+            raise InputError(
+                f"pretraining ({self.objective})",
+                "batch_size",
+                self.batch_size,
+                f"{wanted} × {self.windows_per_clip} windows per clip)",
+            )
+        return share
 
     @property
     def segments(self) -> int:

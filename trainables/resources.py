@@ -31,11 +31,13 @@ class Placement:
 
     A lane is the room one computing trial has. While it pretrains, ``train_workers`` workers
     hold ``worker_cpus`` and ``worker_gpus`` each and Ray Data has ``data_cpus``; while it
-    fine-tunes, one task holds ``finetune_cpus`` and ``worker_gpus``.
+    fine-tunes, one task holds ``finetune_cpus`` and ``worker_gpus``. Where machines were lost, a
+    pretraining goes on with as few as ``fewest_workers`` until there are more again.
     """
 
     lanes: int
     train_workers: int
+    fewest_workers: int
     worker_cpus: float
     worker_gpus: float
     data_cpus: float
@@ -63,6 +65,8 @@ class Placement:
             cluster += f", {self.cluster_gpus:g} GPUs"
         trials = "1 trial" if self.lanes == 1 else f"{self.lanes} trials"
         workers = "1 train worker" if self.train_workers == 1 else f"{self.train_workers} workers"
+        if self.fewest_workers < self.train_workers:
+            workers = f"{self.fewest_workers} to {workers}"
         return (
             f"{cluster}: {trials} at once, each with {workers} ({worker}) "
             f"and {self.data_cpus:g} CPU for Ray Data"
@@ -73,6 +77,7 @@ def plan_placement(
     cluster: Mapping[str, float],
     *,
     train_workers: int = 1,
+    fewest_workers: int | None = None,
     gpus_per_worker: float | None = None,
     most_lanes: int | None = None,
 ) -> Placement:
@@ -82,6 +87,7 @@ def plan_placement(
         cluster: totals as ``ray.cluster_resources()`` gives them (``CPU``, ``GPU``), or what
             an autoscaling cluster may grow to.
         train_workers: workers of one pretraining.
+        fewest_workers: how few it may shrink to; by default none fewer.
         gpus_per_worker: GPUs of one worker, fractions allowed; by default 1 where the cluster
             has GPUs, else 0.
         most_lanes: an upper bound on trials at once.
@@ -92,6 +98,9 @@ def plan_placement(
     cpus, gpus = float(cluster.get("CPU", 0)), float(cluster.get("GPU", 0))
     if train_workers < 1:
         raise InputError("--train-workers", "count", train_workers, "at least 1")
+    fewest_workers = train_workers if fewest_workers is None else fewest_workers
+    if not 1 <= fewest_workers <= train_workers:
+        raise InputError("--train-workers", "fewest", fewest_workers, f"1 to {train_workers}")
     worker_gpus = (1.0 if gpus >= 1 else 0.0) if gpus_per_worker is None else gpus_per_worker
     if worker_gpus < 0:
         raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "0 or more")
@@ -130,6 +139,7 @@ def plan_placement(
     return Placement(
         lanes=lanes,
         train_workers=train_workers,
+        fewest_workers=fewest_workers,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
         data_cpus=data_cpus,

@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import pandas as pd
 from ray import tune
 
+from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
 from seld.records import Failure, StageUse, Status, TrialRecord, trial_folder, write_record
 from seld.settings import to_mapping
@@ -56,6 +57,10 @@ DEFAULT_DATA = "default"
 
 #: First wait before a stage is tried again; doubles with every further try.
 BACKOFF_S = 5.0
+
+#: A batch that does not fit the GPU is halved down to this part; beyond it, it would be another
+#: experiment.
+LARGEST_CUT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +175,53 @@ def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> Trial
         run: where.
         trial_id: whose folder receives the tables; by default the cell's own.
     """
-    trial = _Trial(cell, run, trial_id or cell.trial_id)
-    # The one boundary at which every exception is caught: it becomes part of the record.
+    trial_id = trial_id or cell.trial_id
+    batches: dict[str, int] = {}
+    while True:
+        trial = _Trial(with_batches(cell, batches), run, trial_id, batches)
+        # The one boundary at which every exception is caught: it becomes part of the record.
+        try:
+            return trial.run()
+        except Exception as error:
+            failure = trial.failure(error)
+        smaller = smaller_batch(cell, batches, failure, run.placement)
+        if smaller is None:
+            return trial.record("failed", failure=failure)
+        batches |= smaller
+        (batch,) = smaller.items()
+        tune.report({"stage": f"{failure.stage} with {batch[0]}={batch[1]}"})
+
+
+def smaller_batch(
+    cell: Cell, batches: Mapping[str, int], failure: Failure, placement: Placement
+) -> dict[str, int] | None:
+    """Half of the batch of a stage that ran out of GPU memory; None where that is no way out.
+
+    What is trained so is another stage, with a key of its own, and the trial's record says so.
+    """
+    settings = {"pretrain": cell.pretrain, "finetune": cell.finetune}.get(failure.stage)
+    if failure.kind != "gpu_memory" or settings is None:
+        return None
+    name = f"{failure.stage}.batch_size"
+    size = batches.get(name, settings.batch_size) // 2
+    if size * LARGEST_CUT < settings.batch_size:
+        return None
     try:
-        return trial.run()
-    except Exception as error:
-        return trial.record("failed", failure=trial.failure(error))
+        smaller = with_batches(cell, {name: size})
+        for workers in range(placement.fewest_workers, placement.train_workers + 1):
+            if smaller.pretrain is not None:
+                smaller.pretrain.rank_batch_size(workers)
+    except InputError:
+        return None
+    return {name: size}
+
+
+def with_batches(cell: Cell, batches: Mapping[str, int]) -> Cell:
+    """The cell with other batch sizes, by names like ``finetune.batch_size``."""
+    for name, size in batches.items():
+        stage = name.partition(".")[0]
+        cell = replace(cell, **{stage: replace(getattr(cell, stage), batch_size=size)})
+    return cell
 
 
 def report_outcome(record: TrialRecord, **further: Any) -> None:
@@ -187,8 +233,11 @@ def report_outcome(record: TrialRecord, **further: Any) -> None:
 class _Trial:
     """One trial under way: its stages so far, and when it started."""
 
-    def __init__(self, cell: Cell, shared: StudyRun, trial_id: str) -> None:
+    def __init__(
+        self, cell: Cell, shared: StudyRun, trial_id: str, smaller_batches: Mapping[str, int]
+    ) -> None:
         self.cell = cell
+        self.smaller_batches = dict(smaller_batches)
         self.trial_id = trial_id
         self.shared = shared
         self.data = shared.data[cell.data]
@@ -326,6 +375,7 @@ class _Trial:
             status=status,
             config=cell.config(),
             parameters=cell.parameters,
+            smaller_batches=self.smaller_batches,
             stages=[
                 StageUse(
                     name=result.key.name,

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -42,7 +42,11 @@ from trainables.resources import Placement
 from trainables.steps import Metrics, TrainState
 
 METRICS_FILE = "metrics.json"
+Message = TypeVar("Message")
 
+#: A stage that says nothing for this long hangs. Computing the spectra of a large corpus, which a
+#: machine does once, is the longest silence of one that does not.
+SILENT_FOR_S = 3600.0
 
 #: Ray Train gives its workers a minute to start, which a busy machine may not keep.
 START_TIMEOUT_ENV = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -76,7 +80,9 @@ def pretrain_on_workers(
         _pretrain_worker,
         train_loop_config={"job": job, "placement": placement, "provenance": provenance},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=placement.train_workers,
+            num_workers=(placement.fewest_workers, placement.train_workers)
+            if placement.fewest_workers < placement.train_workers
+            else placement.train_workers,
             use_gpu=placement.worker_gpus > 0,
             resources_per_worker=resources,
         ),
@@ -118,7 +124,7 @@ def _pretrain_worker(config: dict[str, Any]) -> None:
     if start is not None and start["step"] == settings.steps:
         return  # the run was lost after its last checkpoint; nothing is left to do
 
-    def report(step: int, metrics: Metrics, state: TrainState | None) -> None:
+    def say(step: int, metrics: Metrics, state: TrainState | None) -> None:
         history.add(step, metrics)
         progress = metrics | {"stage": "pretrain", "step": step, "steps": settings.steps}
         if state is None or rank != 0:
@@ -131,21 +137,29 @@ def _pretrain_worker(config: dict[str, Any]) -> None:
             (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
             ray.train.report(progress, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    batches = stream_batches(
-        job.reader(rank=rank, world_size=world_size),
-        start_step=start["step"] if start is not None else 0,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        cpus=placement.data_cpus / placement.train_workers,
-    )
-    pretrain(
-        settings,
-        batches,
-        device=ray.train.torch.get_device(),
-        report=report,
-        start=start,
-        probe=job.probe() if rank == 0 else None,
-    )
+    device = ray.train.torch.get_device()
+
+    def work(report: Callable[[tuple[int, Metrics, TrainState | None]], None]) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has its own
+        batches = stream_batches(
+            job.reader(rank=rank, world_size=world_size),
+            start_step=start["step"] if start is not None else 0,
+            steps=settings.steps,
+            batch_size=settings.rank_batch_size(world_size),
+            cpus=placement.data_cpus / placement.train_workers,
+        )
+        pretrain(
+            settings,
+            batches,
+            device=device,
+            report=lambda step, metrics, state: report((step, metrics, state)),
+            start=start,
+            probe=job.probe() if rank == 0 else None,
+        )
+
+    for step, metrics, state in reports_of(work, silent_for_s=SILENT_FOR_S):
+        say(step, metrics, state)
 
 
 def run_as_task(
@@ -174,16 +188,25 @@ def run_as_task(
         # Not inside the trial's own placement group, which holds next to nothing.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
     )
-    stream: Iterator[ray.ObjectRef[Any]] = task.remote(job, placement.worker_threads, provenance)  # type: ignore[assignment]
-    for reference in stream:
-        message = ray.get(reference)
+    stream: Any = task.remote(job, placement.worker_threads, provenance)
+    silent_for_s = None  # until the cluster has room for it, it may wait as long as it takes
+    while ray.wait([stream], timeout=silent_for_s)[0]:
+        message: Any = ray.get(next(stream))
+        silent_for_s = SILENT_FOR_S
         if isinstance(message, _Finished):
             for name, content in message.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
             return message.summary
-        report(message)
-    raise AssertionError("a task ended without its result")
+        if not isinstance(message, _Started):
+            report(message)
+    ray.cancel(stream, force=True)
+    raise TimeoutError(f"said nothing for {SILENT_FOR_S:g} s")
+
+
+@dataclass(frozen=True)
+class _Started:
+    """The task has its resources and runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,30 +219,53 @@ class _Finished:
 @ray.remote(max_retries=0, num_returns="streaming")
 def _run_job(
     job: FinetuneJob | EvaluateJob, threads: int, provenance: Provenance
-) -> Iterator[Progress | _Finished]:
+) -> Iterator[_Started | Progress | _Finished]:
     """The job's progress as it goes, last its result."""
+    yield _Started()
     require_same_source(provenance)
     torch.set_num_threads(threads)
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    messages: queue.Queue[Progress | _Finished | BaseException] = queue.Queue()
 
-    # Loops report by callback and a streaming task by yielding; a thread turns one into the other.
-    def work() -> None:
+    def work(report: Callable[[Progress | _Finished], None]) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            summary = job.run(folder, device=device, report=report)
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+            report(_Finished(summary=summary, files=files))
+
+    yield from reports_of(work)
+
+
+def reports_of(
+    work: Callable[[Callable[[Message], None]], None], *, silent_for_s: float | None = None
+) -> Iterator[Message]:
+    """What ``work`` reports, as it does; its exception is raised here.
+
+    Loops report by callback, Ray wants its messages from a thread of its own; another thread
+    turns one into the other. One report may wait to be taken while the loop goes on.
+
+    Args:
+        work: called with the callback.
+        silent_for_s: a TimeoutError is raised after this long without a report or the end.
+    """
+    messages: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+
+    def run() -> None:
         try:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                summary = job.run(folder, device=device, report=messages.put)
-                paths = [path for path in folder.rglob("*") if path.is_file()]
-                files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-                messages.put(_Finished(summary=summary, files=files))
+            work(lambda message: messages.put(("report", message)))
+            messages.put(("end", None))
         except BaseException as error:
-            messages.put(error)
+            messages.put(("error", error))
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     while True:
-        message = messages.get()
-        if isinstance(message, BaseException):
+        try:
+            kind, message = messages.get(timeout=silent_for_s)
+        except queue.Empty:
+            raise TimeoutError(f"said nothing for {silent_for_s:g} s") from None
+        if kind == "error":
             raise message
-        yield message
-        if isinstance(message, _Finished):
+        if kind == "end":
             return
+        yield message

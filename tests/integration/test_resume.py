@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +17,11 @@ from tests.integration.tiny_study import (
     table_of,
 )
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]
 
 
 def test_killed_runs_end_like_an_uninterrupted_one(finished: FinishedStudy, tmp_path: Path) -> None:
+    """Every kind of process is killed, on 16 CPUs and on one; the uninterrupted run had two."""
     results = tmp_path / "results"
     stages = results / "stages"
     arguments = finished.arguments(results)
@@ -27,29 +29,22 @@ def test_killed_runs_end_like_an_uninterrupted_one(finished: FinishedStudy, tmp_
     def exists(pattern: str) -> bool:
         return any(stages.glob(pattern))
 
-    # Workers die; the run goes on by itself until the driver dies too.
-    with Command(arguments, tmp_path / "first.log") as first:
+    # Workers die in the middle of training; the run goes on by itself until the driver dies too.
+    with Command([*arguments, "--cpus", "16"], tmp_path / "first.log") as first:
         first.reach(lambda: exists("finetune/*/partial/state.pt"), "a state of the fine-tuning")
         first.kill_worker("ray::_run_job")
-        first.reach(lambda: exists("pretrain/*/partial/train/*.json"), "a checkpoint of Train")
+        first.reach(lambda: exists("pretrain/*/partial/train/checkpoint*"), "Train's checkpoint")
         first.kill_worker("ray::RayTrainWorker")
         first.reach(lambda: exists("pretrain/*/lease-00001.json"), "a second try")
-        first.kill_worker("ray::RayTrainWorker")
         first.kill_driver()
+    assert not committed(results, "pretrain")
 
-    with Command(arguments, tmp_path / "second.log") as second:
+    # The processes around the training die: Train's controller, and that of the trial itself.
+    with Command([*arguments, "--cpus", "1"], tmp_path / "second.log") as second:
         second.kill_worker("ray::TrainController")
-        second.reach(lambda: exists("pretrain/*/attempt-*"), "the pretraining's commit")
-        second.kill_driver()
-
-    with Command(arguments, tmp_path / "third.log") as third:
-        third.reach(lambda: len(committed(results, "pretrain")) == 1, "the pretraining")
-        third.kill_worker("ray::ImplicitFunc")
-        third.reach(lambda: exists("evaluate/*/lease-00000.json"), "an evaluation")
-        third.kill_driver()
-
-    with Command(arguments, tmp_path / "last.log") as last:
-        last.finish()
+        second.reach(lambda: exists("pretrain/*/lease-00003.json"), "a fourth try")
+        second.kill_worker("ray::ImplicitFunc")
+        second.finish()
 
     pd.testing.assert_frame_equal(table_of(results), table_of(finished.results))
     assert files_of(results, "*/history.csv") == files_of(finished.results, "*/history.csv")
@@ -58,3 +53,27 @@ def test_killed_runs_end_like_an_uninterrupted_one(finished: FinishedStudy, tmp_
     for stage in ("pretrain", "finetune", "evaluate"):
         assert committed(results, stage) == committed(finished.results, stage)
     assert not exists("*/*/partial")
+
+
+def test_a_group_that_loses_a_worker_starts_again_from_its_checkpoint(
+    finished: FinishedStudy, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    two = ["--arms", "doa_wise", "--train-workers", "2", "--cpus", "2"]
+    with Command([*finished.arguments(results), *two], tmp_path / "output.log") as command:
+        found: list[Path] = []
+
+        def trained() -> bool:
+            found.extend((results / "stages/pretrain").glob("*/partial/train/checkpoint*"))
+            return bool(found)
+
+        command.reach(trained, "a checkpoint of both")
+        command.kill_worker("ray::RayTrainWorker")
+        output = command.finish()
+    assert "1 trial at once, each with 2 workers" in output
+    assert len(list((results / "stages/pretrain").glob("*/lease-*.json"))) == 2
+    (table,) = files_of(results, "*/history.csv").values()
+    curve = pd.read_csv(io.BytesIO(table)).query("stage == 'pretrain' and name == 'loss'")
+    # Every step once: those before the checkpoint by the first group, the others by the second.
+    assert curve["step"].tolist() == list(range(4, 49, 4))
+    assert set(table_of(results)["status"]) == {"finished"}

@@ -56,7 +56,8 @@ def study_arguments(corpus: Path, data: Path, results: Path) -> list[str]:
         *("--annotated", f"embedded={corpus}", "--unannotated", f"embedded={corpus}"),
         *("--data", str(data), "--results", str(results)),
         *("--arms", "scratch,doa_wise", "--budgets", "0.3", "--seeds", "0", "--cpus", "2"),
-        *("--set", "pretrain.steps=24", "--set", "pretrain.batch_size=4"),
+        *("--set", "pretrain.steps=48", "--set", "pretrain.batch_size=4"),
+        *("--set", "pretrain.windows_per_clip=2"),
         *("--set", "pretrain.state_every=4", "--set", "pretrain.report_every=4"),
         *("--set", "finetune.steps=40", "--set", "finetune.batch_size=4"),
         *("--set", "finetune.state_every=4", "--set", "finetune.report_every=4"),
@@ -78,14 +79,16 @@ class FinishedStudy:
 
 
 class Command:
-    """``run_grid.py`` under way."""
+    """``run_grid.py``, or another command of ours, under way."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(
+        self, arguments: list[str], log: Path, program: str = "ablations/run_grid.py"
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self.log = log
         with log.open("a") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "ablations/run_grid.py"), *arguments],
+                [sys.executable, str(ROOT / program), *arguments],
                 cwd=ROOT,
                 env=os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1"},
                 stdout=stream,
@@ -154,9 +157,10 @@ class Command:
             time.sleep(0.1)
 
     def kill_worker(self, title: str) -> None:
-        """SIGKILL to a worker process of this title, once there is one."""
-        self.reach(lambda: self.processes(title), f"worker {title}")
-        kill(*self.processes(title))
+        """SIGKILL to one worker process of this title, once there is one."""
+        found: list[int] = []
+        self.reach(lambda: found.extend(self.processes(title)[:1]) or found, f"worker {title}")
+        kill(*found)
 
     def kill_driver(self) -> None:
         """SIGKILL to the command itself."""

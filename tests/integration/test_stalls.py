@@ -1,0 +1,111 @@
+"""Nothing hangs and nothing is held: silent stages end, stopped trials give their CPUs back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+
+from ablations import watchdog
+from ablations.grid import ClusterOptions, ray_cluster
+from ablations.watchdog import Watchdog
+from trainables import workers
+from trainables.failures import describe_failure
+from trainables.provenance import current_provenance
+from trainables.resources import plan_placement
+
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+
+PLACEMENT = plan_placement({"CPU": 2})
+CELL = SimpleNamespace(trial_id="trial")
+
+
+@dataclass(frozen=True)
+class Endless:
+    """Reports for ever, or hangs after so many reports."""
+
+    reports: float = float("inf")
+
+    def run(
+        self, folder: Path, *, device: str, report: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        step = 0
+        while True:
+            step += 1
+            if step <= self.reports:
+                report({"stage": "finetune", "step": step})
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with ray_cluster(ClusterOptions(cpus=2)):
+        yield
+
+
+def run_endless(config: Mapping[str, Any]) -> None:
+    """A trial of one stage."""
+    workers.SILENT_FOR_S = config["silent_for_s"]
+    try:
+        workers.run_as_task(
+            config["job"],
+            PLACEMENT,
+            provenance=current_provenance(),
+            folder=Path(),
+            report=tune.report,
+        )
+    except TimeoutError as error:
+        failure = describe_failure(error, stage="finetune", attempts=1)
+        tune.report({"status": "failed", "kind": failure.kind, "message": failure.message})
+
+
+def fit(
+    job: Endless,
+    folder: Path,
+    *callbacks: tune.Callback,
+    silent_for_s: float,
+    stop: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The last report of a trial of this job."""
+    results = tune.Tuner(
+        tune.with_resources(run_endless, {"CPU": 0.001}),
+        param_space={"job": job, "cell": CELL, "silent_for_s": silent_for_s},
+        run_config=tune.RunConfig(
+            storage_path=str(folder), stop=stop, callbacks=list(callbacks), verbose=0
+        ),
+    ).fit()
+    assert results[0].metrics is not None
+    return results[0].metrics
+
+
+def wait_for_free_cpus(limit_s: float = 600.0) -> None:
+    """Return when every CPU is free again; says how long it took (10 s at most, if unhindered)."""
+    started = time.monotonic()
+    while ray.available_resources().get("CPU") != 2.0:
+        assert time.monotonic() - started < limit_s, ray.available_resources()
+        time.sleep(0.1)
+    print(f"free after {time.monotonic() - started:.1f} s")
+
+
+def test_a_stopped_trial_gives_its_cpus_back(tmp_path: Path) -> None:
+    assert fit(Endless(), tmp_path, silent_for_s=600.0, stop={"step": 5})["step"] == 5
+    wait_for_free_cpus()
+
+
+def test_a_stage_that_hangs_is_seen_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "STALLED_AFTER_S", 1.0)
+    said: list[str] = []
+    last = fit(Endless(reports=3), tmp_path, Watchdog(PLACEMENT, said.append), silent_for_s=5.0)
+    assert any("the workers have said nothing; last heard: trial: " in line for line in said), said
+    assert (last["kind"], last["message"]) == ("timeout", "said nothing for 5 s")
+    # The process that hung is gone, or it would hold them still.
+    wait_for_free_cpus()
