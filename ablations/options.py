@@ -26,7 +26,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--storage",
         help="folder of finished stages (results/stages);\n"
-        "a URI keeps shards and results as well, for clusters without a common disk",
+        "a URI keeps scenes, shards and results as well, for clusters without a common disk",
     )
     where.add_argument("--address", help="of a running Ray cluster; 'auto' for this machine's")
     where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
@@ -51,6 +51,7 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
         unannotated=arguments.unannotated,
         max_bad_share=arguments.max_bad_share,
         storage=arguments.storage,
+        on_cluster=arguments.address is not None,
     )
 
 
