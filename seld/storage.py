@@ -147,11 +147,21 @@ def written_whole(path: str) -> Iterator[Path]:
 
 
 def upload_folder(folder: Path, uri: str) -> None:
-    """Copy every file below a local folder to ``uri``, those that are there already included."""
+    """Copy the files below a local folder to ``uri``, in the order of their names.
+
+    One that is there with the same size, written since the local one was, is left as it is.
+    """
     files, inner = file_system(uri)
+    inner = inner.rstrip("/")
+    there = dict(files.find(inner, detail=True)) if files.exists(inner) else {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            files.put_file(str(path), f"{inner}/{path.relative_to(folder).as_posix()}")
+        if not path.is_file():
+            continue
+        target = f"{inner}/{path.relative_to(folder).as_posix()}"
+        info, local = there.get(target), path.stat()
+        written = info and info.get("LastModified")
+        if not written or info["size"] != local.st_size or written.timestamp() < local.st_mtime:
+            files.put_file(str(path), target)
 
 
 def fetch_folder(uri: str, folder: Path) -> None:
