@@ -64,6 +64,7 @@ class LoopbackMachines:
     ssh_port: int
     head_port: int
     dashboard_port: int
+    client_port: int
     credentials: Mapping[str, str]
 
     @property
@@ -124,6 +125,7 @@ def loopback_machines(
         ssh_port=free_port(),
         head_port=free_port(),
         dashboard_port=free_port(),
+        client_port=free_port(),
         credentials=credentials or {},
     )
     (folder / "tmp").mkdir()
@@ -289,7 +291,7 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
     if machine == machines.head:
         options += [
             f"--dashboard-port={machines.dashboard_port}",
-            f"--ray-client-server-port={free_port()}",
+            f"--ray-client-server-port={machines.client_port}",
         ]
     _write_program(
         programs / "ray",
@@ -378,7 +380,7 @@ def _start_sshd(machines: LoopbackMachines) -> subprocess.Popen[bytes]:
     )
     deadline = time.monotonic() + 60
     for machine in places:
-        while not _listens(machine.address, machines.ssh_port):
+        while not listens(machine.address, machines.ssh_port):
             if server.poll() is not None or time.monotonic() > deadline:
                 server.kill()
                 said = (folder / "log").read_text()[-300:]
@@ -388,7 +390,8 @@ def _start_sshd(machines: LoopbackMachines) -> subprocess.Popen[bytes]:
     return server
 
 
-def _listens(address: str, port: int) -> bool:
+def listens(address: str, port: int) -> bool:
+    """Whether someone takes connections there."""
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
 
