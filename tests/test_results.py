@@ -46,7 +46,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def bucket(tmp_path: Path) -> Iterator[str]:
     yield f"memory://{tmp_path.name}"
-    fsspec.filesystem("memory").rm(f"/{tmp_path.name}", recursive=True)
+    files = fsspec.filesystem("memory")
+    if files.exists(f"/{tmp_path.name}"):
+        files.rm(f"/{tmp_path.name}", recursive=True)
 
 
 def write_trials(study_folder: Path) -> None:

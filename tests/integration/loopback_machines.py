@@ -318,8 +318,12 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
         exec /usr/bin/ssh -p {machines.ssh_port} $terminal $key "$@"
         """,
     )
-    # `auto` looks for any cluster of the machine; this one is meant.
-    exports = {"RAY_ADDRESS": f"{machines.head.address}:{machines.head_port}"}
+    exports = {
+        # `auto` looks for any cluster of the machine; this one is meant.
+        "RAY_ADDRESS": f"{machines.head.address}:{machines.head_port}",
+        # What the editable installation into the machine's own environment would do.
+        "PYTHONPATH": f"{machine.home}/seld",
+    }
     exports |= machines.credentials
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
     (machine.home / ".bashrc").write_text("".join(lines))

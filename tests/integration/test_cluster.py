@@ -331,12 +331,12 @@ def test_ray_up_brings_the_code_and_the_token_to_every_machine(
 ) -> None:
     script = machines.head.home / "where.py"
     script.write_text(WHERE_TASKS_RUN)
-    command = f"cd ~/seld && PYTHONPATH=. python {script}"
-    output = machines.run("ray", "exec", "--no-config-cache", str(launched), command).stdout
+    command = ("ray", "exec", "--no-config-cache", str(launched), f"python {script}")
+    output = machines.run(*command).stdout
     found = json.loads(output.partition("FOUND ")[2].splitlines()[0])
     places = (machines.head, *machines.workers)
     assert {node["home"] for node in found} == {str(machine.home) for machine in places}
-    assert all(node["code"].startswith(str(machines.folder)) for node in found)
+    assert all(node["code"].startswith(f"{node['home']}/seld/") for node in found)
     (commit,) = {node["commit"] for node in found}
     known = subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], cwd=ROOT)
     assert known.returncode == 0
