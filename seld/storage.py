@@ -158,8 +158,8 @@ def upload_folder(folder: Path, uri: str) -> None:
         if not path.is_file():
             continue
         target = f"{inner}/{path.relative_to(folder).as_posix()}"
-        info, local = there.get(target), path.stat()
-        written = info and info.get("LastModified")
+        info, local = there.get(target, {}), path.stat()
+        written = info.get("LastModified")
         if not written or info["size"] != local.st_size or written.timestamp() < local.st_mtime:
             files.put_file(str(path), target)
 
