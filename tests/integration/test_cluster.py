@@ -404,6 +404,8 @@ def _tiny_grid(corpus: str, head: Machine) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_submitted_grid_survives_the_loss_of_a_machine(
@@ -433,7 +435,7 @@ def test_a_submitted_grid_survives_the_loss_of_a_machine(
 
         _until(works, "work of a stage on the second machine")
         end_ray_processes(worker.home)
-        assert job.wait(timeout=420) == 0, log.read_text()[-6000:]
+        assert job.wait(timeout=1200) == 0, log.read_text()[-6000:]
     finally:
         job.kill()
         job.wait()
@@ -474,6 +476,8 @@ print("OUTCOMES", json.dumps([job, outcomes]))
 """
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_detached_run_is_followed_and_its_results_fetched_from_another_machine(
@@ -493,7 +497,7 @@ def test_a_detached_run_is_followed_and_its_results_fetched_from_another_machine
     ]
     done = machines.run(
         sys.executable, "-c", COMMANDS, json.dumps(commands),
-        timeout_s=500, COLUMNS="300", **machines.credentials,
+        timeout_s=1200, COLUMNS="300", **machines.credentials,
     )  # fmt: skip
     job, outcomes = json.loads(done.stdout.partition("OUTCOMES ")[2])
     codes, texts = zip(*outcomes, strict=True)
