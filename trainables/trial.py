@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -352,7 +353,8 @@ class _Trial:
     def log(self, text: str) -> None:
         """Add a line, or several, to the trial's ``log.txt``."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
+        # A full disk is for the record to tell.
+        with suppress(OSError), (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
             stream.write(f"{now} {text.rstrip()}\n")
 
     def failure(self, error: Exception) -> Failure:
