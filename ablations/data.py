@@ -18,7 +18,8 @@ from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import open_bank
-from seld.storage import is_local, join
+from seld.storage import check_writable, is_local, join
+from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
     CorpusSource,
@@ -38,8 +39,10 @@ class DataOptions:
     """What the user said about data; nothing said means the embedded benchmark.
 
     Attributes:
-        folder: where rendered scenes and shards are kept.
-        storage: a URI keeps the shards below itself, where all machines of a cluster read them.
+        folder: where rendered scenes, shards and spectra are kept.
+        storage: a URI keeps scenes and shards below itself, where all machines of a cluster read
+            them.
+        on_cluster: the work is done by machines that may not be this one.
         sound_bank: folder of ``<class>/*.wav|ogg|flac`` for the embedded benchmark's sounds.
         annotated, unannotated: corpora as ``NAME=PATH``; both or neither.
         max_bad_share: stop where more recordings than this are unusable.
@@ -51,6 +54,7 @@ class DataOptions:
     unannotated: CorpusSource | None = None
     max_bad_share: float = 0.5
     storage: str | None = None
+    on_cluster: bool = False
 
     def __post_init__(self) -> None:
         if (self.annotated is None) != (self.unannotated is None):
@@ -66,6 +70,13 @@ class DataOptions:
             )
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise InputError("command line", "--max-bad-share", self.max_bad_share, "0 to 1")
+
+    @property
+    def root(self) -> str:
+        """Of what all machines read: a folder or URI."""
+        if self.storage is not None and not is_local(self.storage):
+            return self.storage
+        return str(self.folder.resolve())
 
     def scenes(self, study: Study) -> dict[str, SceneSettings]:
         """The embedded benchmarks a study needs, with the sound bank asked for."""
@@ -92,6 +103,8 @@ class DataOptions:
                 f"none with study {study.name}, whose arms {own_scenes} change rendered scenes",
             )
         make_writable(self.folder)
+        if not is_local(self.root):
+            check_writable(self.root)
 
 
 def make_writable(folder: Path) -> None:
@@ -119,7 +132,7 @@ def prepare_data(
         return {DEFAULT_DATA: prepare_corpora(*corpora, options, study, placement, console)}
     prepared = {}
     for name, settings in options.scenes(study).items():
-        source = render(settings, options.folder, placement, console)
+        source = render(settings, options, placement, console)
         prepared[name] = prepare_corpora(source, source, options, study, placement, console)
     tests = {data.test_fingerprint for data in prepared.values()}
     assert len(tests) == 1, "arms with scenes of their own share the test recordings"
@@ -132,7 +145,7 @@ def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]
         sources = {DEFAULT_DATA: (options.unannotated, options.annotated)}
     else:
         embedded = {
-            name: embedded_source(settings, options.folder)
+            name: embedded_source(settings, options)
             for name, settings in options.scenes(study).items()
         }
         sources = {name: (source, source) for name, source in embedded.items()}
@@ -181,29 +194,30 @@ def prepare_corpora(
 
 
 def render(
-    settings: SceneSettings, folder: Path, placement: Placement, console: Console
+    settings: SceneSettings, options: DataOptions, placement: Placement, console: Console
 ) -> CorpusSource:
     """The embedded benchmark; recordings that exist are kept."""
-    source = embedded_source(settings, folder)
+    source = embedded_source(settings, options)
     with progress_bar(console, "rendering scenes") as progress:
         render_corpus(
-            settings, source.root, workers=max(1, int(placement.cluster_cpus)), progress=progress
+            settings,
+            source.root,
+            workers=max(1, int(placement.cluster_cpus)),
+            executor=RayDataExecutor() if options.on_cluster else None,
+            progress=progress,
         )
     return source
 
 
-def embedded_source(settings: SceneSettings, folder: Path) -> CorpusSource:
+def embedded_source(settings: SceneSettings, options: DataOptions) -> CorpusSource:
     """Where the embedded benchmark of these settings is, or will be."""
     fingerprint = corpus_fingerprint(settings, open_bank(settings.sound_bank))
-    return CorpusSource(name="embedded", root=str((folder / "scenes" / fingerprint).resolve()))
+    return CorpusSource(name="embedded", root=join(options.root, f"scenes/{fingerprint}"))
 
 
 def folder_of_shards(options: DataOptions, source: CorpusSource, study: Study) -> str:
     """Where the shards of a corpus are, or will be."""
-    root = str(options.folder.resolve())
-    if options.storage is not None and not is_local(options.storage):
-        root = options.storage
-    return join(join(root, "shards"), folder_name(source, study.scale.shards))
+    return join(options.root, f"shards/{folder_name(source, study.scale.shards)}")
 
 
 def show_rejected(rejected: list[Rejected], folder: str, console: Console) -> None:

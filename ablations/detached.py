@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ablations.grid import ROOT
+from ablations.grid import ROOT, results_uri
 from seld.errors import InputError
-from trainables.provenance import current_provenance
+from trainables.provenance import COMMIT_VARIABLE, current_provenance
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -33,6 +33,9 @@ NOT_SHIPPED = [".git", ".venv", "/data", "/results", "/runs", "/build", "/tests"
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
     """Whether the command line is about a run elsewhere."""
+    if arguments.show and arguments.address is not None:
+        # Results that no bucket keeps are on the head, where a job is to look for them.
+        return arguments.address != "auto" and results_uri(arguments.storage, "") is None
     return bool(arguments.detach or arguments.attach or arguments.status)
 
 
@@ -45,27 +48,34 @@ def run_detached(arguments: argparse.Namespace, program: str) -> int:
         return attach(address, arguments.attach, console)
     if arguments.status:
         return show_status(address, console)
-    return submit(address, program, sys.argv[1:], console)
+    job_id = submit(address, program, sys.argv[1:])
+    if arguments.show:
+        return attach(address, job_id, console)
+    console.print(f"{job_id} runs on its own now", highlight=False)
+    console.print(f"follow:  python {program} --address {address} --attach {job_id}")
+    console.print(f"all:     python {program} --address {address} --status")
+    return 0
 
 
-def submit(address: str, program: str, arguments: Sequence[str], console: Console) -> int:
-    """Start ``python PROGRAM ARGUMENTS`` on the cluster and return at once.
+def submit(address: str, program: str, arguments: Sequence[str]) -> str:
+    """Start ``python PROGRAM ARGUMENTS`` on the cluster and return the job's name at once.
 
     Args:
         address: of the cluster's dashboard.
         program: path of the entry point within the checkout.
         arguments: the command line as it was typed.
     """
-    client = job_client(address)
-    job_id = client.submit_job(
+    code = current_provenance()
+    return job_client(address).submit_job(
         entrypoint=detached_command(program, arguments),
-        runtime_env={"working_dir": str(ROOT), "excludes": NOT_SHIPPED},
-        metadata={"commit": current_provenance().git_commit},
+        runtime_env={
+            "working_dir": str(ROOT),
+            "excludes": NOT_SHIPPED,
+            # The job's folder has no .git to ask.
+            "env_vars": {COMMIT_VARIABLE: code.commit_label},
+        },
+        metadata={"commit": code.git_commit},
     )
-    console.print(f"{job_id} runs on its own now", highlight=False)
-    console.print(f"follow:  python {program} --address {address} --attach {job_id}")
-    console.print(f"all:     python {program} --address {address} --status")
-    return 0
 
 
 def detached_command(program: str, arguments: Sequence[str]) -> str:

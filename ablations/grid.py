@@ -107,6 +107,7 @@ def run_study(
                 placement=placement,
                 data=prepared,
                 provenance=current_provenance(),
+                kept_in=results_uri(storage, study.name),
             )
             callbacks = [
                 *trackers(study.name, study_folder, also=track),
@@ -114,10 +115,7 @@ def run_study(
             ]
             run_missing_trials(study, run, console, deadline, callbacks)
         exit_code = report_on(study, study_folder, console)
-        if storage is not None and not is_local(storage):
-            kept = join(storage, f"results/{study.name}")
-            upload_folder(study_folder, kept)
-            console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
+        keep_results(study_folder, storage, console)
         return exit_code
 
 
@@ -344,6 +342,21 @@ def stages_root(storage: str | None, results: Path) -> str:
     if storage is None:
         return str((results / "stages").resolve())
     return storage if is_local(storage) else join(storage, "stages")
+
+
+def results_uri(storage: str | None, study: str) -> str | None:
+    """Where a study's results are kept beside its stages; None where they stay in their folder."""
+    if storage is None or is_local(storage):
+        return None
+    return join(storage, f"results/{study}")
+
+
+def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:
+    """Copy tables and report beside the stages, where those are under a URI."""
+    kept = results_uri(storage, study_folder.name)
+    if kept is not None:
+        upload_folder(study_folder, kept)
+        console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
 
 
 def cluster_limits() -> dict[str, float]:

@@ -26,7 +26,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--storage",
         help="folder of finished stages (results/stages);\n"
-        "a URI keeps shards and results as well, for clusters without a common disk",
+        "a URI keeps scenes, shards and results as well, for clusters without a common disk",
     )
     where.add_argument("--address", help="of a running Ray cluster; 'auto' for this machine's")
     where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
@@ -45,6 +45,14 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     remote.add_argument("--detach", action="store_true", help="start on the cluster and return")
     remote.add_argument("--attach", metavar="JOB", help="print a run's output until it ends")
     remote.add_argument("--status", action="store_true", help="list the cluster's runs")
+    kept = parser.add_argument_group("results that are there, in --results or under --storage")
+    kept.add_argument(
+        "--show",
+        metavar="TRIAL",
+        help="print record and log of trials whose names begin so, or of 'failed' or 'all';\n"
+        "with --address, of those on the cluster's head",
+    )
+    kept.add_argument("--fetch", action="store_true", help="copy them from --storage to --results")
 
 
 def data_options(arguments: argparse.Namespace) -> DataOptions:
@@ -56,6 +64,7 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
         unannotated=arguments.unannotated,
         max_bad_share=arguments.max_bad_share,
         storage=arguments.storage,
+        on_cluster=arguments.address is not None,
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ablations import detached
+from ablations import detached, results
 from ablations.grid import plan_study, run_study
 from ablations.options import (
     add_place_options,
@@ -36,6 +36,8 @@ def main() -> int:
     study = study_of(arguments)
     if detached.is_asked_for(arguments):
         return detached.run_detached(arguments, "ablations/run_grid.py")
+    if results.is_asked_for(arguments):
+        return results.run(arguments, study.name)
     data, cluster = data_options(arguments), cluster_options(arguments)
     if arguments.plan:
         return plan_study(

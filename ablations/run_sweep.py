@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from ablations import detached, results
 from ablations.options import (
     add_place_options,
     cluster_options,
@@ -33,6 +34,10 @@ from seld.settings import override
 def main() -> int:
     """Command line."""
     arguments = parse_arguments()
+    if detached.is_asked_for(arguments):
+        return detached.run_detached(arguments, "ablations/run_sweep.py")
+    if results.is_asked_for(arguments):
+        return results.run(arguments, arguments.name)
     return run_sweep(
         sweep_of(arguments),
         data=data_options(arguments),

@@ -27,8 +27,10 @@ from ablations.grid import (
     cluster_limits,
     deadline_after,
     driver_resource,
+    keep_results,
     placement_of,
     ray_cluster,
+    results_uri,
     say_if_late,
     seconds_until,
     stages_root,
@@ -44,14 +46,20 @@ from seld.records import (
     TrialRecord,
     read_records,
     trials_table,
-    write_record,
     write_study,
 )
 from seld.settings import flat_mapping, to_mapping
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
-from trainables.trial import DEFAULT_DATA, Cell, StudyRun, report_outcome, run_cell
+from trainables.trial import (
+    DEFAULT_DATA,
+    Cell,
+    StudyRun,
+    keep_record,
+    report_outcome,
+    run_cell,
+)
 
 #: What can be minimised: results that every trial reports.
 GOALS: dict[str, str] = {
@@ -313,6 +321,7 @@ def run_sweep(
                 placement=placement,
                 data=prepare_data(data, study, placement, console),
                 provenance=current_provenance(),
+                kept_in=results_uri(storage, sweep.name),
             )
             check_budgets(study, run.data[DEFAULT_DATA])
             if not run.data[DEFAULT_DATA].validation_rooms:
@@ -324,7 +333,9 @@ def run_sweep(
                 Watchdog(placement, console.print),
             ]
             run_missing_trials(sweep, run, console, deadline, callbacks)
-        return report_on(sweep, folder, console)
+        exit_code = report_on(sweep, folder, console)
+        keep_results(folder, storage, console)
+        return exit_code
 
 
 def as_study(sweep: Sweep) -> Study:
@@ -468,7 +479,7 @@ def run_sweep_trial(config: Mapping[str, Any]) -> None:
         if record.status == "finished" and not last:
             # What stands if the trial goes no further.
             record = replace(record, status="stopped")
-        write_record(record, run.study_folder)
+        keep_record(record, run)
         report_outcome(
             record,
             rung=number,

@@ -9,6 +9,7 @@ A study's results are one folder::
         record.json         everything below but the tables (written last, atomically)
         counts.parquet      additive metric statistics per test recording and class
         history.csv         stage,step,name,value: training curves and probes over time
+        log.txt             when each stage began, waited, failed (with traceback) and ended
         predictions/*.csv   DCASE predictions of the test recordings
       trials.parquet, trials.csv, report/index.html
 
@@ -32,6 +33,7 @@ import pandas as pd
 from seld.errors import InputError
 
 SCHEMA_VERSION = 1
+LOG_FILE = "log.txt"
 
 Status = Literal["finished", "failed", "running", "stopped"]
 

@@ -94,6 +94,7 @@ class SpectraStore:
             int(row): (first, frames) for row, (first, frames) in table["clips"].items()
         }
         self._values: NDArray[np.float16] | None = None
+        self._source: tuple[ClipReader, FeatureSettings] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_values": None}
@@ -115,13 +116,18 @@ class SpectraStore:
             cls._build(path, reader, settings, progress)
         else:
             progress(len(reader.index.clips), len(reader.index.clips))
-        return cls(path)
+        store = cls(path)
+        store._source = (reader, settings)
+        return store
 
     def read(
         self, clips: Sequence[int], window_start_s: Sequence[float], window_s: float
     ) -> NDArray[np.float16]:
         """One window of each clip, (clip, 11, frame, mel)."""
         if self._values is None:
+            # A store that was opened on one machine of a cluster may be read on another.
+            if not self.path.exists() and self._source is not None:
+                self._build(self.path, *self._source, lambda done, total: None)
             self._values = np.memmap(self.path, np.float16, "r")
         count = round(window_s * self.frame_rate_hz)
         windows = np.empty((len(clips), SPECTRA_CHANNELS, count, self.mel_bands), np.float16)

@@ -6,7 +6,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -37,23 +37,30 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         InputError: the URI's protocol is unknown or its client library is not installed.
     """
     try:
-        return url_to_fs(path)
+        # A listing that is kept misses what other machines have written since.
+        return url_to_fs(path, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         expected = f"a local path or a URI that fsspec can open here ({error})"
         raise InputError("storage", "path", path, expected) from error
 
 
 def list_files(root: str) -> dict[str, int]:
-    """Every file below ``root``: path relative to it (with ``/``) → size in bytes, sorted.
+    """As :func:`files_below`, of a folder that must hold something.
 
     Raises:
         InputError: ``root`` does not exist or holds no files.
     """
+    found = files_below(root)
+    if not found:
+        raise InputError(root, "files", "nothing", "a folder that exists and holds files")
+    return found
+
+
+def files_below(root: str) -> dict[str, int]:
+    """Every file below ``root``: path relative to it (with ``/``) → size in bytes, sorted."""
     files, inner_root = file_system(root)
     inner_root = inner_root.rstrip("/")
     found = dict(files.find(inner_root, detail=True)) if files.exists(inner_root) else {}
-    if not found:
-        raise InputError(root, "files", "nothing", "a folder that exists and holds files")
     sizes = {name[len(inner_root) + 1 :]: int(info["size"]) for name, info in found.items()}
     return dict(sorted(sizes.items()))
 
@@ -80,13 +87,19 @@ def stamps(paths: Iterable[str]) -> dict[str, str]:
 
 def check_writable(folder: str) -> None:
     """Raise :class:`InputError` unless files can be written into ``folder`` (made if missing)."""
+    refusals: tuple[type[Exception], ...] = (OSError,)
+    if folder.startswith("s3://"):
+        with suppress(ImportError):  # then opening it says so
+            from botocore.exceptions import BotoCoreError, ClientError
+
+            refusals += (BotoCoreError, ClientError)
     probe = join(folder, f".writable-{uuid.uuid4().hex}")
     try:
         with written_whole(probe) as temporary:
             temporary.write_bytes(b"")
         files, inner = file_system(probe)
         files.rm_file(inner)
-    except OSError as error:
+    except refusals as error:
         raise InputError(folder, "folder", str(error), "one that can be written") from error
 
 
@@ -134,8 +147,32 @@ def written_whole(path: str) -> Iterator[Path]:
 
 
 def upload_folder(folder: Path, uri: str) -> None:
-    """Copy every file below a local folder to ``uri``, those that are there already included."""
+    """Copy the files below a local folder to ``uri``, in the order of their names.
+
+    One that is there with the same size, written since the local one was, is left as it is.
+    """
     files, inner = file_system(uri)
+    inner = inner.rstrip("/")
+    there = dict(files.find(inner, detail=True)) if files.exists(inner) else {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            files.put_file(str(path), f"{inner}/{path.relative_to(folder).as_posix()}")
+        if not path.is_file():
+            continue
+        target = f"{inner}/{path.relative_to(folder).as_posix()}"
+        info, local = there.get(target, {}), path.stat()
+        written = info.get("LastModified")
+        if not written or info["size"] != local.st_size or written.timestamp() < local.st_mtime:
+            files.put_file(str(path), target)
+
+
+def fetch_folder(uri: str, folder: Path) -> None:
+    """Copy every file below ``uri`` into a local folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    files, inner = file_system(uri)
+    for name in list_files(uri):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(str(target)) as temporary:
+            files.get_file(join(inner, name), str(temporary))

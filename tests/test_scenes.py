@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,6 +34,7 @@ from seld.scenes.rooms import (
 from seld.scenes.script import write_script
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings, with_minutes
 from seld.scenes.sounds import SyntheticBank, active_frames, open_bank, split_files
+from seld.storage import fetch_folder, file_system
 
 SMALL = SceneSettings(
     seed=3,
@@ -124,6 +127,35 @@ def test_an_interrupt_ends_rendering(tmp_path: Path) -> None:
         render_corpus(many, tmp_path, workers=2, progress=interrupt)
     assert 1 <= len(list(tmp_path.glob("foa_dev/*/*.wav"))) < 100
     assert set(multiprocessing.active_children()) <= before
+
+
+class InTurn:
+    """An executor that does one thing after the other."""
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, workers: int
+    ) -> Iterator[Any]:
+        yield from map(function, items)
+
+
+def test_a_bucket_holds_the_same_bytes_and_gets_what_is_missing(
+    corpus: Path, tmp_path: Path
+) -> None:
+    root = f"memory://{tmp_path.name}/corpus"
+    counts = []
+    render_corpus(SMALL, root, executor=InTurn())
+    fetch_folder(root, tmp_path / "first")
+    assert digests(tmp_path / "first") == digests(corpus)
+    files, inner = file_system(root)
+    files.rm_file(f"{inner}/foa_dev/unannotated/fold1_room3001_mix001.wav")
+    render_corpus(
+        SMALL, root, executor=InTurn(), progress=lambda done, total: counts.append((done, total))
+    )
+    assert counts == [(3, 4), (4, 4)]
+    fetch_folder(root, tmp_path / "second")
+    assert digests(tmp_path / "second") == digests(corpus)
+    with pytest.raises(InputError, match="fingerprint"):
+        render_corpus(replace(SMALL, seed=4), root)
 
 
 def test_another_seed_gives_another_corpus_and_is_refused_in_the_same_folder(corpus: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import platform
 import socket
 import subprocess
@@ -14,6 +15,9 @@ from pathlib import Path
 
 #: Our packages whose code makes results.
 SOURCE_PACKAGES = ("seld", "trainables")
+#: Names the commit where the code was shipped without its repository, as ``COMMIT`` or, where
+#: files had changed since, ``COMMIT+``.
+COMMIT_VARIABLE = "SELD_GIT_COMMIT"
 PACKAGES = ("torch", "torchvision", "torchaudio", "ray", "optuna", "numpy", "pandas", "pyarrow")
 
 
@@ -31,13 +35,18 @@ class Provenance:
     source: str = ""
     place: str = ""
 
+    @property
+    def commit_label(self) -> str:
+        """The value of :data:`COMMIT_VARIABLE` for code like this."""
+        return self.git_commit + ("+" if self.git_dirty else "")
+
 
 class OtherCodeError(RuntimeError):
     """A worker would have computed with code that is not the driver's."""
 
 
 def current_provenance() -> Provenance:
-    """Of the checkout this process runs from; the commit is empty outside a git checkout."""
+    """Of the checkout this process runs from, or was shipped from; else the commit is empty."""
     root = Path(__file__).parents[1]
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -45,9 +54,14 @@ def current_provenance() -> Provenance:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    commit = _git(root, "rev-parse", "HEAD")
+    dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    if not commit:
+        shipped = os.environ.get(COMMIT_VARIABLE, "")
+        commit, dirty = shipped.rstrip("+"), shipped.endswith("+")
     return Provenance(
-        git_commit=_git(root, "rev-parse", "HEAD"),
-        git_dirty=bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        git_commit=commit,
+        git_dirty=dirty,
         versions=versions,
         source=source_digest(),
         place=_place(),

@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +25,17 @@ from ray import tune
 
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
-from seld.records import Failure, StageUse, Status, TrialRecord, trial_folder, write_record
+from seld.records import (
+    LOG_FILE,
+    Failure,
+    StageUse,
+    Status,
+    TrialRecord,
+    trial_folder,
+    write_record,
+)
 from seld.settings import to_mapping
+from seld.storage import join, upload_folder
 from trainables.failures import RETRIES, describe_failure, failure_kind
 from trainables.finetune import FinetuneSettings
 from trainables.jobs import (
@@ -106,13 +116,20 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """What all trials of a run share; ``data`` holds the data sets by the names cells use."""
+    """What all trials of a run share.
+
+    Attributes:
+        data: the data sets by the names cells use.
+        kept_in: URI that each trial's folder is copied to when it has ended; None where the
+            study's folder outlives the machine.
+    """
 
     study_folder: Path
     store: StageStore
     placement: Placement
     data: Mapping[str, PreparedData]
     provenance: Provenance
+    kept_in: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +179,18 @@ def run_trial(config: Mapping[str, Any]) -> None:
     Args:
         config: ``cell`` (:class:`Cell`) and ``run`` (:class:`StudyRun`).
     """
-    record = run_cell(config["cell"], config["run"])
-    write_record(record, config["run"].study_folder)
+    run: StudyRun = config["run"]
+    record = run_cell(config["cell"], run)
+    keep_record(record, run)
     report_outcome(record)
+
+
+def keep_record(record: TrialRecord, run: StudyRun) -> None:
+    """Write a trial's record, last into its folder, and copy the folder to where it is kept."""
+    write_record(record, run.study_folder)
+    if run.kept_in is not None:
+        folder = trial_folder(run.study_folder, record.trial_id)
+        upload_folder(folder, join(run.kept_in, f"trials/{record.trial_id}"))
 
 
 def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> TrialRecord:
@@ -184,6 +210,7 @@ def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> Trial
             return trial.run()
         except Exception as error:
             failure = trial.failure(error)
+        trial.log(f"failed in {failure.stage}: {failure.kind}\n{failure.traceback}")
         smaller = smaller_batch(cell, batches, failure, run.placement)
         if smaller is None:
             return trial.record("failed", failure=failure)
@@ -247,10 +274,10 @@ class _Trial:
         self.stage = "pretrain"
         self.attempts = 0
         self.results: list[StageResult] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> TrialRecord:
         """All stages, then the record; the trial's tables are in its folder by then."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         encoder = self.pretrained() if self.keys.pretrain else None
         network = self.finetuned(encoder)
         evaluation = self.evaluated(network)
@@ -327,21 +354,34 @@ class _Trial:
         """A stage's result, its computation tried again where the kind of failure allows it."""
         self.stage = key.name
         self.attempts = 0
+        awaited = ""
 
         def waiting(owner: str) -> None:
+            nonlocal awaited
+            if owner != awaited:
+                self.log(f"{key.path}: waits for {owner}")
+                awaited = owner
             tune.report({"stage": f"waits for {key.name} by {owner}"})
+
+        def begin(folder: Path) -> Mapping[str, Any]:
+            self.log(f"{key.path}: computes, try {self.attempts}")
+            return compute(folder)
 
         while True:
             self.attempts += 1
             try:
-                result = self.shared.store.obtain(key, compute, waiting=waiting)
+                result = self.shared.store.obtain(key, begin, waiting=waiting)
             except Exception as error:
                 if self.attempts > RETRIES[failure_kind(error)]:
                     raise
+                failure = self.failure(error)
+                self.log(f"{key.path}: {failure.kind}, is tried again\n{failure.traceback}")
                 tune.report({"stage": f"{key.name}, try {self.attempts + 1}"})
                 time.sleep(BACKOFF_S * 2 ** (self.attempts - 1))
                 continue
             self.results.append(result)
+            how = "computed" if result.computed else "stored already"
+            self.log(f"{key.path}: {how}, {result.duration_s:.1f} s")
             return result
 
     def collect(
@@ -357,6 +397,13 @@ class _Trial:
         stages = (encoder, network) if encoder else (network,)
         history = pd.concat([pd.read_csv(stage.folder / HISTORY_FILE) for stage in stages])
         history.to_csv(self.folder / HISTORY_FILE, index=False)
+
+    def log(self, text: str) -> None:
+        """Add a line, or several, to the trial's ``log.txt``."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        # A full disk is for the record to tell.
+        with suppress(OSError), (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(f"{now} {text.rstrip()}\n")
 
     def failure(self, error: Exception) -> Failure:
         """The record's account of what went wrong."""

@@ -12,12 +12,14 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator
+import tempfile
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -43,7 +45,16 @@ from seld.scenes.settings import PART_NAMES, PartName, PictureSettings, SceneSet
 from seld.scenes.sounds import ACTIVITY_FRAME_S, Side, SoundBank, active_frames, open_bank
 from seld.scenes.synthesis import SYNTHESISERS
 from seld.settings import to_mapping
-from seld.storage import written_whole
+from seld.storage import (
+    absolute,
+    check_writable,
+    file_system,
+    files_below,
+    is_local,
+    join,
+    local_copy,
+    written_whole,
+)
 
 #: Changes whenever the same settings give other bytes.
 RENDERER_VERSION = "2"
@@ -65,6 +76,20 @@ _ROOM_STREAM, _SCRIPT_STREAM, _SOUND_STREAM, _PICTURE_STREAM = range(4)
 _ENCODER_OPTIONS = {"preset": "veryfast", "crf": "18", "threads": "1"}
 
 
+class Executor(Protocol):
+    """Something that renders recordings in parallel, as :class:`seld.shards.Executor`."""
+
+    def map(
+        self,
+        function: Callable[[PlannedRecording], None],
+        items: Sequence[PlannedRecording],
+        *,
+        workers: int,
+    ) -> Iterator[None]:
+        """One item for each recording that is done."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRecording:
     """One recording that the corpus will hold; ``number`` counts within its part."""
@@ -79,16 +104,16 @@ class PlannedRecording:
         """Where one of its files is: ``kind`` is "foa", "metadata" or "video"."""
         return root / f"{kind}_dev" / _FOLDERS[self.part] / f"{self.name}{suffix}"
 
-    def is_finished(self, root: Path) -> bool:
-        """Whether all its files are there. The sound is written last."""
-        return self.path(root, "foa", ".wav").is_file()
+    def is_finished(self, present: Collection[str]) -> bool:
+        """Whether all its files are among those of a corpus. The sound is written last."""
+        return self.path(Path(), "foa", ".wav").as_posix() in present
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedCorpus:
     """What :func:`render_corpus` leaves: the folder, its classes, and what tells it from others."""
 
-    folder: Path
+    folder: str
     class_names: tuple[str, ...]
     fingerprint: str
     recordings: tuple[PlannedRecording, ...]
@@ -127,18 +152,21 @@ def render_corpus(
     out_dir: str | Path,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RenderedCorpus:
     """Render what is not rendered yet; ``progress(done, total)`` counts recordings.
 
     Args:
-        workers: processes; None: one per CPU.
+        out_dir: folder or URI.
+        workers: processes, or the executor's tasks at once; None: one per CPU of this machine.
+        executor: where recordings are rendered; None: in processes of this machine.
 
     Raises:
         InputError: the sound bank cannot be used, a part names unknown classes, or ``out_dir``
             cannot be written or holds another corpus. Nothing is rendered then.
     """
-    out_dir = Path(out_dir)
+    out_dir = absolute(str(out_dir))
     bank = open_bank(settings.sound_bank)
     _check_classes(settings, bank)
     planned = plan_recordings(settings)
@@ -147,12 +175,20 @@ def render_corpus(
         folder=out_dir, class_names=bank.class_names, fingerprint=fingerprint, recordings=planned
     )
     _claim_folder(corpus, settings)
-    missing = [recording for recording in planned if not recording.is_finished(out_dir)]
+    present = files_below(out_dir)
+    missing = [recording for recording in planned if not recording.is_finished(present)]
     done = len(planned) - len(missing)
     progress(done, len(planned))
     workers = workers or os.cpu_count() or 1
-    with closing(_render_all(missing, settings, bank, out_dir, workers)) as rendered:
-        for _ in rendered:
+    with ExitStack() as stack:
+        rendering: Iterable[None]
+        if executor is None:
+            own = _render_all(missing, settings, bank, out_dir, workers)
+            rendering = stack.enter_context(closing(own))
+        else:
+            render = partial(render_to, settings=settings, bank=bank, root=out_dir)
+            rendering = executor.map(render, missing, workers=workers) if missing else ()
+        for _ in rendering:
             done += 1
             progress(done, len(planned))
     _write_listing(corpus, settings, complete=True)
@@ -163,14 +199,14 @@ def _render_all(
     recordings: list[PlannedRecording],
     settings: SceneSettings,
     bank: SoundBank,
-    out_dir: Path,
+    root: str,
     workers: int,
 ) -> Generator[None]:
     """Render ``recordings``, yielding once for each; a single worker is this process itself."""
     workers = min(workers, len(recordings))
     if workers <= 1:
         for recording in recordings:
-            render_recording(recording, settings, bank, out_dir)
+            render_to(recording, settings=settings, bank=bank, root=root)
             yield
         return
     # Spawned, as forking a process that runs threads (Ray, torch) may deadlock.
@@ -181,7 +217,7 @@ def _render_all(
         initargs=(settings, bank),
     )
     try:
-        futures = [pool.submit(_render_in_worker, entry, out_dir) for entry in recordings]
+        futures = [pool.submit(_render_in_worker, entry, root) for entry in recordings]
         for future in as_completed(futures):
             future.result()
             yield
@@ -189,6 +225,22 @@ def _render_all(
         # Not by ``with``, whose own shutdown takes the cancelling back: Ctrl-C would then wait
         # until everything is rendered.
         pool.shutdown(cancel_futures=True)
+
+
+def render_to(
+    recording: PlannedRecording, *, settings: SceneSettings, bank: SoundBank, root: str
+) -> None:
+    """Render one recording into the corpus at ``root``, a folder or URI."""
+    if is_local(root):
+        render_recording(recording, settings, bank, Path(root))
+        return
+    with tempfile.TemporaryDirectory(prefix="seld-scene-") as folder:
+        render_recording(recording, settings, bank, Path(folder))
+        files, inner = file_system(root)
+        for kind, suffix in (("video", ".mp4"), ("metadata", ".csv"), ("foa", ".wav")):
+            path = recording.path(Path(folder), kind, suffix)
+            if path.is_file():
+                files.put_file(str(path), join(inner, path.relative_to(folder).as_posix()))
 
 
 def render_recording(
@@ -367,26 +419,22 @@ def _check_classes(settings: SceneSettings, bank: SoundBank) -> None:
 def _claim_folder(corpus: RenderedCorpus, settings: SceneSettings) -> None:
     """Make sure that the folder can be written and holds this corpus or nothing."""
     folder = corpus.folder
-    listing = folder / LISTING
+    listing = join(folder, LISTING)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if listing.is_file():
-            found = json.loads(listing.read_text(encoding="utf-8")).get("fingerprint")
-            if found != corpus.fingerprint:
-                expected = (
-                    f"{corpus.fingerprint} (an empty folder, or the settings it was made with)"
-                )
-                raise InputError(listing, "fingerprint", found, expected)
-            return
-        if any(folder.glob("*_dev")):
-            raise InputError(folder, LISTING, "missing beside recordings", "an empty folder")
-        _write_listing(corpus, settings, complete=False)
+        with local_copy(listing) as path:
+            found = json.loads(path.read_text(encoding="utf-8")).get("fingerprint")
+        if found != corpus.fingerprint:
+            expected = f"{corpus.fingerprint} (an empty folder, or the settings it was made with)"
+            raise InputError(listing, "fingerprint", found, expected)
+        return
     except json.JSONDecodeError as error:
         raise InputError(listing, "content", str(error), "the listing of a corpus") from error
-    except OSError as error:
-        raise InputError(
-            folder, "output", error.strerror, "a folder that can be written"
-        ) from error
+    except FileNotFoundError:
+        pass
+    if any(name.partition("/")[0].endswith("_dev") for name in files_below(folder)):
+        raise InputError(folder, LISTING, "missing beside recordings", "an empty folder")
+    check_writable(folder)
+    _write_listing(corpus, settings, complete=False)
 
 
 def _write_listing(corpus: RenderedCorpus, settings: SceneSettings, *, complete: bool) -> None:
@@ -408,7 +456,7 @@ def _write_listing(corpus: RenderedCorpus, settings: SceneSettings, *, complete:
             for recording in corpus.recordings
         ],
     }
-    with written_whole(str(corpus.folder / LISTING)) as temporary:
+    with written_whole(join(corpus.folder, LISTING)) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -426,6 +474,7 @@ def _start_worker(settings: SceneSettings, bank: SoundBank) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; one decides
 
 
-def _render_in_worker(recording: PlannedRecording, out_dir: Path) -> None:
+def _render_in_worker(recording: PlannedRecording, root: str) -> None:
     assert _worker_state is not None
-    render_recording(recording, *_worker_state, out_dir)
+    settings, bank = _worker_state
+    render_to(recording, settings=settings, bank=bank, root=root)

@@ -24,25 +24,47 @@ from ray.util import get_node_ip_address
 
 IDLE_S = 3
 
+# Two trials, each of which stays until both are running: neither's machine is idle before.
 TRIALS_THAT_WAIT_FOR_GPUS = """
 import json, time, ray
 ray.init(log_to_driver=False)
 
+@ray.remote(num_cpus=0)
+class Meeting:
+    def __init__(self):
+        self.nodes, self.over = set(), False
+    def join(self, node):
+        self.nodes.add(node)
+    def size(self):
+        return len(self.nodes)
+    def end(self):
+        self.over = True
+    def is_over(self):
+        return self.over
+
 @ray.remote(num_cpus=1, num_gpus=1)
-def trial():
-    time.sleep(2)
-    return ray.get_runtime_context().get_node_id()
+def trial(meeting):
+    ray.get(meeting.join.remote(ray.get_runtime_context().get_node_id()))
+    while not ray.get(meeting.is_over.remote()):
+        time.sleep(0.2)
 
 def gpus():
     return sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
 
+def wait(condition):
+    deadline = time.monotonic() + 240
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.5)
+
 before = gpus()
-used = set(ray.get([trial.remote() for _ in range(4)], timeout=90))
-during = gpus()
-deadline = time.monotonic() + 90
-while gpus() and time.monotonic() < deadline:
-    time.sleep(1)
-print("SEEN", json.dumps({"before": before, "nodes": len(used), "during": during, "after": gpus()}))
+meeting = Meeting.remote()
+trials = [trial.remote(meeting) for _ in range(2)]
+wait(lambda: ray.get(meeting.size.remote()) == 2)
+nodes, during = ray.get(meeting.size.remote()), gpus()
+ray.get(meeting.end.remote())
+ray.get(trials, timeout=60)
+wait(lambda: not gpus())
+print("SEEN", json.dumps({"before": before, "nodes": nodes, "during": during, "after": gpus()}))
 """
 
 
@@ -116,7 +138,7 @@ def test_waiting_trials_bring_gpu_workers_which_go_when_idle(
 ) -> None:
     driver = subprocess.run(
         [sys.executable, "-c", TRIALS_THAT_WAIT_FOR_GPUS],
-        env=autoscaling_head, capture_output=True, text=True, timeout=300,
+        env=autoscaling_head, capture_output=True, text=True, timeout=570,
     )  # fmt: skip
     assert driver.returncode == 0, driver.stderr[-3000:]
     seen = json.loads(driver.stdout.partition("SEEN ")[2])

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import s3fs
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from s3_server import environment_of, open_server
 
 from trainables import stages
 from trainables.stages import StageKey, StageStore
@@ -27,15 +26,11 @@ WEIGHTS_BYTES = 101 * 2**20
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URI of an empty bucket; every process started from here finds its server."""
-    # One request at a time: a bucket's conditional writes are atomic, and moto's are then too.
-    app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, app, threaded=False)
+    server = open_server()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in environment_of(server.server_port).items():
+        monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()
     for name in files.ls(""):  # moto's account outlives its server within a process

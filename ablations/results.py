@@ -1,0 +1,104 @@
+"""Results wherever they are kept: what became of a trial, and all of a study fetched from a bucket.
+
+Results are below a folder (``--results``), or below a URI beside the stages (``--storage``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from ablations.grid import results_uri
+from analysis import print_summary
+from seld.errors import InputError
+from seld.records import FAILURE_KINDS, LOG_FILE, TrialRecord, read_record
+from seld.storage import fetch_folder, files_below, join, local_copy
+
+
+def is_asked_for(arguments: argparse.Namespace) -> bool:
+    """Whether the command line is about results that are there."""
+    return bool(arguments.show or arguments.fetch)
+
+
+def run(arguments: argparse.Namespace, study: str) -> int:
+    """Do what ``--show`` or ``--fetch`` asks; returns the exit code."""
+    console = Console()
+    kept = results_uri(arguments.storage, study)
+    if arguments.fetch:
+        return fetch(kept, arguments.results / study, console)
+    return show(kept or str(arguments.results / study), arguments.show, console)
+
+
+def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
+    """Copy a study's tables, report and trials from a bucket into a local folder."""
+    if kept is None:
+        raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
+    fetch_folder(kept, study_folder)
+    if (study_folder / "study.json").is_file():
+        print_summary([study_folder], console)
+    console.print(f"report: {study_folder / 'report/index.html'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def show(study_folder: str, wanted: str, console: Console) -> int:
+    """Print record and log of every trial whose name begins with ``wanted``.
+
+    Args:
+        study_folder: folder or URI.
+        wanted: name of a trial or its beginning, ``failed`` for all that failed, ``all``.
+    """
+    trials = join(study_folder, "trials")
+    files = files_below(trials)
+    names = sorted({name.partition("/")[0] for name in files})
+    chosen = [name for name in names if wanted == "all" or name.startswith(wanted)]
+    if wanted == "failed":
+        records = {name: _record(trials, name) for name in names}
+        chosen = [name for name, record in records.items() if record and record.status == "failed"]
+    if not chosen and wanted not in ("failed", "all"):
+        known = ", ".join(names) or "none yet"
+        expected = f"the name of a trial or its beginning, 'failed' or 'all'; there: {known}"
+        raise InputError(trials, "--show", wanted, expected)
+    for name in chosen:
+        print_trial(_record(trials, name), _log(trials, name), name, console)
+    if not chosen:
+        console.print("no trial has failed" if names else "no trial has begun")
+    return 0
+
+
+def print_trial(record: TrialRecord | None, log: str, name: str, console: Console) -> None:
+    """What became of a trial, why, and what it said on the way."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    console.rule(name)
+    if record is None:
+        say("no record: under way, or its driver has died")
+    else:
+        say(f"{record.status}, {record.started_at} to {record.finished_at}, {record.git_commit}")
+        for stage in record.stages:
+            how = "computed" if stage.computed else "shared"
+            say(f"  {stage.name} {stage.key}: {how}, {stage.duration_s:.1f} s")
+        if record.metrics:
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in record.metrics.items())
+            say(f"  {scores}")
+        if record.failure is not None:
+            failure = record.failure
+            say(f"  {failure.kind} in {failure.stage}: {FAILURE_KINDS[failure.kind]}")
+            say(f"  {failure.message} (try {failure.attempts}; {failure.policy})")
+    say(log or "no log")
+
+
+def _record(trials: str, name: str) -> TrialRecord | None:
+    with suppress(FileNotFoundError), local_copy(join(trials, f"{name}/record.json")) as path:
+        return read_record(path.parent)
+    return None
+
+
+def _log(trials: str, name: str) -> str:
+    with suppress(FileNotFoundError), local_copy(join(trials, f"{name}/{LOG_FILE}")) as path:
+        return path.read_text(encoding="utf-8")
+    return ""

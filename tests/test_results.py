@@ -1,0 +1,152 @@
+"""Results that are kept elsewhere: shown by one command, fetched, and not copied twice."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ablations import run_grid, run_sweep
+from seld.errors import exit_on_input_error
+from seld.records import (
+    LOG_FILE,
+    Failure,
+    StageUse,
+    StudyRecord,
+    TrialRecord,
+    trial_folder,
+    write_record,
+    write_study,
+)
+from seld.storage import fetch_folder, files_below, upload_folder
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line; its exit code and what it printed."""
+
+    def call(main: Callable[[], int], *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            exit_on_input_error(main)
+        printed = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, printed.out + printed.err
+
+    return call
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[str]:
+    yield f"memory://{tmp_path.name}"
+    files = fsspec.filesystem("memory")
+    if files.exists(f"/{tmp_path.name}"):
+        files.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def write_trials(study_folder: Path) -> None:
+    """One that finished, one that failed, one under way."""
+    cell = {"study": study_folder.name, "seed": 0, "annotation_minutes": 2.0}
+    finished = TrialRecord(
+        **cell,  # type: ignore[arg-type]
+        trial_id="scratch-2min-seed0-aaaaaa",
+        arm="scratch",
+        status="finished",
+        metrics={"seld_error": 0.5},
+        stages=[StageUse(name="finetune", key="0123", computed=True, duration_s=12.5)],
+    )
+    failed = TrialRecord(
+        **cell,  # type: ignore[arg-type]
+        trial_id="avc-2min-seed0-bbbbbb",
+        arm="avc",
+        status="failed",
+        failure=Failure(
+            kind="lost_node",
+            message="the node died",
+            traceback="Traceback (most recent call last):\n  RayActorError",
+            stage="pretrain",
+            policy="tried 3 more times",
+            attempts=4,
+        ),
+    )
+    logs = {
+        finished.trial_id: "finetune/0123: computes, try 1",
+        failed.trial_id: "failed in pretrain: lost_node\nTraceback: of the fourth try",
+        "doa_wise-2min-seed0-cccccc": "pretrain/4567: computes, try 1",
+    }
+    for name, log in logs.items():
+        trial_folder(study_folder, name).mkdir(parents=True)
+        (trial_folder(study_folder, name) / LOG_FILE).write_text(log)
+    for record in (finished, failed):
+        write_record(record, study_folder)
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_one_command_shows_log_and_failure_of_any_trial(
+    place: str, tmp_path: Path, bucket: str, run: Run
+) -> None:
+    write_trials(tmp_path / "results/variants")
+    where = ["--results", str(tmp_path / "results")]
+    if place == "bucket":
+        upload_folder(tmp_path / "results", f"{bucket}/results")
+        where = ["--results", str(tmp_path / "nowhere"), "--storage", bucket]
+    code, shown = run(run_grid.main, *where, "--show", "avc")
+    assert code == 0
+    assert "the node died (try 4; tried 3 more times)" in shown
+    assert "lost_node in pretrain: a machine or worker process died" in shown
+    assert "of the fourth try" in shown
+    assert "scratch" not in shown
+    assert run(run_grid.main, *where, "--show", "failed") == (0, shown)
+    code, shown = run(run_grid.main, *where, "--show", "all")
+    assert "finetune 0123: computed, 12.5 s" in shown
+    assert "seld_error 0.500" in shown
+    assert "no record: under way" in shown
+    code, shown = run(run_grid.main, *where, "--show", "x")
+    assert code == 2
+    assert "--show is 'x'" in shown
+    assert "there: avc-2min-seed0-bbbbbb, doa_wise" in shown
+    assert len(shown.strip().splitlines()) == 1
+    code, shown = run(run_sweep.main, *where, "--name", "sweep", "--show", "failed")
+    assert (code, shown.strip()) == (0, "no trial has begun")
+
+
+def test_results_are_fetched_from_where_a_run_has_kept_them(
+    tmp_path: Path, bucket: str, run: Run
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    write_trials(there / "variants")
+    study = StudyRecord(
+        name="variants", question="Which?", arms=["scratch", "avc"], baseline="scratch",
+        budgets_minutes=[2.0], seeds=[0], scale="demo", command="",
+    )  # fmt: skip
+    write_study(study, there / "variants")
+    upload_folder(there / "variants", f"{bucket}/results/variants")
+    code, printed = run(run_grid.main, "--storage", bucket, "--results", str(here), "--fetch")
+    assert code == 0
+    assert "report: " in printed
+    for path in (path for path in there.rglob("*") if path.is_file()):
+        assert (here / path.relative_to(there)).read_bytes() == path.read_bytes()
+    assert json.loads((here / "variants/study.json").read_text())["question"] == "Which?"
+    code, printed = run(run_grid.main, "--results", str(here), "--fetch")
+    assert (code, "--storage is None" in printed) == (2, True)
+    code, printed = run(run_grid.main, "failures", "--storage", bucket, "--fetch")
+    assert code == 2
+
+
+def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> None:
+    (tmp_path / "folder/below").mkdir(parents=True)
+    for name in ("a.txt", "below/b.txt"):
+        (tmp_path / "folder" / name).write_text(name)
+    upload_folder(tmp_path / "folder", bucket)
+    (tmp_path / "folder/a.txt").write_text("other")
+    upload_folder(tmp_path / "folder", bucket)
+    assert set(files_below(bucket)) == {"a.txt", "below/b.txt"}
+    fetch_folder(bucket, tmp_path / "again")
+    assert (tmp_path / "again/a.txt").read_text() == "other"
