@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.console import Console
 
 from analysis import figures, tables
 from analysis.answer import answer, sweep_answer
 from analysis.compare import RESAMPLES, Comparison
 from analysis.load import Results, load_studies
+from analysis.scores import SCORES
 from analysis.signatures import Finding, find_signatures, signatures_table
 from analysis.sweeps import swept_trials
 from seld.errors import InputError
@@ -80,7 +81,7 @@ class Analysis:
             comparison=comparison,
             baseline=chosen,
             answer=answer(differences, chosen) if results.arms else sweep_answer(swept),
-            scores=tables.arms_table(comparison),
+            scores=tables.arms_table(comparison, chosen),
             differences=tables.differences_table(differences, chosen),
             sweep=tables.sweep_table(swept),
             signatures=signatures_table(findings),
@@ -142,6 +143,8 @@ class Analysis:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        environment.filters["symbols"] = _symbols
+        environment.filters["breakable"] = _breakable
         results = self.results
         return environment.get_template("report.html.j2").render(
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
@@ -161,6 +164,20 @@ class Analysis:
             resamples=RESAMPLES,
             baseline=self.baseline,
         )
+
+
+def _symbols(text: str) -> Markup:
+    """``text`` with the subscripts of the scores' labels."""
+    html = str(escape(text))
+    for score in SCORES:
+        if score.subscript:
+            html = html.replace(score.label, f"{score.base}<sub>{score.subscript}</sub>")
+    return Markup(html)
+
+
+def _breakable(text: str) -> Markup:
+    """``text`` that may be broken after its underscores, where a screen is narrow."""
+    return Markup(str(escape(text)).replace("_", "_<wbr>"))
 
 
 def _baseline(results: Results, wanted: str | None) -> str:
