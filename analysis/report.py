@@ -101,7 +101,7 @@ class Analysis:
         for table in (self.scores, self.differences, self.sweep, *self.records):
             if table.rows:
                 console.print()
-                console.print(table.screen())
+                console.print(table.screen(console))
         for finding in self.findings:
             console.print(
                 f"[bold]{finding.signature.title}[/bold]: {finding.arm}, {finding.evidence}",

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
@@ -168,21 +170,57 @@ class Table:
         writer.writerows(self.values)
         return stream.getvalue()
 
-    def screen(self) -> ScreenTable:
-        """The table for a terminal."""
-        table = ScreenTable(title=self.title, caption=self.note, title_justify="left")
-        for place, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if place in self.numeric else "left")
-        for number, row in enumerate(self.shown_rows):
+    def screen(self, console: Console) -> ScreenTable:
+        """The table for a terminal, numbers never cut off.
+
+        Where a table of numbers is wider than the terminal, intervals stand only below the first
+        score. Its remarks are listed below it.
+        """
+        full = self._screen(intervals=frozenset(range(len(self.columns))))
+        unlimited = console.options.update(max_width=10_000)
+        if not self.grouped or console.measure(full, options=unlimited).maximum <= console.width:
+            return full
+        return self._screen(intervals=frozenset({2}))
+
+    def _screen(self, *, intervals: frozenset[int]) -> ScreenTable:
+        columns, rows, caption = self.columns, self.shown_rows, self.note
+        if self.grouped and columns[-1] == "Remarks":
+            remarks = [
+                f"{row[0].text} {row[1].text}: {row[-1].text}" for row in self.rows if row[-1].text
+            ]
+            caption = "\n".join([caption, *remarks])
+            columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+        table = ScreenTable(
+            title=self.title,
+            caption=caption,
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for place, column in enumerate(columns):
+            numeric = place in self.numeric
+            label, unit = _label_and_unit(column) if self.grouped else (column, "")
+            table.add_column(
+                f"{label}\n{unit}" if unit else label,
+                justify="right" if numeric else "left",
+                # Of a table of numbers, only names may be folded.
+                no_wrap=self.grouped and place != 1,
+                overflow="fold",
+            )
+        for number, row in enumerate(rows):
             if number in self.groups and number:
                 table.add_section()
             table.add_row(
                 *(
                     Text.assemble(
                         (entry.text, "bold" if entry.bold else ""),
-                        (f"\n{entry.interval}" if entry.interval else "", "dim"),
+                        (
+                            f"\n{entry.interval}" if entry.interval and place in intervals else "",
+                            "dim",
+                        ),
                     )
-                    for entry in row
+                    for place, entry in enumerate(row)
                 )
             )
         return table

@@ -162,6 +162,20 @@ def test_summary_prints_tables(study_folder: Path) -> None:
         assert needed in capture.get()
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_number_is_cut_off_on_a_terminal(study_folder: Path, width: int) -> None:
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_summary([study_folder], console)
+    printed = capture.get()
+    assert "…" not in printed
+    for number in ("recording_wise", "(points)", "LE_CD", "Failed", "15 min doa_wise: "):
+        assert number in printed
+    # All intervals where there is room, else those of the SELD error.
+    rows = [line for line in printed.splitlines() if line.count("[") and "]" in line]
+    assert max(line.count("[") for line in rows) == (5 if width == 200 else 1)
+
+
 def test_unknown_baseline(study_folder: Path) -> None:
     with pytest.raises(InputError, match="--baseline"):
         Analysis.of([study_folder], "nonsense")
