@@ -133,7 +133,10 @@ def prepare_data(
     prepared = {}
     for name, settings in options.scenes(study).items():
         source = render(settings, options, placement, console)
-        prepared[name] = prepare_corpora(source, source, options, study, placement, console)
+        prepared[name] = replace(
+            prepare_corpora(source, source, options, study, placement, console),
+            unannotated_classes=list(settings.unannotated.classes or class_names_of(source)),
+        )
     tests = {data.test_fingerprint for data in prepared.values()}
     assert len(tests) == 1, "arms with scenes of their own share the test recordings"
     return prepared

@@ -39,6 +39,8 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
             f"{where}, no difference to {baseline} is resolved: the lowest mean SELD error of the "
             f"other arms, {leading.arm}'s, is {size} ({evidence})"
         )
+    if len(compared) == 1:
+        return f"{sentence}."
     better = sum(item.resolved and _primary(item).mean < 0 for item in compared)
     worse = sum(item.resolved and _primary(item).mean > 0 for item in compared)
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from numpy.typing import NDArray
 
-from analysis.compare import Comparison, estimate
+from analysis.compare import Cell, Comparison, estimate
 from analysis.events import Matches, match_events
 from analysis.load import Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
@@ -22,6 +24,8 @@ from analysis.sweeps import importances, is_logarithmic, swept_trials
 from analysis.tables import minutes
 from seld.errors import InputError
 from seld.metrics import COUNT_COLUMNS
+
+Floats = NDArray[np.float64]
 
 #: Colour (apart for colour-blind readers, and of different lightness), line style, marker.
 _STYLES: tuple[tuple[str, str, str], ...] = (
@@ -106,12 +110,17 @@ def score_figures(comparison: Comparison, baseline: str) -> list[Picture]:
 
 
 def budget_curves(comparison: Comparison) -> Picture | None:
-    """SELD error against annotation budget, a line with its band per arm."""
+    """SELD error against annotation budget, a line with its band per arm.
+
+    With a single budget there is no curve: the arms stand below each other by name.
+    """
     cells = [cell for cell in comparison.cells.values() if cell.estimates]
     if not cells:
         return None
     arms = [arm for arm in comparison.results.arms if any(cell.arm == arm for cell in cells)]
     budgets = sorted({cell.budget_minutes for cell in cells})
+    if len(budgets) == 1:
+        return _errors_by_arm(cells, budgets[0])
     # Arms side by side at each budget: their bars would hide each other.
     step = 0.12 / max(len(arms), 1)
 
@@ -126,7 +135,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
                 SELD_ERROR.scale * np.array([getattr(item, key) for item in found])
                 for key in ("mean", "low", "high")
             )
-            colour, line, marker = _style(number)
+            colour, line, marker = arm_style(number)
             axes.fill_between(place, low, high, color=colour, alpha=0.08, linewidth=0)
             axes.errorbar(
                 place,
@@ -144,16 +153,46 @@ def budget_curves(comparison: Comparison) -> Picture | None:
         axes.minorticks_off()
         axes.set_xlabel("annotated minutes")
         axes.set_ylabel(SELD_ERROR.heading)
-        if len(budgets) == 1:
-            axes.set_xlim(budgets[0] * 0.8, budgets[0] * 1.25)
         _legend(figure, axes)
 
     return draw(
         "budget",
         "SELD error against annotation budget",
-        "Mean over seeds; bars and bands are 95 % intervals over seeds and test recordings. "
+        "Mean over seeds; bars and bands are 95 % intervals over seeds and test recordings, for "
+        "each arm by itself: whether two arms differ is in the table of paired differences. "
         "Arms stand side by side at each budget. Lower is better.",
         (_WIDTH_IN, 3.7),
+        paint,
+    )
+
+
+def _errors_by_arm(cells: Sequence[Cell], budget: float) -> Picture:
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for row, cell in enumerate(cells):
+            found = cell.estimates[SELD_ERROR.name]
+            colour, _, marker = arm_style(row)
+            axes.errorbar(
+                SELD_ERROR.scale * found.mean,
+                row,
+                xerr=_bars(found.mean, found.low, found.high, SELD_ERROR.scale),
+                color=colour,
+                marker=marker,
+                capsize=2,
+                elinewidth=0.9,
+            )
+        axes.set_yticks(range(len(cells)), [cell.arm for cell in cells])
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(SELD_ERROR.heading)
+
+    return draw(
+        "budget",
+        f"SELD error at {minutes(budget)}",
+        "Mean over seeds; bars are 95 % intervals over seeds and test recordings. They show each "
+        "arm by itself: whether two arms differ is in the table of paired differences. Lower is "
+        "better.",
+        (_WIDTH_IN, 0.9 + 0.3 * len(cells)),
         paint,
     )
 
@@ -171,7 +210,7 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
             if cell is None or not cell.estimates:
                 continue
             across, along = cell.estimates[F20.name], cell.estimates[LE_CD.name]
-            colour, _, marker = _style(number)
+            colour, _, marker = arm_style(number)
             axes.errorbar(
                 F20.scale * across.mean,
                 along.mean,
@@ -183,8 +222,8 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
                 elinewidth=0.8,
                 label=arm,
             )
-        axes.set_xlabel(f"{F20.heading}, higher is better →")
-        axes.set_ylabel(f"← lower is better, {LE_CD.heading}")
+        axes.set_xlabel(f"{F20.symbol_heading}, higher is better →")
+        axes.set_ylabel(f"← lower is better, {LE_CD.symbol_heading}")
         _legend(figure, axes)
 
     return draw(
@@ -237,7 +276,7 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
                     capsize=2,
                 )
             axes.axvline(0, color="#888888", linewidth=0.9)
-            axes.set_xlabel(f"Δ {score.heading}")
+            axes.set_xlabel(f"Δ {score.symbol_heading}")
         panels[0].set_yticks(
             range(len(present)),
             [
@@ -281,7 +320,7 @@ def rooms(comparison: Comparison) -> Picture | None:
             found = [np.asarray(rows.get(room, [np.nan])) * SELD_ERROR.scale for room in names]
             mean = np.array([seeds.mean() for seeds in found])
             shift = 0.6 * ((number + 0.5) / len(comparison.results.arms) - 0.5)
-            colour, _, marker = _style(number)
+            colour, _, marker = arm_style(number)
             axes.errorbar(
                 np.arange(len(names)) + shift,
                 mean,
@@ -362,7 +401,7 @@ def _confusion(trial: Trial, matches: Matches) -> Picture:
                 ha="center",
                 va="center",
                 fontsize=6.5,
-                color="white" if share[row, column] > 0.5 else "black",
+                color="white" if share[row, column] > 0.65 else "black",
             )
         axes.set_xticks(range(len(names)), [*names[:-1], "missed"], rotation=60, ha="right")
         axes.set_yticks(range(len(names)), names)
@@ -384,16 +423,20 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for arm, matches in matched.items():
-            colour, line, _ = _style(comparison.results.arms.index(arm))
-            counted, _ = np.histogram(matches.azimuth_error_deg, edges)
+        # In the order of all figures; the first is filled, so that lines do not hide each other.
+        arms = [arm for arm in comparison.results.arms if arm in matched]
+        for number, arm in enumerate(arms):
+            colour, line, _ = arm_style(comparison.results.arms.index(arm))
+            counted, _ = np.histogram(matched[arm].azimuth_error_deg, edges)
+            filled = {"fill": True, "facecolor": "#dddddd"} if number == 0 and len(arms) > 1 else {}
             axes.stairs(
                 100 * counted / max(counted.sum(), 1),
                 edges,
-                color=colour,
-                linestyle=line,
+                edgecolor=colour,
+                linestyle="-" if filled else line,
                 linewidth=1.4,
                 label=arm,
+                **filled,
             )
         axes.set_xticks(range(-180, 181, 60))
         axes.set_xlabel("azimuth, prediction minus reference (°)")
@@ -420,16 +463,18 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
             panels, ("azimuth_deg", "elevation_deg"), ((-180, 180), (-90, 90)), strict=True
         ):
             for number, class_id in enumerate(classes):
-                colour, _, marker = _style(number)
+                colour, _, marker = arm_style(number)
                 true = _of_class(matches.reference, class_id)
                 guessed = _of_class(matches.prediction, class_id)
-                axes.plot(
-                    true["frame"] / 10, true[column], linestyle="none", marker="s",
-                    markersize=4, color=colour, alpha=0.2, markeredgewidth=0,
-                )  # fmt: skip
+                for source in true["source_id"].unique():
+                    track = true.loc[true["source_id"] == source, ["frame", column]]
+                    axes.plot(
+                        *_with_gaps(track.to_numpy(np.float64)),
+                        color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt",
+                    )  # fmt: skip
                 axes.plot(
                     guessed["frame"] / 10, guessed[column], linestyle="none", marker=marker,
-                    markersize=2.5, color=colour, markeredgewidth=0,
+                    markersize=3, color=colour, markeredgewidth=0,
                     label=names[class_id].replace("_", " "),
                 )  # fmt: skip
             axes.set_ylim(limits)
@@ -449,6 +494,17 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
     )
 
 
+def _with_gaps(track: Floats) -> tuple[Floats, Floats]:
+    """Frames and angles (frame, 2) as a line in seconds and degrees.
+
+    It breaks where the sound pauses, and where its azimuth passes from one side of the rear to
+    the other.
+    """
+    frame, angle_deg = track.T
+    breaks = np.flatnonzero((np.diff(frame) > 1) | (np.abs(np.diff(angle_deg)) > 180)) + 1
+    return np.insert(frame / 10, breaks, np.nan), np.insert(angle_deg, breaks, np.nan)
+
+
 def sweep_figures(comparison: Comparison) -> list[Picture]:
     """Response of the SELD error to each varied parameter, and Optuna's importances."""
     trials = swept_trials(comparison.results)
@@ -465,6 +521,7 @@ def sweep_figures(comparison: Comparison) -> list[Picture]:
 def _responses(trials: pd.DataFrame, parameters: list[str]) -> Picture:
     columns = min(2, len(parameters))
     rows = -(-len(parameters) // columns)
+    titles = _setting_titles(parameters)
 
     def paint(figure: Figure) -> None:
         panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
@@ -474,15 +531,29 @@ def _responses(trials: pd.DataFrame, parameters: list[str]) -> Picture:
             values = pd.Series(known[name])
             if not pd.api.types.is_numeric_dtype(values):
                 values = values.astype(str)
+            numeric = pd.api.types.is_numeric_dtype(values)
+            middle = _running_median(values, error)
+            place = values if numeric else values.map(list(middle.index).index)
             axes.plot(
-                values, error, linestyle="none", marker="o", markersize=3.5, alpha=0.45,
+                place, error, linestyle="none", marker="o", markersize=3.5, alpha=0.45,
                 color="#222222", markeredgewidth=0,
             )  # fmt: skip
-            middle = _running_median(values, error)
-            axes.plot(middle.index, middle, color="#0072B2", linewidth=1.6)
+            if numeric:
+                axes.plot(middle.index, middle, color="#0072B2", linewidth=1.6)
+            else:
+                # Names have no order that a line could follow.
+                axes.plot(
+                    range(len(middle)), middle, linestyle="none", marker="_", markersize=22,
+                    markeredgewidth=1.8, color="#0072B2",
+                )  # fmt: skip
+                names = [str(text).replace("_", "\n") for text in middle.index]
+                axes.set_xticks(range(len(middle)), names)
+                axes.set_xlim(-0.5, len(middle) - 0.5)
             if is_logarithmic(values):
                 axes.set_xscale("log")
-            axes.set_xlabel(name.rpartition(".")[2].replace("_", " "))
+            if numeric:
+                _few_ticks(axes, values)
+            axes.set_xlabel(titles[name])
         for axes in panels[len(parameters) :]:
             axes.set_visible(False)
         for axes in panels[::columns]:
@@ -491,8 +562,8 @@ def _responses(trials: pd.DataFrame, parameters: list[str]) -> Picture:
     return draw(
         "responses",
         "Response to the varied settings",
-        "One point per trial; line: median of the values, or of six equal parts of them. Other "
-        "settings vary too, so a line is an average over them.",
+        "One point per trial; line or bar: median of the values, or of six equal parts of them. "
+        "Other settings vary too, so a median is an average over them.",
         (_WIDTH_IN, 0.6 + 2.3 * rows),
         paint,
     )
@@ -507,13 +578,52 @@ def _running_median(values: pd.Series, error: pd.Series) -> pd.Series:
     return middle
 
 
+#: What settings are called where the paper has a word for them.
+_SETTING_TITLES = {
+    "pretrain.temperature": "temperature τ",
+    "pretrain.directions.grid.count": "directions K",
+    "pretrain.directions.count": "directions K",
+}
+
+
+def _setting_titles(names: Sequence[str]) -> dict[str, str]:
+    """By dotted name, what an axis calls a setting: its last part, the stage where two share it."""
+    last = [name.rpartition(".")[2] for name in names]
+    titles = {}
+    for name, short in zip(names, last, strict=True):
+        stage = f" ({name.partition('.')[0]})" if last.count(short) > 1 else ""
+        titles[name] = _SETTING_TITLES.get(name, short.replace("_", " ") + stage)
+    return titles
+
+
+def _few_ticks(axes: Axes, values: pd.Series) -> None:
+    """Ticks at the values themselves where they are few; on logarithmic axes at 1, 2, 5, 10."""
+    if values.nunique() <= _MOST_VALUES:
+        axes.xaxis.set_major_locator(FixedLocator(sorted(values.unique())))
+    elif axes.get_xscale() == "log":
+        decades = np.log10(values.max() / values.min())
+        steps = (1, 2, 5) if decades < 1.6 else (1, 3) if decades < 3 else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    else:
+        return
+    axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _short_number(value: float, _: object = None) -> str:
+    if value and abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.0e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:g}"
+
+
 def _importances(weights: dict[str, float], trial_count: int) -> Picture:
     shown = dict(list(weights.items())[:10])
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.barh(
-            [name.replace("_", " ") for name in shown],
+            list(_setting_titles(list(shown)).values()),
             list(shown.values()),
             color="#dddddd",
             edgecolor="#222222",
@@ -574,7 +684,7 @@ def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float
     return [[scale * (mean - low)], [scale * (high - mean)]] if low == low else [[0.0], [0.0]]
 
 
-def _style(number: int) -> tuple[str, str, str]:
+def arm_style(number: int) -> tuple[str, str, str]:
     colour, line, _ = _STYLES[number % len(_STYLES)]
     # The second round shifts the markers, so that no pair comes twice before 64 arms.
     marker = _STYLES[(number + number // len(_STYLES)) % len(_STYLES)][2]

@@ -147,7 +147,7 @@ def _mean(trials: Sequence[Trial], name: str, scale: float) -> float | None:
 
 def _mean_curve(trials: Sequence[Trial]) -> pd.DataFrame:
     """Step × probe, mean over the trials whose curves can be read."""
-    names = {name for _, probe in _CURVES for name in (probe, f"{probe}_chance")}
+    names = [name for _, probe in _CURVES for name in (probe, f"{probe}_chance")]
     tables = []
     for trial in trials:
         path = trial.folder / "history.csv"

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.console import Console
 
 from analysis import figures, tables
 from analysis.answer import answer, sweep_answer
 from analysis.compare import RESAMPLES, Comparison
 from analysis.load import Results, load_studies
+from analysis.probes import probe_figures, probes_table
+from analysis.scores import SCORES
 from analysis.signatures import Finding, find_signatures, signatures_table
 from analysis.sweeps import swept_trials
 from seld.errors import InputError
@@ -57,6 +59,7 @@ class Analysis:
     scores: tables.Table
     differences: tables.Table
     sweep: tables.Table
+    probes: tables.Table
     signatures: tables.Table
     findings: tuple[Finding, ...]
     records: tuple[tables.Table, ...]
@@ -80,9 +83,10 @@ class Analysis:
             comparison=comparison,
             baseline=chosen,
             answer=answer(differences, chosen) if results.arms else sweep_answer(swept),
-            scores=tables.arms_table(comparison),
+            scores=tables.arms_table(comparison, chosen),
             differences=tables.differences_table(differences, chosen),
             sweep=tables.sweep_table(swept),
+            probes=probes_table(results),
             signatures=signatures_table(findings),
             findings=tuple(finding for finding in findings if finding.triggered),
             records=tuple(table for table in listed if table.rows),
@@ -91,16 +95,23 @@ class Analysis:
     @property
     def all_tables(self) -> list[tables.Table]:
         """Those that have rows, in order of reading."""
-        listed = (self.scores, self.differences, self.sweep, self.signatures, *self.records)
+        listed = (
+            self.scores,
+            self.differences,
+            self.sweep,
+            self.probes,
+            self.signatures,
+            *self.records,
+        )
         return [table for table in listed if table.rows]
 
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
         console.print(f"[bold]{self.answer}[/bold]", highlight=False)
-        for table in (self.scores, self.differences, self.sweep, *self.records):
+        for table in (self.scores, self.differences, self.sweep, self.probes, *self.records):
             if table.rows:
                 console.print()
-                console.print(table.screen())
+                console.print(table.screen(console))
         for finding in self.findings:
             console.print(
                 f"[bold]{finding.signature.title}[/bold]: {finding.arm}, {finding.evidence}",
@@ -113,6 +124,7 @@ class Analysis:
         pictures = [
             *figures.score_figures(self.comparison, self.baseline),
             *figures.sweep_figures(self.comparison),
+            *probe_figures(self.results),
             *of_predictions,
         ]
         page = self._page(pictures, [f"{item.path}: {item.reason}" for item in unreadable])
@@ -142,13 +154,15 @@ class Analysis:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        environment.filters["symbols"] = _symbols
+        environment.filters["breakable"] = _breakable
         results = self.results
         return environment.get_template("report.html.j2").render(
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
             questions=[study.record.question for study in results.studies if study.record],
             title=" + ".join(study.folder.name for study in results.studies),
             answer=self.answer,
-            tables=(self.scores, self.differences, self.sweep),
+            tables=(self.scores, self.differences, self.sweep, self.probes),
             signatures=self.signatures,
             findings=self.findings,
             minutes=tables.minutes,
@@ -161,6 +175,20 @@ class Analysis:
             resamples=RESAMPLES,
             baseline=self.baseline,
         )
+
+
+def _symbols(text: str) -> Markup:
+    """``text`` with the subscripts of the scores' labels."""
+    html = str(escape(text))
+    for score in SCORES:
+        if score.subscript:
+            html = html.replace(score.label, f"{score.base}<sub>{score.subscript}</sub>")
+    return Markup(html)
+
+
+def _breakable(text: str) -> Markup:
+    """``text`` that may be broken after its underscores, where a screen is narrow."""
+    return Markup(str(escape(text)).replace("_", "_<wbr>"))
 
 
 def _baseline(results: Results, wanted: str | None) -> str:

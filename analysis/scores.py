@@ -17,6 +17,7 @@ class Score:
         scale: printed number = ``scale`` × stored value.
         decimals: of the printed number.
         lower_is_better: direction of improvement.
+        subscript: how the label ends where papers set that end lower.
     """
 
     name: str
@@ -25,11 +26,27 @@ class Score:
     scale: float
     decimals: int
     lower_is_better: bool
+    subscript: str = ""
 
     @property
     def heading(self) -> str:
         """Label with unit, as axes and table heads print it."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def base(self) -> str:
+        """The label without its subscript."""
+        return self.label.removesuffix(self.subscript).removesuffix("_")
+
+    @property
+    def symbol(self) -> str:
+        """The label with its subscript, for figures and LaTeX."""
+        return rf"{self.base}$_\mathrm{{{self.subscript}}}$" if self.subscript else self.label
+
+    @property
+    def symbol_heading(self) -> str:
+        """The heading with the label as mathematics."""
+        return self.heading.replace(self.label, self.symbol)
 
     def number(self, value: float | None, *, signed: bool = False) -> str:
         """``value`` as printed; a dash where there is none, a true minus sign."""
@@ -53,12 +70,42 @@ SELD_ERROR = Score(
     decimals=1,
     lower_is_better=True,
 )
-ER20 = Score(name="er20", label="ER20", unit="", scale=1.0, decimals=2, lower_is_better=True)
-F20 = Score(name="f20", label="F20", unit="%", scale=100.0, decimals=1, lower_is_better=False)
-LE_CD = Score(
-    name="le_cd_deg", label="LE_CD", unit="°", scale=1.0, decimals=1, lower_is_better=True
+ER20 = Score(
+    name="er20",
+    label="ER20",
+    unit="",
+    scale=1.0,
+    decimals=2,
+    lower_is_better=True,
+    subscript="20",
 )
-LR_CD = Score(name="lr_cd", label="LR_CD", unit="%", scale=100.0, decimals=1, lower_is_better=False)
+F20 = Score(
+    name="f20",
+    label="F20",
+    unit="%",
+    scale=100.0,
+    decimals=1,
+    lower_is_better=False,
+    subscript="20",
+)
+LE_CD = Score(
+    name="le_cd_deg",
+    label="LE_CD",
+    unit="°",
+    scale=1.0,
+    decimals=1,
+    lower_is_better=True,
+    subscript="CD",
+)
+LR_CD = Score(
+    name="lr_cd",
+    label="LR_CD",
+    unit="%",
+    scale=100.0,
+    decimals=1,
+    lower_is_better=False,
+    subscript="CD",
+)
 
 #: In the order of tables; the first is the study's primary outcome, which p-values are for.
 SCORES: tuple[Score, ...] = (SELD_ERROR, ER20, F20, LE_CD, LR_CD)

@@ -25,6 +25,20 @@ _LEAST_VALUES = 3
 #: Importances of fewer trials are luck.
 _LEAST_TRIALS = 12
 _LOG_RATIO = 10.0
+#: Setting, its values at which others have no effect, and these others. A learnt temperature
+#: starts at the one that is set, and ends elsewhere.
+_UNUSED_WHERE: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
+    (
+        "pretrain.directions.sampling",
+        ("energy_peaks",),
+        (
+            "pretrain.directions.grid.count",
+            "pretrain.directions.grid.kind",
+            "pretrain.directions.grid_rotation",
+        ),
+    ),
+    ("pretrain.learn_temperature", (True,), ("pretrain.temperature",)),
+)
 
 
 def swept_trials(results: Results) -> pd.DataFrame:
@@ -39,10 +53,11 @@ def swept_trials(results: Results) -> pd.DataFrame:
     if results.swept_arms:
         table = table.loc[table["arm"].isin(list(results.swept_arms))]
     table = table.loc[table["annotation_minutes"] == table["annotation_minutes"].max()]
+    table = _without_unused(table)
     varied = [
         column
         for column in table.columns
-        if column.startswith(_PREFIX) and table[column].dropna().nunique() >= _LEAST_VALUES
+        if column.startswith(_PREFIX) and table.loc[:, column].dropna().nunique() >= _LEAST_VALUES
     ]
     if not varied:
         return pd.DataFrame()
@@ -50,6 +65,18 @@ def swept_trials(results: Results) -> pd.DataFrame:
     named = {column: column.removeprefix(_PREFIX) for column in varied}
     chosen = table.loc[:, [*varied, SELD_ERROR.name]].rename(columns=named)
     return chosen.dropna(subset=[SELD_ERROR.name]).reset_index(drop=True)
+
+
+def _without_unused(table: pd.DataFrame) -> pd.DataFrame:
+    """Settings that a trial records but does not use are no point of a response."""
+    table = table.copy()
+    for switch, unused, settings in _UNUSED_WHERE:
+        column = _PREFIX + switch
+        if column in table:
+            idle = table[column].isin(list(unused)).to_numpy()
+            for name in {_PREFIX + setting for setting in settings} & set(table.columns):
+                table[name] = table[name].mask(idle)
+    return table
 
 
 def importances(trials: pd.DataFrame) -> dict[str, float]:
@@ -60,7 +87,10 @@ def importances(trials: pd.DataFrame) -> dict[str, float]:
     distributions = {name: kind for name, kind in found.items() if kind is not None}
     if len(complete) < _LEAST_TRIALS or len(distributions) < 2:
         return {}
+    talkative = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce the study
     study = optuna.create_study()
+    optuna.logging.set_verbosity(talkative)
     study.add_trials(
         [
             optuna.trial.create_trial(

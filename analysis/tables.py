@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
@@ -34,12 +36,21 @@ _LATEX = str.maketrans(
         "−": r"$-$",
         "–": "--",
         "°": r"$^\circ$",
+        "Δ": r"$\Delta$",
+        "≥": r"$\geq$",
+        "τ": r"$\tau$",
+        "→": r"$\rightarrow$",
+        "’": "'",
         "<": r"$<$",
         ">": r"$>$",
         "±": r"$\pm$",
         "×": r"$\times$",
     }
 )
+
+
+#: A last column with more characters than this is set as a paragraph.
+_LONG_TEXT = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,8 @@ class Table:
         note: what a reader must know to read it.
         numeric: which columns are aligned right.
         groups: numbers of the rows before which a rule is drawn.
+        grouped: the first column names the group; where a page or paper shows it, only the
+            group's first row repeats it.
         values: the same rows for CSV, numbers in printed units, one column per number.
     """
 
@@ -76,6 +89,18 @@ class Table:
     numeric: frozenset[int]
     groups: frozenset[int]
     values: tuple[Mapping[str, object], ...]
+    grouped: bool = False
+
+    @property
+    def shown_rows(self) -> tuple[tuple[Entry, ...], ...]:
+        """The rows as a page, a paper or a terminal shows them."""
+        if not self.grouped:
+            return self.rows
+        blank = Entry(text="")
+        return tuple(
+            row if number == 0 or number in self.groups else (blank, *row[1:])
+            for number, row in enumerate(self.rows)
+        )
 
     def markdown(self) -> str:
         """The table as Markdown, its note below."""
@@ -94,31 +119,47 @@ class Table:
         return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.note}\n"
 
     def latex(self) -> str:
-        """A ``table`` environment that needs the package booktabs."""
-        alignment = "".join(
-            "r" if place in self.numeric else "l" for place in range(len(self.columns))
-        )
+        """A ``table`` environment that needs the packages booktabs and graphicx.
+
+        Intervals stand below their values and units below their labels. Where a table is still
+        wider than the text it is made smaller.
+        """
+        labels, units = zip(*(_label_and_unit(column) for column in self.columns), strict=True)
         lines = [
+            r"% \usepackage{booktabs,graphicx}",
             r"\begin{table}",
-            r"  \centering",
+            r"  \centering\small\setlength{\tabcolsep}{3.5pt}",
             rf"  \caption{{{_latex(self.title)}. {_latex(self.note)}}}",
             rf"  \label{{tab:{self.name}}}",
-            rf"  \begin{{tabular}}{{{alignment}}}",
+            r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"  \begin{{tabular}}{{{self._latex_columns()}}}",
             r"    \toprule",
-            "    " + " & ".join(_latex(column) for column in self.columns) + r" \\",
+            _latex_row(_latex(label) for label in labels),
+            *([_latex_row(_latex(unit) for unit in units)] if any(units) else []),
             r"    \midrule",
         ]
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(self.shown_rows):
             if number in self.groups and number:
                 lines.append(r"    \midrule")
-            entries = [
-                (rf"\textbf{{{_latex(e.text)}}} " if e.bold else _latex(e.text) + " ")
-                + _latex(e.interval)
-                for e in row
-            ]
-            lines.append("    " + " & ".join(entry.strip() for entry in entries) + r" \\")
-        lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+            lines.append(
+                _latex_row(
+                    rf"\textbf{{{_latex(e.text)}}}" if e.bold else _latex(e.text) for e in row
+                )
+            )
+            if any(e.interval for e in row):
+                lines.append(
+                    _latex_row(
+                        rf"{{\scriptsize {_latex(e.interval)}}}" if e.interval else "" for e in row
+                    )
+                )
+        lines += [r"    \bottomrule", r"  \end{tabular}}", r"\end{table}", ""]
         return "\n".join(lines)
+
+    def _latex_columns(self) -> str:
+        kinds = ["r" if place in self.numeric else "l" for place in range(len(self.columns))]
+        if self.rows and max(len(row[-1].text) for row in self.rows) > _LONG_TEXT:
+            kinds[-1] = r"p{0.22\linewidth}" if self.numeric else r"p{0.45\linewidth}"
+        return "".join(kinds)
 
     def csv(self) -> str:
         """One line per row, numbers in printed units and rounding."""
@@ -129,28 +170,67 @@ class Table:
         writer.writerows(self.values)
         return stream.getvalue()
 
-    def screen(self) -> ScreenTable:
-        """The table for a terminal."""
-        table = ScreenTable(title=self.title, caption=self.note, title_justify="left")
-        for place, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if place in self.numeric else "left")
-        for number, row in enumerate(self.rows):
+    def screen(self, console: Console) -> ScreenTable:
+        """The table for a terminal, numbers never cut off.
+
+        Where a table of numbers is wider than the terminal, intervals stand only below the first
+        score. Its remarks are listed below it.
+        """
+        full = self._screen(intervals=frozenset(range(len(self.columns))))
+        unlimited = console.options.update(max_width=10_000)
+        if not self.grouped or console.measure(full, options=unlimited).maximum <= console.width:
+            return full
+        return self._screen(intervals=frozenset({2}))
+
+    def _screen(self, *, intervals: frozenset[int]) -> ScreenTable:
+        columns, rows, caption = self.columns, self.shown_rows, self.note
+        if self.grouped and columns[-1] == "Remarks":
+            remarks = [
+                f"{row[0].text} {row[1].text}: {row[-1].text}" for row in self.rows if row[-1].text
+            ]
+            caption = "\n".join([caption, *remarks])
+            columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+        table = ScreenTable(
+            title=self.title,
+            caption=caption,
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for place, column in enumerate(columns):
+            numeric = place in self.numeric
+            label, unit = _label_and_unit(column) if self.grouped else (column, "")
+            table.add_column(
+                f"{label}\n{unit}" if unit else label,
+                justify="right" if numeric else "left",
+                # Of a table of numbers, only names may be folded.
+                no_wrap=self.grouped and place != 1,
+                overflow="fold",
+            )
+        for number, row in enumerate(rows):
             if number in self.groups and number:
                 table.add_section()
             table.add_row(
                 *(
                     Text.assemble(
                         (entry.text, "bold" if entry.bold else ""),
-                        (f"\n{entry.interval}" if entry.interval else "", "dim"),
+                        (
+                            f"\n{entry.interval}" if entry.interval and place in intervals else "",
+                            "dim",
+                        ),
                     )
-                    for entry in row
+                    for place, entry in enumerate(row)
                 )
             )
         return table
 
 
-def arms_table(comparison: Comparison) -> Table:
-    """Arms × budgets with all scores, 95 % intervals, seeds and failures."""
+def arms_table(comparison: Comparison, baseline: str) -> Table:
+    """Arms × budgets with all scores, 95 % intervals, seeds and failures.
+
+    What keeps an arm from being compared with the baseline, or asks for care, is a remark.
+    """
     results = comparison.results
     cells = sorted(
         comparison.cells.values(),
@@ -165,6 +245,7 @@ def arms_table(comparison: Comparison) -> Table:
         }
         absent = cell.unfinished + missing.get((cell.arm, cell.budget_minutes), 0)
         notes = [*(f"refused: {reason}" for reason in cell.refusals), *cell.caveats]
+        notes += _against_baseline(comparison, cell, baseline)
         if absent:
             notes.append(f"{absent} not run to the end")
         if cell.not_learnt:
@@ -201,6 +282,7 @@ def arms_table(comparison: Comparison) -> Table:
         numeric=frozenset({0, *range(2, 4 + len(SCORES))}),
         groups=_group_starts([cell.budget_minutes for cell in cells]),
         values=tuple(values),
+        grouped=True,
     )
     return without_empty_last_column(table)
 
@@ -272,6 +354,7 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
         numeric=frozenset({0, *range(2, 5 + len(SCORES))}),
         groups=_group_starts([item.budget_minutes for item in ordered]),
         values=tuple(values),
+        grouped=True,
     )
     return without_empty_last_column(table)
 
@@ -397,6 +480,18 @@ def _entry(
     return Entry(text=score.number(item.mean, signed=signed), interval=interval, bold=bold)
 
 
+def _against_baseline(comparison: Comparison, cell: Cell, baseline: str) -> list[str]:
+    """How the arm's trials differ from the baseline's in more than the arm."""
+    other = comparison.cells.get((baseline, cell.budget_minutes))
+    if cell.arm == baseline or other is None or not cell.estimates or not other.estimates:
+        return []
+    found = comparison.difference(cell.arm, baseline, cell.budget_minutes)
+    if found.refusals:
+        return [f"not comparable with {baseline}: {', '.join(found.refusals)}"]
+    notes = [note for note in found.caveats if note not in cell.caveats]
+    return [f"against {baseline}: {', '.join(notes)}"] if notes else []
+
+
 def _cell_values(cell: Cell, remarks: str) -> dict[str, object]:
     row: dict[str, object] = {"annotation_minutes": cell.budget_minutes, "arm": cell.arm}
     for score in SCORES:
@@ -439,5 +534,17 @@ def _markdown_row(entries: Sequence[str]) -> str:
     return "| " + " | ".join(entry.replace("|", r"\|") for entry in entries) + " |"
 
 
+def _label_and_unit(column: str) -> tuple[str, str]:
+    label, opening, unit = column.partition(" (")
+    return label, f"({unit}" if opening else ""
+
+
+def _latex_row(entries: Iterable[str]) -> str:
+    return "    " + " & ".join(entries) + r" \\"
+
+
 def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+    escaped = text.translate(_LATEX)
+    for score in SCORES:
+        escaped = escaped.replace(score.label.translate(_LATEX), score.symbol)
+    return escaped

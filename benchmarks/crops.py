@@ -6,8 +6,8 @@ wall time, for a single picture and for a clip. py360convert keeps the sampling 
 few cameras; it is timed as a training run meets it (every camera new) and with its maps at hand.
 
 The target is a ratio of 10 with new cameras. Measured in CPU time on one core of a busy shared AMD
-EPYC, two runs: 13.6 and 10.3 for a clip of 8 frames; 8.4 and 8.5 for a single frame, which pays
-for the sampling grid alone and for fresh memory (a page fault per 4 KB).
+EPYC, two runs: 12.9 and 14.3 for a clip of 8 frames; 9.8 and 13.7 for a single frame, which pays
+for the sampling grid alone.
 """
 
 from __future__ import annotations

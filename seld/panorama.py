@@ -64,12 +64,18 @@ def perspective_crops(
     views = cameras.shape[1]
     with torch.autocast(frames.device.type, enabled=False):
         grid = _sampling_grid(cameras.float(), height, width, field_of_view_deg, size_px)
+
+        def seen(moment: int) -> Tensor:
+            pictures = F.grid_sample(_wrapped(frames[:, moment]), grid, align_corners=False)
+            return pictures.unflatten(2, (views, size_px)).transpose(1, 2)
+
+        if time == 1:
+            return seen(0).unsqueeze(2)  # as it is: copied into fresh memory it costs a sixth more
         crops = torch.empty(batch, views, time, colours, size_px, size_px, device=frames.device)
         # A camera sees all frames of its clip through the same grid. Frame by frame the pictures
         # stay in a CPU's cache, which is twice as fast as time in the channels.
         for moment in range(time):
-            seen = F.grid_sample(_wrapped(frames[:, moment]), grid, align_corners=False)
-            crops[:, :, moment] = seen.unflatten(2, (views, size_px)).transpose(1, 2)
+            crops[:, :, moment] = seen(moment)
     return crops
 
 

@@ -148,6 +148,10 @@ def sound_blocks(path: Path, sample_rate_hz: int) -> Iterator[NDArray[np.float32
         raise InputError(path, "content", error.error_string, "a sound file") from error
 
 
+#: As many as classes, so that a print without colours tells them apart.
+_MARKERS = "os^Dv*PX<>hdp"
+
+
 def plot_events(table: pd.DataFrame, class_names: tuple[str, ...], path: Path, title: str) -> None:
     """Draw azimuth and elevation over time, one colour per class."""
     from matplotlib.figure import Figure  # takes longer to import than all else here
@@ -158,9 +162,10 @@ def plot_events(table: pd.DataFrame, class_names: tuple[str, ...], path: Path, t
         events = table[table["class_id"] == class_id]
         if events.empty:
             continue
-        style = {"s": 9, "color": f"C{class_id % 10}", "marker": "osD^v"[class_id // 10 % 5]}
+        marker = _MARKERS[class_id % len(_MARKERS)]
+        style = {"s": 11, "color": f"C{class_id % 10}", "marker": marker, "linewidths": 0}
         time_s = events["frame"] / 10
-        azimuth.scatter(time_s, events["azimuth_deg"], label=class_name, **style)
+        azimuth.scatter(time_s, events["azimuth_deg"], label=class_name.replace("_", " "), **style)
         elevation.scatter(time_s, events["elevation_deg"], **style)
     azimuth.set(title=title, ylabel="azimuth (°), left +", ylim=(-180, 180))
     azimuth.set_yticks(range(-180, 181, 60))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torchvision.models.video import r2plus1d_18
 from seld.ambisonics import encode
 from seld.errors import InputError
 from seld.geometry import unit_vectors
+from seld.models import r2plus1d as r2plus1d_module
 from seld.models.heads import (
     DirectionConditionedHead,
     GridProjectionHead,
@@ -214,9 +216,23 @@ def test_paper_size_takes_local_weights(tmp_path) -> None:
     assert kept.keys() == {name for name in state if not name.startswith("fc.")}
     assert all(torch.equal(kept[name], state[name]) for name in kept)
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pt")
-    for path, message in (("other.pt", "r2plus1d_18"), ("nowhere.pt", "or a file")):
+    (tmp_path / "text.pt").write_text("no weights")
+    for path, message in (
+        ("other.pt", "r2plus1d_18"),
+        ("nowhere.pt", "or a file"),
+        ("text.pt", "r2plus1d_18's state dict"),
+    ):
         with pytest.raises(InputError, match=message):
             VisualEncoder(VisualEncoderSettings(weights=str(tmp_path / path)))
+
+
+def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch) -> None:
+    def offline(*, weights: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(r2plus1d_module, "r2plus1d_18", offline)
+    with pytest.raises(InputError, match=r"'kinetics400', expected a local file .*no route"):
+        VisualEncoder(VisualEncoderSettings(weights="kinetics400"))
 
 
 def test_weights_need_the_paper_size() -> None:

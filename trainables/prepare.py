@@ -105,8 +105,6 @@ def describe_data(
     unannotated: ShardFolder,
     annotated: ShardFolder,
     class_names: tuple[str, ...],
-    *,
-    unannotated_classes: list[str] | None = None,
 ) -> PreparedData:
     """Open the shards and check that there is something to pretrain, fine-tune and test on."""
     unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path))
@@ -136,7 +134,6 @@ def describe_data(
         annotated_fingerprint=train.fingerprint,
         test_fingerprint=test.fingerprint,
         trainable_minutes=trainable.minutes,
-        unannotated_classes=unannotated_classes,
     )
 
 

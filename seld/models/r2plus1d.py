@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,9 +178,16 @@ def _block(
 
 
 def _torchvision_trunk(weights: str) -> nn.Module:
-    trunk = r2plus1d_18(
-        weights=R2Plus1D_18_Weights.KINETICS400_V1 if weights == "kinetics400" else None
-    )
+    wanted = R2Plus1D_18_Weights.KINETICS400_V1 if weights == "kinetics400" else None
+    try:
+        trunk = r2plus1d_18(weights=wanted)
+    except OSError as error:  # URLError among them
+        raise InputError(
+            "visual encoder",
+            "weights",
+            weights,
+            f"a local file of them, as they cannot be downloaded here ({error})",
+        ) from error
     if weights not in ("none", "kinetics400"):
         _load_local(trunk, Path(weights))
     trunk.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
@@ -189,7 +197,11 @@ def _torchvision_trunk(weights: str) -> nn.Module:
 def _load_local(trunk: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise InputError("visual encoder", "weights", str(path), "none, kinetics400 or a file")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        found = str(error).splitlines()[0]
+        raise InputError(path, "content", found, "r2plus1d_18's state dict") from error
     try:
         trunk.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
