@@ -135,8 +135,9 @@ def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
     found: dict[str, dict[str, Trial]] = {}
     for trial in results.trials:
         keys = [stage.key for stage in trial.record.stages if stage.name == "pretrain"]
-        if keys and trial.record.probes:
-            found.setdefault(trial.arm, {}).setdefault(keys[0], trial)
+        if trial.record.probes:
+            key = keys[0] if keys else f"seed {trial.record.seed}"
+            found.setdefault(trial.arm, {}).setdefault(key, trial)
     return {arm: list(trials.values()) for arm, trials in found.items()}
 
 

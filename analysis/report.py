@@ -108,7 +108,7 @@ class Analysis:
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
         console.print(f"[bold]{self.answer}[/bold]", highlight=False)
-        for table in (self.scores, self.differences, self.sweep, self.probes, *self.records):
+        for table in (self.scores, self.differences, self.sweep, *self.records):
             if table.rows:
                 console.print()
                 console.print(table.screen(console))

@@ -1,0 +1,73 @@
+"""What pretraining had learnt, as the report tells it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
+
+from analysis.load import Results, load_studies
+from analysis.probes import pretrainings, probe_figures, probes_table
+from seld.records import TrialRecord
+
+STUDY = SimulatedStudy(
+    arms={"scratch": ArmTruth(), "doa_wise": ArmTruth(probes=HEALTHY_PROBES)},
+    seeds=(0, 1),
+    recordings=3,
+    predictions=False,
+)
+
+
+def with_retrieval_by_seed(record: TrialRecord) -> TrialRecord:
+    if not record.probes:
+        return record
+    probes = {**record.probes, "retrieval_top1": 0.3 + 0.2 * record.seed}
+    return replace(record, probes=probes, pretraining_learnt=record.seed == 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_simulated_study(tmp_path / "variants", STUDY, with_retrieval_by_seed)
+
+
+def loaded(folder: Path) -> Results:
+    return load_studies([folder])
+
+
+def test_a_pretraining_shared_by_budgets_counts_once(folder: Path) -> None:
+    results = loaded(folder)
+    assert len([trial for trial in results.trials if trial.arm == "doa_wise"]) == 4
+    assert [trial.record.seed for trial in pretrainings(results)["doa_wise"]] == [0, 1]
+    (row,) = probes_table(results).values  # noqa: PD011 - a Table of ours
+    assert row["arm"] == "doa_wise"
+    assert row["retrieval_top1"] == pytest.approx(40.0)
+    assert row["retrieval_top1_chance"] == pytest.approx(6.0)
+    assert row["linear_doa_error_deg"] == pytest.approx(35.0)
+    assert (row["learnt"], row["pretrainings"]) == (1, 2)
+
+
+def test_curves_are_means_over_pretrainings_and_do_without_what_cannot_be_read(
+    folder: Path,
+) -> None:
+    results = loaded(folder)
+    assert probe_figures(results) == []
+    first, second = pretrainings(results)["doa_wise"]
+    for trial, value in ((first, 0.2), (second, 0.4)):
+        pd.DataFrame(
+            [("pretrain", 100, "retrieval_top1", value), ("finetune", 100, "loss", 9.0)],
+            columns=["stage", "step", "name", "value"],
+        ).to_csv(trial.folder / "history.csv", index=False)
+    (picture,) = probe_figures(results)
+    assert picture.svg.startswith(b"<?xml")
+    (first.folder / "history.csv").write_bytes(b"")
+    assert len(probe_figures(results)) == 1
+
+
+def test_a_study_without_pretraining_has_no_probes(tmp_path: Path) -> None:
+    study = replace(STUDY, arms={"scratch": ArmTruth()})
+    results = loaded(write_simulated_study(tmp_path / "variants", study))
+    assert probes_table(results).rows == ()
+    assert probe_figures(results) == []
