@@ -15,6 +15,7 @@ Everything goes through fsspec, so the root is a local or shared folder or a buc
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -238,6 +239,7 @@ class StageStore:
         while True:
             result = self.find(key)
             if result is not None:
+                self._drop_checkpoints(key)  # who committed it may have died before doing so
                 return result
             with self._lease(key) as held:
                 if held:
@@ -249,6 +251,13 @@ class StageStore:
     def partial_uri(self, key: StageKey) -> str:
         """Where the computation under way may keep its checkpoints."""
         return f"{self.root.rstrip('/')}/{key.path}/partial"
+
+    def _drop_checkpoints(self, key: StageKey) -> None:
+        """Remove what a committed stage kept while it was under way."""
+        partial = f"{self._base}/{key.path}/partial"
+        with contextlib.suppress(FileNotFoundError):  # another process drops them too
+            if self._files.exists(partial):
+                self._files.rm(partial, recursive=True)
 
     def _compute_and_commit(
         self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
@@ -288,9 +297,7 @@ class StageStore:
         }
         self._write_json(f"{key.path}/committed.json", commit)
         # Checkpoints of a finished computation have served their purpose.
-        partial = f"{self._base}/{key.path}/partial"
-        if self._files.exists(partial):
-            self._files.rm(partial, recursive=True)
+        self._drop_checkpoints(key)
         return commit
 
     def _fetch(self, key: StageKey, commit: Mapping[str, Any]) -> Path:
