@@ -13,6 +13,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from pandas.api.types import is_numeric_dtype
 
 from analysis.load import Results
 from analysis.scores import SELD_ERROR
@@ -44,7 +45,8 @@ _UNUSED_WHERE: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
 def swept_trials(results: Results) -> pd.DataFrame:
     """Finished trials at the largest budget: a column per varied parameter, and ``seld_error``.
 
-    Empty where no parameter takes three values.
+    Empty where no parameter takes three values. Of a grid only numbers count: its objectives,
+    say, are arms to compare.
     """
     table = results.table
     if not len(table):
@@ -59,6 +61,8 @@ def swept_trials(results: Results) -> pd.DataFrame:
         for column in table.columns
         if column.startswith(_PREFIX) and table.loc[:, column].dropna().nunique() >= _LEAST_VALUES
     ]
+    if not results.swept_arms:
+        varied = [name for name in varied if is_numeric_dtype(table[name].infer_objects())]
     if not varied:
         return pd.DataFrame()
     varied.sort(key=lambda column: (_rank(column), column))
