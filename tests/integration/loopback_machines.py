@@ -85,18 +85,31 @@ class LoopbackMachines:
         self, *command: str, timeout_s: float = 300, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as the launcher, in the checkout."""
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.launcher_environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=self.launcher_environment | environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"{error}\n{self.story()}") from error
         if check:
             assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
         return done
+
+    def story(self) -> str:
+        """The ends of the logs that tell why a machine is not there."""
+        logs = [
+            *self.head.home.glob("ray/session_latest/logs/monitor*"),
+            *self.folder.glob("*/ray-start.log"),
+            *self.folder.glob("worker*/ray/session_latest/logs/raylet.*"),
+        ]
+        tails = [f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(logs)]
+        return "\n".join([*tails, "--- processes", *map(str, self.processes().items())])
 
     def processes(self, machine: Machine | None = None) -> dict[int, str]:
         """Process id → title of every Ray process of these machines, or of one of them."""
@@ -288,6 +301,11 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
         "--max-worker-port=0",
         f"--dashboard-agent-listen-port={free_port()}",
     ]
+    fails_at_first = ""
+    if machine != machines.head:
+        # As on a busy machine, where the raylet may take longer than Ray waits for it.
+        tried = machine.home / "started"
+        fails_at_first = f"[ -e {tried} ] || {{ touch {tried}; echo planted; exit 1; }}"
     if machine == machines.head:
         options += [
             f"--dashboard-port={machines.dashboard_port}",
@@ -300,6 +318,7 @@ def _furnish(machine: Machine, machines: LoopbackMachines) -> None:
         if [ "$1" = stop ]; then
             exec {sys.executable} {Path(__file__)} {machine.home}
         elif [ "$1" = start ]; then
+            {fails_at_first}
             # A worker gives up a lost head after a minute; a test cannot wait that long.
             export RAY_gcs_rpc_server_reconnect_timeout_s=5
             export RAY_TMPDIR={machine.home}/tmp

@@ -296,10 +296,16 @@ def corpus(credentials: dict[str, str]) -> str:
     return f"embedded={BUCKET}/scenes"
 
 
-def _until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
+def _until(
+    condition: Callable[[], Any],
+    what: str,
+    timeout_s: float = 300,
+    story: Callable[[], str] = str,
+) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} has not happened in {timeout_s:g} s"
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} has not happened in {timeout_s:g} s\n{story()}")
         time.sleep(0.2)
     return value
 
@@ -525,7 +531,10 @@ def test_a_detached_run_is_followed_and_its_results_fetched_from_another_machine
 def test_ray_down_leaves_nothing_running(machines: LoopbackMachines, launched: Path) -> None:
     (worker,) = machines.workers
     # A machine that was lost is set up again, and is to be ended like any other.
-    _until(lambda: any("raylet" in title for title in machines.processes(worker).values()),
-           "the worker's return")  # fmt: skip
+    _until(
+        lambda: any("raylet" in title for title in machines.processes(worker).values()),
+        "the worker's return",
+        story=machines.story,
+    )
     machines.run("ray", "down", "--yes", str(launched))
     _until(lambda: not machines.processes(), "the end of all of Ray's processes")
