@@ -18,9 +18,9 @@ import torch
 from seld.clips import SAMPLE_RATE_HZ
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.predict import predict_waveform
+from trainables.cells import Cell
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.pretrain import PretrainSettings, pretrain
-from trainables.trial import Cell
 
 #: The first step builds and warms up; the median of the others counts.
 TIMED_STEPS = 4

@@ -19,6 +19,7 @@ from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import open_bank
 from seld.storage import check_writable, is_local, join
+from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
@@ -31,7 +32,6 @@ from trainables.prepare import (
     unprepared_data,
 )
 from trainables.resources import Placement
-from trainables.trial import DEFAULT_DATA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,8 @@ class DataOptions:
                 CORPORA[source.name](source.root)
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
         if self.annotated is None:
+            for settings in self.scenes(study).values():
+                _check_budget(study, settings.train.minutes)
             open_bank(self.scenes(study)[DEFAULT_DATA].sound_bank)
         elif own_scenes:
             raise InputError(
@@ -105,6 +107,18 @@ class DataOptions:
         make_writable(self.folder)
         if not is_local(self.root):
             check_writable(self.root)
+
+
+def _check_budget(study: Study, annotated_minutes: float) -> None:
+    """Refuse what no rendering can give; rooms kept out to validate on are counted afterwards."""
+    largest = max(study.budgets_minutes)
+    if largest > annotated_minutes + 1e-6:
+        raise InputError(
+            f"study {study.name}",
+            "annotation budget (minutes)",
+            largest,
+            f"at most the {annotated_minutes:g} that the scenes' annotated part has",
+        )
 
 
 def make_writable(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ablations.grid import ROOT, results_uri
+from ablations.places import ROOT, results_uri
 from seld.errors import InputError
 from trainables.provenance import COMMIT_VARIABLE, current_provenance
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-import torch
 from ray import tune
-from ray._private.state import state as ray_state
 from rich.console import Console
 
-from ablations.calibrate import calibrated_durations_s
+from ablations.cluster import (
+    ClusterOptions,
+    cluster_limits,
+    driver_resource,
+    placement_of,
+    ray_cluster,
+)
 from ablations.console import StudyProgress, quiet_output
-from ablations.data import DataOptions, data_for_plan, make_writable, prepare_data
-from ablations.plan import plan_stages, print_plan
+from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.places import keep_results, results_uri, stages_root
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
 from search_spaces.studies import Study
@@ -35,42 +34,12 @@ from seld.records import (
     trials_table,
     write_study,
 )
-from seld.storage import is_local, join, upload_folder
+from trainables.cells import DEFAULT_DATA, Cell, stages_of, with_batches
 from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_SHARE, Placement, plan_placement
+from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
-from trainables.trial import DEFAULT_DATA, Cell, StudyRun, run_trial, stages_of, with_batches
-
-ROOT = Path(__file__).parents[1]
-OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Where Ray runs and how trials are laid out on it.
-
-    Attributes:
-        address: of a running cluster (``auto`` for this machine's); None starts one here.
-        cpus: logical CPUs of a cluster started here; None for all.
-        train_workers, fewest_workers: of one pretraining, and how few it may go on with.
-    """
-
-    address: str | None = None
-    cpus: int | None = None
-    train_workers: int = 1
-    fewest_workers: int | None = None
-    gpus_per_worker: float | None = None
-    most_trials_at_once: int | None = None
-
-    def __post_init__(self) -> None:
-        for option, count in (
-            ("--cpus", self.cpus),
-            ("--train-workers", self.train_workers),
-            ("--trials-at-once", self.most_trials_at_once),
-        ):
-            if count is not None and count < 1:
-                raise InputError("command line", option, count, "at least 1")
+from trainables.trial import StudyRun, run_trial
 
 
 def run_study(
@@ -117,72 +86,6 @@ def run_study(
         exit_code = report_on(study, study_folder, console)
         keep_results(study_folder, storage, console)
         return exit_code
-
-
-def plan_study(
-    study: Study,
-    *,
-    data: DataOptions,
-    cluster: ClusterOptions,
-    results: Path,
-    storage: str | None = None,
-    calibrate: bool = False,
-) -> int:
-    """Print what running the study would compute and cost. Starts no Ray, renders nothing."""
-    data.check(study)
-    console = Console()
-    placement = placement_of(study, machine_resources(cluster), cluster)
-    prepared = data_for_plan(data, study)
-    cells = study.cells()
-    scale = study.scale
-
-    def measure(cell: Cell) -> Mapping[str, float]:
-        torch.set_num_threads(placement.worker_threads)
-        return calibrated_durations_s(
-            cell,
-            class_count=len(prepared[cell.data].class_names),
-            test_minutes=scale.scenes.test.minutes,
-            picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
-        )
-
-    store = StageStore(stages_root(storage, results))
-    plans = plan_stages(cells, prepared, store, measure if calibrate else None)
-    console.print(f"{study.name}: {len(cells)} trials; {placement.describe()}", highlight=False)
-    print_plan(plans, placement, console)
-    return 0
-
-
-def placement_of(
-    study: Study, resources: Mapping[str, float], cluster: ClusterOptions
-) -> Placement:
-    """How the study's trials are laid out on these resources.
-
-    Raises:
-        InputError: one trial does not fit, or its batch cannot be shared out to the workers.
-    """
-    placement = plan_placement(
-        resources,
-        train_workers=cluster.train_workers,
-        fewest_workers=cluster.fewest_workers,
-        gpus_per_worker=cluster.gpus_per_worker,
-        most_lanes=cluster.most_trials_at_once,
-    )
-    for arm in study.arms:
-        for workers in range(placement.fewest_workers, placement.train_workers + 1):
-            if arm.pretrain is not None:
-                arm.pretrain.rank_batch_size(workers)
-    return placement
-
-
-def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
-    """What the cluster has: asked of a running one, counted on this machine otherwise."""
-    if cluster.address is not None:
-        with ray_cluster(cluster):
-            return cluster_limits()
-    return {
-        "CPU": float(cluster.cpus or os.cpu_count() or 1),
-        "GPU": float(torch.cuda.device_count()),
-    }
 
 
 def run_missing_trials(
@@ -335,75 +238,3 @@ def check_budgets(study: Study, data: PreparedData) -> None:
             largest,
             f"at most the {data.trainable_minutes:.1f} that {data.annotated.path} has",
         )
-
-
-def stages_root(storage: str | None, results: Path) -> str:
-    """Where finished stages are kept: beside shards and results under a URI, else as said."""
-    if storage is None:
-        return str((results / "stages").resolve())
-    return storage if is_local(storage) else join(storage, "stages")
-
-
-def results_uri(storage: str | None, study: str) -> str | None:
-    """Where a study's results are kept beside its stages; None where they stay in their folder."""
-    if storage is None or is_local(storage):
-        return None
-    return join(storage, f"results/{study}")
-
-
-def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:
-    """Copy tables and report beside the stages, where those are under a URI."""
-    kept = results_uri(storage, study_folder.name)
-    if kept is not None:
-        upload_folder(study_folder, kept)
-        console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
-
-
-def cluster_limits() -> dict[str, float]:
-    """CPUs and GPUs of the connected cluster, or as many as its autoscaler may bring."""
-    resources = ray.cluster_resources()
-    # What Ray's own libraries ask; there is no public name for it.
-    limits = ray_state.get_max_resources_from_cluster_config() or {}
-    return {
-        name: max(resources.get(name, 0.0), float(limits.get(name, 0.0))) for name in ("CPU", "GPU")
-    }
-
-
-def driver_resource() -> str:
-    """What only the driver's machine has."""
-    return f"node:{ray.util.get_node_ip_address()}"
-
-
-@contextmanager
-def ray_cluster(options: ClusterOptions) -> Iterator[None]:
-    """Connect to a cluster or start one here, quietly; it ends with the block, Ctrl-C included."""
-    # Tune would catch Ctrl-C itself, carry on for a while and swallow it.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # Its own loggers write what records, histories and trackers hold already, under other names.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    try:
-        if options.address is None:
-            # One machine is not preempted apart from itself; a process less per pretraining.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            ray.init(
-                num_cpus=options.cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                # By default Ray ends a worker that is idle for a second while there are more
-                # workers than CPUs; with the actors of a few trials there always are, and every
-                # batch would wait for a process to start and import again.
-                _system_config={"idle_worker_killing_time_threshold_ms": 60_000},
-            )
-        else:
-            ray.init(
-                address=options.address,
-                # What this process imports is what every worker imports, edits included.
-                runtime_env={"py_modules": [str(ROOT / package) for package in OUR_PACKAGES]},
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        yield
-    finally:
-        ray.shutdown()

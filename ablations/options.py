@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
-from ablations.grid import ClusterOptions
 from seld.errors import InputError
 from trainables.prepare import CorpusSource
 

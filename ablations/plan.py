@@ -5,15 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from ablations.calibrate import calibrated_durations_s
+from ablations.cluster import ClusterOptions, machine_resources, placement_of
+from ablations.data import DataOptions, data_for_plan
+from ablations.places import stages_root
+from search_spaces.studies import Study
+from trainables.cells import Cell, stages_of
 from trainables.prepare import PreparedData
 from trainables.resources import Placement
 from trainables.stages import StageKey, StageStore
-from trainables.trial import Cell, stages_of
 
 STAGE_NAMES = ("pretrain", "finetune", "evaluate")
 
@@ -37,6 +44,39 @@ class StagePlan:
     done: int
     expected_s: float | None
     result_bytes: float | None
+
+
+def plan_study(
+    study: Study,
+    *,
+    data: DataOptions,
+    cluster: ClusterOptions,
+    results: Path,
+    storage: str | None = None,
+    calibrate: bool = False,
+) -> int:
+    """Print what running the study would compute and cost. Starts no Ray, renders nothing."""
+    data.check(study)
+    console = Console()
+    placement = placement_of(study, machine_resources(cluster), cluster)
+    prepared = data_for_plan(data, study)
+    cells = study.cells()
+    scale = study.scale
+
+    def measure(cell: Cell) -> Mapping[str, float]:
+        torch.set_num_threads(placement.worker_threads)
+        return calibrated_durations_s(
+            cell,
+            class_count=len(prepared[cell.data].class_names),
+            test_minutes=scale.scenes.test.minutes,
+            picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
+        )
+
+    store = StageStore(stages_root(storage, results))
+    plans = plan_stages(cells, prepared, store, measure if calibrate else None)
+    console.print(f"{study.name}: {len(cells)} trials; {placement.describe()}", highlight=False)
+    print_plan(plans, placement, console)
+    return 0
 
 
 def plan_stages(

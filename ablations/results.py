@@ -11,8 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ablations.grid import results_uri
-from analysis import print_summary
+from ablations.places import results_uri
 from seld.errors import InputError
 from seld.records import FAILURE_KINDS, LOG_FILE, TrialRecord, read_record
 from seld.storage import fetch_folder, files_below, join, local_copy
@@ -38,6 +37,8 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
         raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
     fetch_folder(kept, study_folder)
     if (study_folder / "study.json").is_file():
+        from analysis import print_summary  # what draws takes a second to import
+
         print_summary([study_folder], console)
     console.print(f"report: {study_folder / 'report/index.html'}", highlight=False, soft_wrap=True)
     return 0

@@ -15,7 +15,6 @@ import argparse
 from dataclasses import replace
 
 from ablations import detached, results
-from ablations.grid import plan_study, run_study
 from ablations.options import (
     add_place_options,
     cluster_options,
@@ -24,6 +23,7 @@ from ablations.options import (
     names,
     numbers,
 )
+from ablations.plan import plan_study
 from search_spaces.scales import SCALES
 from search_spaces.studies import STUDIES, Study, find_study
 from seld.errors import CommandLine, InputError, exit_on_input_error
@@ -48,6 +48,9 @@ def main() -> int:
             storage=arguments.storage,
             calibrate=arguments.calibrate,
         )
+    # Ray Tune takes a second to import, and plans run nothing.
+    from ablations.grid import run_study
+
     return run_study(
         study,
         data=data,

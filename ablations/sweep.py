@@ -19,22 +19,17 @@ from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from ablations.console import StudyProgress, quiet_output
-from ablations.data import DataOptions, make_writable, prepare_data
-from ablations.grid import (
+from ablations.cluster import (
     ClusterOptions,
-    check_budgets,
     cluster_limits,
-    deadline_after,
     driver_resource,
-    keep_results,
     placement_of,
     ray_cluster,
-    results_uri,
-    say_if_late,
-    seconds_until,
-    stages_root,
 )
+from ablations.console import StudyProgress, quiet_output
+from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.grid import check_budgets, deadline_after, say_if_late, seconds_until
+from ablations.places import keep_results, results_uri, stages_root
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
 from search_spaces.scales import ScaleSettings
@@ -49,17 +44,11 @@ from seld.records import (
     write_study,
 )
 from seld.settings import flat_mapping, to_mapping
+from trainables.cells import DEFAULT_DATA, Cell
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
-from trainables.trial import (
-    DEFAULT_DATA,
-    Cell,
-    StudyRun,
-    keep_record,
-    report_outcome,
-    run_cell,
-)
+from trainables.trial import StudyRun, keep_record, report_outcome, run_cell
 
 #: What can be minimised: results that every trial reports.
 GOALS: dict[str, str] = {

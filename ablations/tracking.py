@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from seld.errors import InputError
 from seld.records import SCORE_COLUMNS
-from trainables.trial import Cell
+from trainables.cells import Cell
 
 #: What a report says of itself rather than of the training.
 _NOT_METRICS = frozenset({"stage", "step", "steps", "status", "message", "rung", "rungs"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -90,7 +90,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class MissingTrial:
-    """A planned trial without a record."""
+    """A planned trial without a record: not begun, or under way."""
 
     study: str
     trial_id: str
@@ -174,9 +174,11 @@ def load_studies(folders: Sequence[Path]) -> Results:
         studies.append(Study(folder, record))
         found, broken = _read_trials(folder)
         trials += found
-        unreadable += broken
         if record is not None:
+            planned = {cell["trial_id"] for cell in record.cells}
+            broken = [item for item in broken if not _is_under_way(item.path, planned)]
             missing += _missing(record, found, broken)
+        unreadable += broken
     trials = _with_distinct_arms(trials)
     return Results(
         studies=tuple(studies),
@@ -285,6 +287,12 @@ def _check_types(record: TrialRecord) -> None:
 
 def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _is_under_way(folder: Path, planned: Set[str]) -> bool:
+    """Whether a planned trial has begun and not ended: neither its tables nor its record."""
+    ended = ("counts.parquet", "record.json")
+    return folder.name in planned and not any((folder / name).exists() for name in ended)
 
 
 def _missing(

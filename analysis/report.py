@@ -209,7 +209,7 @@ def _trial_counts(results: Results) -> dict[str, int]:
         "failed": statuses.count("failed"),
         "running": statuses.count("running"),
         "stopped": statuses.count("stopped"),
-        "not started": len(results.missing),
+        "not finished": len(results.missing),
         "unreadable": len(results.unreadable),
     }
 

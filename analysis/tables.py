@@ -445,7 +445,7 @@ def missing_table(results: Results) -> Table:
     return Table(
         name="missing",
         title="Planned trials without a record",
-        note="Not started, or stopped before anything was written.",
+        note="Not begun, under way, or stopped before the end.",
         columns=columns,
         rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
         numeric=frozenset({1, 2}),

@@ -37,17 +37,23 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 
+from ablations.cluster import (
+    ClusterOptions,
+    cluster_limits,
+    driver_resource,
+    ray_cluster,
+)
 from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
-from ablations.grid import ClusterOptions, cluster_limits, driver_resource, ray_cluster
 from ablations.run_grid import with_assignments
 from search_spaces.scales import find_scale
 from search_spaces.studies import variants
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
+from trainables.cells import Cell
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
-from trainables.trial import Cell, StudyRun, run_cell
+from trainables.trial import StudyRun, run_cell
 
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 OURS = ("pretrained", "scratch")

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from search_spaces.scales import ScaleSettings
 from seld.settings import from_mapping, to_mapping
+from trainables.cells import Cell
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
-from trainables.trial import Cell
 
 #: Of pretraining; each has its recipe at every scale.
 OBJECTIVES = ("doa_wise", "recording_wise", "avc")

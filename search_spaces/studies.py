@@ -17,10 +17,10 @@ from seld.errors import InputError
 from seld.geometry import DoaGrid, GridKind
 from seld.scenes.settings import Acoustics, SceneSettings
 from seld.settings import flat_mapping, to_mapping
+from trainables.cells import DEFAULT_DATA, Cell
 from trainables.directions import DirectionSettings
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
-from trainables.trial import DEFAULT_DATA, Cell
 
 
 @dataclass(frozen=True, kw_only=True)

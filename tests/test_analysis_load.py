@@ -79,6 +79,13 @@ def test_planned_trials_without_a_record_are_missing(tmp_path: Path) -> None:
     (missing,) = load_studies([folder]).missing
     assert (missing.arm, missing.seed) == ("avc", 1)
 
+    # Nor has a trial that is under way ended: it is no broken record.
+    place.mkdir()
+    (place / "log.txt").write_text("pretrain/0: computes, try 1")
+    results = load_studies([folder])
+    assert results.missing == (missing,)
+    assert not results.unreadable
+
 
 def test_failed_trials_count_but_have_no_scores(tmp_path: Path) -> None:
     def change(record: TrialRecord) -> TrialRecord:

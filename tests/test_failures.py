@@ -21,6 +21,7 @@ from seld.records import FAILURE_KINDS, read_record, trials_table
 from seld.settings import to_mapping
 from tests.test_finetune import SETTINGS, random_batches
 from trainables import trial as trial_module
+from trainables.cells import Cell
 from trainables.clips import Batch
 from trainables.failures import RETRIES, describe_failure, failure_kind
 from trainables.finetune import FinetuneSettings, finetune
@@ -29,7 +30,7 @@ from trainables.prepare import PreparedData
 from trainables.provenance import Provenance
 from trainables.resources import plan_placement
 from trainables.stages import StageKey, StageStore
-from trainables.trial import Cell, StudyRun
+from trainables.trial import StudyRun
 
 
 def run_out_of_gpu_memory() -> None:

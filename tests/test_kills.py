@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import torch._dynamo  # optimisers import it: once for all forks, not in each
 from safetensors.torch import load_file
 
 from seld.classes import STARSS_CLASSES
@@ -31,12 +32,13 @@ from tests.test_finetune import SETTINGS
 from tests.test_stages import FILE_EVENTS, JOIN_S, PROCESSES
 from trainables import stages
 from trainables import trial as trial_module
+from trainables.cells import Cell, stages_of
 from trainables.jobs import NETWORK_FILE, ShardFolder
 from trainables.prepare import PreparedData, describe_data
 from trainables.provenance import Provenance
 from trainables.resources import plan_placement
 from trainables.stages import StageStore, code_fingerprint
-from trainables.trial import Cell, StudyRun, stages_of
+from trainables.trial import StudyRun
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 NAMES += ["dev-test-sony/fold4_room4_mix001"]

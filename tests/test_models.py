@@ -26,7 +26,7 @@ from seld.models.heads import (
     SeldHead,
     real_spherical_harmonics,
 )
-from seld.models.r2plus1d import VISUAL_ENCODER_PRESETS, VisualEncoder, VisualEncoderSettings
+from seld.models.r2plus1d import VisualEncoder
 from seld.models.resnet_conformer import (
     RESNET_CONFORMER_PRESETS,
     AudioEncoder,
@@ -37,6 +37,7 @@ from seld.models.resnet_conformer import (
     SelfAttention,
     _rotate_by_position,
 )
+from seld.models.visual_settings import VISUAL_ENCODER_PRESETS, VisualEncoderSettings
 from seld.settings import from_mapping, to_mapping
 
 DEMO = RESNET_CONFORMER_PRESETS["demo"]

@@ -10,8 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ablations.tracking import Mlflow, TensorBoard, Tracker, Tracking, trackers
+from trainables.cells import Cell
 from trainables.finetune import FinetuneSettings
-from trainables.trial import Cell
 
 CELL = Cell(
     study="s",

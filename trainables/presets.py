@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from seld.geometry import DoaGrid
 from seld.models.heads import ProjectionSettings
-from seld.models.r2plus1d import VISUAL_ENCODER_PRESETS
 from seld.models.resnet_conformer import RESNET_CONFORMER_PRESETS, AudioEncoderSettings
+from seld.models.visual_settings import VISUAL_ENCODER_PRESETS
 from trainables.directions import DirectionSettings
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
@@ -80,7 +80,7 @@ def demo() -> Recipe:
         state_every=200,
     )
     finetune = FinetuneSettings(
-        steps=250, batch_size=16, window_s=4.0, learning_rate=3e-3, audio=audio
+        steps=400, batch_size=16, window_s=4.0, learning_rate=3e-3, audio=audio
     )
     return recipe(doa_wise, finetune, grid_directions=8)
 

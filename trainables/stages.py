@@ -124,31 +124,40 @@ def _imported_modules(module: str) -> set[str]:
     pending = [module]
     while pending:
         name = pending.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for node in ast.walk(_syntax_tree(name)):
-            if isinstance(node, ast.Import):
-                candidates = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                candidates = [node.module]
-                candidates += [f"{node.module}.{alias.name}" for alias in node.names]
-            else:
-                continue
-            pending += [
-                candidate
-                for candidate in candidates
-                if candidate.partition(".")[0] in OUR_PACKAGES and _source_file(candidate)
-            ]
+        if name not in found:
+            found.add(name)
+            pending += _imports_of(name)
     return found
 
 
+@cache
+def _imports_of(module: str) -> list[str]:
+    """Our modules that one of ours imports, inside of functions too."""
+    found = []
+    for node in ast.walk(_syntax_tree(module)):
+        if isinstance(node, ast.Import):
+            candidates = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            candidates = [node.module]
+            candidates += [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found += [candidate for candidate in candidates if _source_file(candidate)]
+    return found
+
+
+@cache
 def _source_file(module: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
+    """Of a module of ours, found without importing it or its parents; None for what is not one."""
+    package, *rest = module.split(".")
+    if package not in OUR_PACKAGES:
         return None
-    return Path(spec.origin) if spec and spec.origin else None
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(spec.origin).parent.joinpath(*rest)
+    candidates = (place.with_suffix(".py"), place / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _syntax_tree(module: str) -> ast.Module:

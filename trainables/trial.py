@@ -9,16 +9,14 @@ pretraining costs nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from ray import tune
@@ -34,10 +32,9 @@ from seld.records import (
     trial_folder,
     write_record,
 )
-from seld.settings import to_mapping
 from seld.storage import join, upload_folder
+from trainables.cells import Cell, scored_fingerprint, stages_of, with_batches
 from trainables.failures import RETRIES, describe_failure, failure_kind
-from trainables.finetune import FinetuneSettings
 from trainables.jobs import (
     COUNTS_FILE,
     HISTORY_FILE,
@@ -48,7 +45,6 @@ from trainables.jobs import (
     PretrainJob,
 )
 from trainables.prepare import PreparedData
-from trainables.pretrain import PretrainSettings
 from trainables.probes import has_learnt
 from trainables.provenance import Provenance
 from trainables.resources import Placement
@@ -58,12 +54,8 @@ from trainables.stages import (
     StageResult,
     StageStore,
     code_fingerprint,
-    stage_key,
 )
 from trainables.workers import pretrain_on_workers, run_as_task
-
-#: The data set of arms that do not bring their own.
-DEFAULT_DATA = "default"
 
 #: First wait before a stage is tried again; doubles with every further try.
 BACKOFF_S = 5.0
@@ -71,47 +63,6 @@ BACKOFF_S = 5.0
 #: A batch that does not fit the GPU is halved down to this part; beyond it, it would be another
 #: experiment.
 LARGEST_CUT = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One planned trial.
-
-    Attributes:
-        pretrain: None where the encoder starts untrained.
-        data: which of the study's data sets it is trained and tested on.
-        scored_on: whose rooms: a search must not see those of the test.
-        parameters: the settings that vary within the study, flat, for tables.
-    """
-
-    study: str
-    arm: str
-    seed: int
-    annotation_minutes: float
-    pretrain: PretrainSettings | None
-    finetune: FinetuneSettings
-    data: str = DEFAULT_DATA
-    scored_on: Literal["test", "validation"] = "test"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def trial_id(self) -> str:
-        """Readable and unique: two cells share it only if every setting is the same."""
-        text = json.dumps(self.config(), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-        return f"{self.arm}-{self.annotation_minutes:g}min-seed{self.seed}-{digest}"
-
-    def config(self) -> dict[str, Any]:
-        """Every setting, nested and plain."""
-        return {
-            "arm": self.arm,
-            "seed": self.seed,
-            "annotation_minutes": self.annotation_minutes,
-            "data": self.data,
-            "scored_on": self.scored_on,
-            "pretrain": to_mapping(self.pretrain) if self.pretrain else None,
-            "finetune": to_mapping(self.finetune),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,47 +81,6 @@ class StudyRun:
     data: Mapping[str, PreparedData]
     provenance: Provenance
     kept_in: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellStages:
-    """The keys of a cell's stages, known before anything is computed."""
-
-    pretrain: StageKey | None
-    finetune: StageKey
-    evaluate: StageKey
-
-
-def stages_of(cell: Cell, data: PreparedData) -> CellStages:
-    """What a cell's stages depend on: their own settings, their data, their code; no more."""
-    pretrain = None
-    if cell.pretrain is not None:
-        pretrain = stage_key(
-            "pretrain",
-            to_mapping(cell.pretrain),
-            data_fingerprint=data.unannotated_fingerprint,
-            code_of=("trainables.pretrain", "trainables.probes"),
-        )
-    finetune = stage_key(
-        "finetune",
-        to_mapping(cell.finetune) | {"annotation_minutes": cell.annotation_minutes},
-        data_fingerprint=data.annotated_fingerprint,
-        inputs=(pretrain,) if pretrain else (),
-        code_of=("trainables.finetune",),
-    )
-    evaluate = stage_key(
-        "evaluate",
-        {"metric": METRIC_VERSION},
-        data_fingerprint=scored_fingerprint(cell, data),
-        inputs=(finetune,),
-        code_of=("seld.predict", "seld.metrics"),
-    )
-    return CellStages(pretrain=pretrain, finetune=finetune, evaluate=evaluate)
-
-
-def scored_fingerprint(cell: Cell, data: PreparedData) -> str:
-    """Of the recordings that a cell is scored on."""
-    return data.test_fingerprint if cell.scored_on == "test" else data.validation_fingerprint
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
@@ -241,14 +151,6 @@ def smaller_batch(
     except InputError:
         return None
     return {name: size}
-
-
-def with_batches(cell: Cell, batches: Mapping[str, int]) -> Cell:
-    """The cell with other batch sizes, by names like ``finetune.batch_size``."""
-    for name, size in batches.items():
-        stage = name.partition(".")[0]
-        cell = replace(cell, **{stage: replace(getattr(cell, stage), batch_size=size)})
-    return cell
 
 
 def report_outcome(record: TrialRecord, **further: Any) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import ray
 
+from ablations.cluster import ClusterOptions, ray_cluster
 from ablations.run_grid import main
 from seld.errors import exit_on_input_error
 from seld.records import read_record
@@ -125,6 +126,7 @@ def test_bad_input_is_one_line_before_any_work(
         ("--seeds", "0,x"): "whole numbers",
         ("--seeds", "0,1,0"): "different numbers from 0",
         ("--budgets", "-1"): "minutes above 0",
+        ("--budgets", "1000"): "annotation budget (minutes) is 1000.0, expected at most the",
         ("--cpus", "0"): "--cpus is 0, expected at least 1",
         ("--trials-at-once", "0"): "--trials-at-once is 0",
         ("--budget-hours", "-2"): "hours above 0",
@@ -147,3 +149,24 @@ def test_bad_input_is_one_line_before_any_work(
         assert printed.err.startswith("error: ")
         assert len(printed.err.strip().splitlines()) == 1
         assert not ray.is_initialized()
+
+
+def test_a_raylet_that_is_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def late_twice(**settings: object) -> None:
+        started.append(settings)
+        if len(started) < 3:
+            raise Exception("The current node timed out during startup. This could happen …")
+
+    monkeypatch.setattr(ray, "init", late_twice)
+    with ray_cluster(ClusterOptions(cpus=2)):
+        pass
+    assert len(started) == 3
+
+    def out_of_ports(**settings: object) -> None:
+        raise RuntimeError("no port is free")
+
+    monkeypatch.setattr(ray, "init", out_of_ports)
+    with pytest.raises(RuntimeError, match="no port"), ray_cluster(ClusterOptions(cpus=2)):
+        pass

@@ -14,7 +14,7 @@ import ray
 from ray import tune
 
 from ablations import watchdog
-from ablations.grid import ClusterOptions, ray_cluster
+from ablations.cluster import ClusterOptions, ray_cluster
 from ablations.watchdog import Watchdog
 from trainables import workers
 from trainables.failures import describe_failure

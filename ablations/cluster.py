@@ -1,0 +1,146 @@
+"""The cluster a run is on: connected to or started here, and what of it a trial gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray._private.state import state as ray_state
+
+from ablations.places import ROOT
+from search_spaces.studies import Study
+from seld.errors import InputError
+from trainables.resources import Placement, plan_placement
+
+OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
+
+#: How often Ray is started here before its failure to start in time is believed.
+RAY_STARTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where Ray runs and how trials are laid out on it.
+
+    Attributes:
+        address: of a running cluster (``auto`` for this machine's); None starts one here.
+        cpus: logical CPUs of a cluster started here; None for all.
+        train_workers, fewest_workers: of one pretraining, and how few it may go on with.
+    """
+
+    address: str | None = None
+    cpus: int | None = None
+    train_workers: int = 1
+    fewest_workers: int | None = None
+    gpus_per_worker: float | None = None
+    most_trials_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for option, count in (
+            ("--cpus", self.cpus),
+            ("--train-workers", self.train_workers),
+            ("--trials-at-once", self.most_trials_at_once),
+        ):
+            if count is not None and count < 1:
+                raise InputError("command line", option, count, "at least 1")
+
+
+def placement_of(
+    study: Study, resources: Mapping[str, float], cluster: ClusterOptions
+) -> Placement:
+    """How the study's trials are laid out on these resources.
+
+    Raises:
+        InputError: one trial does not fit, or its batch cannot be shared out to the workers.
+    """
+    placement = plan_placement(
+        resources,
+        train_workers=cluster.train_workers,
+        fewest_workers=cluster.fewest_workers,
+        gpus_per_worker=cluster.gpus_per_worker,
+        most_lanes=cluster.most_trials_at_once,
+    )
+    for arm in study.arms:
+        for workers in range(placement.fewest_workers, placement.train_workers + 1):
+            if arm.pretrain is not None:
+                arm.pretrain.rank_batch_size(workers)
+    return placement
+
+
+def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
+    """What the cluster has: asked of a running one, counted on this machine otherwise."""
+    if cluster.address is not None:
+        with ray_cluster(cluster):
+            return cluster_limits()
+    return {
+        "CPU": float(cluster.cpus or os.cpu_count() or 1),
+        "GPU": float(torch.cuda.device_count()),
+    }
+
+
+def cluster_limits() -> dict[str, float]:
+    """CPUs and GPUs of the connected cluster, or as many as its autoscaler may bring."""
+    resources = ray.cluster_resources()
+    # What Ray's own libraries ask; there is no public name for it.
+    limits = ray_state.get_max_resources_from_cluster_config() or {}
+    return {
+        name: max(resources.get(name, 0.0), float(limits.get(name, 0.0))) for name in ("CPU", "GPU")
+    }
+
+
+def driver_resource() -> str:
+    """What only the driver's machine has."""
+    return f"node:{ray.util.get_node_ip_address()}"
+
+
+def _start_ray_here(cpus: int | None) -> None:
+    """Start Ray on this machine, again where other work kept its raylet from starting in time."""
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                # By default Ray ends a worker that is idle for a second while there are more
+                # workers than CPUs; with the actors of a few trials there always are, and every
+                # batch would wait for a process to start and import again.
+                _system_config={"idle_worker_killing_time_threshold_ms": 60_000},
+            )
+            return
+        except Exception as error:
+            # Ray 2.60 waits for 30 s, raises plain Exception, and has no setting for either.
+            if "timed out during startup" not in str(error) or attempt == RAY_STARTS:
+                raise
+            ray.shutdown()
+
+
+@contextmanager
+def ray_cluster(options: ClusterOptions) -> Iterator[None]:
+    """Connect to a cluster or start one here, quietly; it ends with the block, Ctrl-C included."""
+    # Tune would catch Ctrl-C itself, carry on for a while and swallow it.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Its own loggers write what records, histories and trackers hold already, under other names.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    try:
+        if options.address is None:
+            # One machine is not preempted apart from itself; a process less per pretraining.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            _start_ray_here(options.cpus)
+        else:
+            ray.init(
+                address=options.address,
+                # What this process imports is what every worker imports, edits included.
+                runtime_env={"py_modules": [str(ROOT / package) for package in OUR_PACKAGES]},
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        yield
+    finally:
+        ray.shutdown()

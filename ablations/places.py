@@ -1,0 +1,33 @@
+"""Where things are: the checkout, and under a storage URI the stages and results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from seld.storage import is_local, join, upload_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+def stages_root(storage: str | None, results: Path) -> str:
+    """Where finished stages are kept: beside shards and results under a URI, else as said."""
+    if storage is None:
+        return str((results / "stages").resolve())
+    return storage if is_local(storage) else join(storage, "stages")
+
+
+def results_uri(storage: str | None, study: str) -> str | None:
+    """Where a study's results are kept beside its stages; None where they stay in their folder."""
+    if storage is None or is_local(storage):
+        return None
+    return join(storage, f"results/{study}")
+
+
+def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:
+    """Copy tables and report beside the stages, where those are under a URI."""
+    kept = results_uri(storage, study_folder.name)
+    if kept is not None:
+        upload_folder(study_folder, kept)
+        console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
