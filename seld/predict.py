@@ -75,7 +75,10 @@ def predict_waveform(
         settings: windows and thresholds.
     """
     settings = settings or PredictionSettings()
-    tables = []
+    # Plain numbers: a table per piece, kept between the network's large temporary arrays, breaks
+    # the heap into pieces too small for these, and memory grows with the recording.
+    rows: list[tuple[object, ...]] = []
+    empty: pd.DataFrame | None = None
     first_frame = 0
     for vectors in predict_vectors(network, sound, settings):
         if network.settings.output_format == "accdoa":
@@ -84,11 +87,13 @@ def predict_waveform(
             table = decode_multi_accdoa(
                 vectors, threshold=settings.threshold, unify_deg=settings.unify_deg
             )
-        tables.append(table.assign(frame=table["frame"] + first_frame))
+        empty = table.iloc[:0].copy()
+        table["frame"] += first_frame
+        rows += table.itertuples(index=False, name=None)
         first_frame += len(vectors)
-    if not tables:
+    if empty is None:
         raise InputError("prediction", "sound", "no samples", "at least one")
-    return pd.concat(tables, ignore_index=True)
+    return pd.DataFrame(rows, columns=empty.columns).astype(empty.dtypes.to_dict())
 
 
 def predict_vectors(
