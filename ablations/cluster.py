@@ -19,6 +19,10 @@ from trainables.resources import Placement, plan_placement
 
 OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
 
+#: Of trials' processes. Tune gives up a process for the next trial, and that trial with it, where
+#: the last one's function has not ended after 2 s, as on a busy machine.
+TRIAL_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "120"}
+
 #: How often Ray is started here before its failure to start in time is believed.
 RAY_STARTS = 3
 
@@ -128,6 +132,7 @@ def ray_cluster(options: ClusterOptions) -> Iterator[None]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Its own loggers write what records, histories and trackers hold already, under other names.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ |= TRIAL_ENVIRONMENT
     try:
         if options.address is None:
             # One machine is not preempted apart from itself; a process less per pretraining.
@@ -137,7 +142,10 @@ def ray_cluster(options: ClusterOptions) -> Iterator[None]:
             ray.init(
                 address=options.address,
                 # What this process imports is what every worker imports, edits included.
-                runtime_env={"py_modules": [str(ROOT / package) for package in OUR_PACKAGES]},
+                runtime_env={
+                    "py_modules": [str(ROOT / package) for package in OUR_PACKAGES],
+                    "env_vars": TRIAL_ENVIRONMENT,
+                },
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )

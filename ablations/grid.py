@@ -41,6 +41,9 @@ from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
 from trainables.trial import StudyRun, run_trial
 
+#: How often trials are started that end without a record, as when Tune loses one between processes.
+ROUNDS = 3
+
 
 def run_study(
     study: Study,
@@ -110,10 +113,31 @@ def run_missing_trials(
     if len(missing) < len(cells):
         console.print(f"{len(cells) - len(missing)} of {len(cells)} trials are finished already")
     progress = StudyProgress(console, planned=len(cells), already_done=len(cells) - len(missing))
-    tuner = tune.Tuner(
+    with progress:
+        for _ in range(ROUNDS):
+            before = {cell.trial_id: _record_time_ns(cell, run) for cell in missing}
+            _fit(missing, study, run, deadline, [progress, *callbacks])
+            missing = [
+                cell for cell in missing if _record_time_ns(cell, run) == before[cell.trial_id]
+            ]
+            if not missing or is_late(deadline):
+                break
+            console.print(f"Ray has lost {len(missing)} trials; they are run again")
+    say_if_late(deadline, console)
+
+
+def _fit(
+    cells: Sequence[Cell],
+    study: Study,
+    run: StudyRun,
+    deadline: float | None,
+    callbacks: list[tune.Callback],
+) -> None:
+    """Let Ray Tune run these cells."""
+    tune.Tuner(
         # Trials write their records into a folder of the driver's machine.
         tune.with_resources(run_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
-        param_space={"cell": tune.grid_search(missing), "run": run},
+        param_space={"cell": tune.grid_search(list(cells)), "run": run},
         tune_config=tune.TuneConfig(
             # One more, and its train worker could take the CPU that Ray Data feeds another from:
             # on one CPU both would wait for ever.
@@ -124,14 +148,17 @@ def run_missing_trials(
         run_config=tune.RunConfig(
             name=study.name,
             storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=[progress, *callbacks],
+            callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
-    )
-    with progress:
-        tuner.fit()
-    say_if_late(deadline, console)
+    ).fit()
+
+
+def _record_time_ns(cell: Cell, run: StudyRun) -> int | None:
+    """When a cell's record was last written: every trial that ends writes one."""
+    path = trial_folder(run.study_folder, cell.trial_id) / "record.json"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def deadline_after(hours: float | None) -> float | None:
@@ -148,9 +175,14 @@ def seconds_until(deadline: float | None) -> float | None:
     return None if deadline is None else max(1.0, deadline - time.monotonic())
 
 
+def is_late(deadline: float | None) -> bool:
+    """Whether a run's limit has been reached."""
+    return deadline is not None and time.monotonic() >= deadline
+
+
 def say_if_late(deadline: float | None, console: Console) -> None:
     """Tell that a run ended at its limit."""
-    if deadline is not None and time.monotonic() >= deadline:
+    if is_late(deadline):
         console.print("the hours given are over; the same command goes on from here")
 
 

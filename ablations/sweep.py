@@ -28,7 +28,14 @@ from ablations.cluster import (
 )
 from ablations.console import StudyProgress, quiet_output
 from ablations.data import DataOptions, make_writable, prepare_data
-from ablations.grid import check_budgets, deadline_after, say_if_late, seconds_until
+from ablations.grid import (
+    ROUNDS,
+    check_budgets,
+    deadline_after,
+    is_late,
+    say_if_late,
+    seconds_until,
+)
 from ablations.places import keep_results, results_uri, stages_root
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
@@ -150,10 +157,15 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
             **{f"--set {name}": value for name, value in recipe_settings(sweep).items()},
         },
     )
+    propose_again(study)
+    return study
+
+
+def propose_again(study: optuna.Study) -> None:
+    """Enqueue trials that nobody runs any more, to be proposed before any new one."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
-    return study
 
 
 def recipe_settings(sweep: Sweep) -> dict[str, Any]:
@@ -367,31 +379,48 @@ def run_missing_trials(
         trial.set_user_attr("trial_id", rungs[-1].trial_id)
         return {"rungs": rungs, "cell": rungs[-1]}
 
-    searcher = OptunaSearcher(study, lambda: ask(study, sweep.seed), config_of, sweep.goals)
     progress = StudyProgress(console, planned=sweep.trials, already_done=done)
-    tuner = tune.Tuner(
+    with progress:
+        for _ in range(ROUNDS):
+            searcher = OptunaSearcher(study, lambda: ask(study, sweep.seed), config_of, sweep.goals)
+            _fit(searcher, sweep.trials - done, run, sweep.name, deadline, [progress, *callbacks])
+            done = len(done_trials(study))
+            if done >= sweep.trials or is_late(deadline):
+                break
+            console.print(f"Ray has lost {sweep.trials - done} trials; they are run again")
+            propose_again(study)
+    say_if_late(deadline, console)
+
+
+def _fit(
+    searcher: OptunaSearcher,
+    trials: int,
+    run: StudyRun,
+    name: str,
+    deadline: float | None,
+    callbacks: list[tune.Callback],
+) -> None:
+    """Let Ray Tune run so many trials as the searcher proposes."""
+    tune.Tuner(
         tune.with_resources(run_sweep_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
         param_space={"run": run},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=sweep.trials - done,
+            num_samples=trials,
             max_concurrent_trials=run.placement.lanes,
             time_budget_s=seconds_until(deadline),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=sweep.name,
+            name=name,
             storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=[progress, *callbacks],
+            callbacks=callbacks,
             stop=searcher.should_stop,
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
-    )
-    with progress:
-        tuner.fit()
-    say_if_late(deadline, console)
+    ).fit()
 
 
 def write_sweep_record(sweep: Sweep, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+
+# Ray's workers cannot import this module: they get what they need of it by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PLACEMENT = plan_placement({"CPU": 2})
 CELL = SimpleNamespace(trial_id="trial")
