@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,9 @@ from seld.records import (
     StudyRecord,
     TrialRecord,
     read_records,
+    trial_folder,
     trials_table,
+    write_atomically,
     write_study,
 )
 from seld.settings import flat_mapping, to_mapping
@@ -232,6 +235,7 @@ class OptunaSearcher(Searcher):
         ask: gives the next trial.
         config_of: a trial → what Tune runs.
         goals: keys of the results that are minimised.
+        decided: called with a trial, its rung, and whether it stops there.
     """
 
     def __init__(
@@ -240,6 +244,7 @@ class OptunaSearcher(Searcher):
         ask: Callable[[], optuna.Trial],
         config_of: Callable[[optuna.Trial], dict[str, Any]],
         goals: Sequence[str],
+        decided: Callable[[optuna.Trial, int, bool], None] = lambda trial, rung, stops: None,
     ) -> None:
         # Without a metric: Tune would insist that every report has it.
         super().__init__()
@@ -247,6 +252,7 @@ class OptunaSearcher(Searcher):
         self._ask = ask
         self._config_of = config_of
         self._goals = goals
+        self._decided = decided
         self._trials: dict[str, optuna.Trial] = {}
         self._stopped: set[str] = set()
 
@@ -267,14 +273,20 @@ class OptunaSearcher(Searcher):
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Tune's stopper: called with every report, tells Optuna of finished rungs."""
-        if "rung" not in result or result["rung"] == result["rungs"] or len(self._goals) > 1:
+        if (
+            "rung" not in result
+            or result["rung"] == result["rungs"]
+            or result["status"] == "failed"
+            or len(self._goals) > 1
+        ):
             return False
         trial = self._trials[trial_id]
         trial.report(result[self._goals[0]], REDUCTION ** (result["rung"] - 1))
-        if trial.should_prune():
+        stops = trial.should_prune()
+        if stops:
             self._stopped.add(trial_id)
-            return True
-        return False
+        self._decided(trial, result["rung"], stops)
+        return stops
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -379,10 +391,16 @@ def run_missing_trials(
         trial.set_user_attr("trial_id", rungs[-1].trial_id)
         return {"rungs": rungs, "cell": rungs[-1]}
 
+    def decided(trial: optuna.Trial, rung: int, stops: bool) -> None:
+        path = decision_path(run, trial.user_attrs["trial_id"], rung)
+        write_atomically(path, "stop" if stops else "go on")
+
     progress = StudyProgress(console, planned=sweep.trials, already_done=done)
     with progress:
         for _ in range(ROUNDS):
-            searcher = OptunaSearcher(study, lambda: ask(study, sweep.seed), config_of, sweep.goals)
+            searcher = OptunaSearcher(
+                study, lambda: ask(study, sweep.seed), config_of, sweep.goals, decided
+            )
             _fit(searcher, sweep.trials - done, run, sweep.name, deadline, [progress, *callbacks])
             done = len(done_trials(study))
             if done >= sweep.trials or is_late(deadline):
@@ -498,6 +516,8 @@ def run_sweep_trial(config: Mapping[str, Any]) -> None:
             # What stands if the trial goes no further.
             record = replace(record, status="stopped")
         keep_record(record, run)
+        decision = decision_path(run, trial.trial_id, number)
+        decision.unlink(missing_ok=True)  # of an earlier run, which may have known less
         report_outcome(
             record,
             rung=number,
@@ -505,5 +525,17 @@ def run_sweep_trial(config: Mapping[str, Any]) -> None:
             compute_s=sum(record.durations_s.get(stage, 0.0) for stage in ("pretrain", "finetune")),
             annotation_minutes=cell.annotation_minutes,
         )
-        if record.status == "failed":
+        if last or record.status == "failed":
             return
+        # A report should wait for Tune's decision, but in Ray 2.60 each report of a nested Train run
+        # lets a later one of the trial's own pass at once. A trial that went on would be killed on
+        # its next rung, and its record tell of a failure.
+        while not decision.exists():
+            time.sleep(0.05)
+        if decision.read_text(encoding="utf-8") == "stop":
+            return
+
+
+def decision_path(run: StudyRun, trial_id: str, rung: int) -> Path:
+    """Where the driver tells a trial whether it goes on after a rung; they share the folder."""
+    return trial_folder(run.study_folder, trial_id) / f"after-rung-{rung}.txt"
