@@ -527,9 +527,9 @@ def run_sweep_trial(config: Mapping[str, Any]) -> None:
         )
         if last or record.status == "failed":
             return
-        # A report should wait for Tune's decision, but in Ray 2.60 each report of a nested Train run
-        # lets a later one of the trial's own pass at once. A trial that went on would be killed on
-        # its next rung, and its record tell of a failure.
+        # A report should wait for Tune's decision, but in Ray 2.60 each report of a nested Train
+        # run lets a later one of the trial's own pass at once. A trial that went on would be
+        # killed on its next rung, and its record tell of a failure.
         while not decision.exists():
             time.sleep(0.05)
         if decision.read_text(encoding="utf-8") == "stop":
