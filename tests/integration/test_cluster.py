@@ -410,7 +410,6 @@ def _tiny_grid(corpus: str, head: Machine) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.ray
@@ -482,7 +481,6 @@ print("OUTCOMES", json.dumps([job, outcomes]))
 """
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.ray

@@ -22,7 +22,7 @@ from trainables.failures import describe_failure
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 # Ray's workers cannot import this module: they get what they need of it by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
