@@ -98,10 +98,10 @@ def probe_figures(results: Results) -> list[Picture]:
         panels: Sequence[Axes] = figure.subplots(1, len(_CURVES))
         for axes, (title, name) in zip(panels, _CURVES, strict=True):
             scale = 1.0 if name.endswith("_deg") else 100.0
-            for number, (arm, curve) in enumerate(curves.items()):
+            for arm, curve in curves.items():
                 if name not in curve:
                     continue
-                colour, line, marker = arm_style(number)
+                colour, line, marker = arm_style(results.arms.index(arm))
                 drawn = scale * curve[name].dropna()
                 axes.plot(drawn, color=colour, linestyle=line, marker=marker, label=arm)
             chances = [

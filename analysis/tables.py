@@ -52,6 +52,9 @@ _LATEX = str.maketrans(
 #: A last column with more characters than this is set as a paragraph.
 _LONG_TEXT = 30
 
+#: Of the column of arms, on a terminal too narrow for it.
+_NAME_WIDTH = 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -174,15 +177,19 @@ class Table:
         """The table for a terminal, numbers never cut off.
 
         Where a table of numbers is wider than the terminal, intervals stand only below the first
-        score. Its remarks are listed below it.
+        score, and its last columns are left to the report. Its remarks are listed below it.
         """
         full = self._screen(intervals=frozenset(range(len(self.columns))))
         unlimited = console.options.update(max_width=10_000)
         if not self.grouped or console.measure(full, options=unlimited).maximum <= console.width:
             return full
-        return self._screen(intervals=frozenset({2}))
+        for left_out in range(len(self.columns) - 3):
+            narrow = self._screen(intervals=frozenset({2}), left_out=left_out)
+            if console.measure(narrow, options=unlimited).minimum <= console.width:
+                return narrow
+        return full
 
-    def _screen(self, *, intervals: frozenset[int]) -> ScreenTable:
+    def _screen(self, *, intervals: frozenset[int], left_out: int = 0) -> ScreenTable:
         columns, rows, caption = self.columns, self.shown_rows, self.note
         if self.grouped and columns[-1] == "Remarks":
             remarks = [
@@ -190,6 +197,8 @@ class Table:
             ]
             caption = "\n".join([caption, *remarks])
             columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+        shown = len(columns) - left_out
+        columns, rows = columns[:shown], tuple(row[:shown] for row in rows)
         table = ScreenTable(
             title=self.title,
             caption=caption,
@@ -206,6 +215,7 @@ class Table:
                 justify="right" if numeric else "left",
                 # Of a table of numbers, only names may be folded.
                 no_wrap=self.grouped and place != 1,
+                min_width=_NAME_WIDTH if self.grouped and place == 1 else None,
                 overflow="fold",
             )
         for number, row in enumerate(rows):

@@ -176,6 +176,21 @@ def test_no_number_is_cut_off_on_a_terminal(study_folder: Path, width: int) -> N
     assert max(line.count("[") for line in rows) == (5 if width == 200 else 1)
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_still_names_the_arms(study_folder: Path, width: int) -> None:
+    """Names as long as ``recording_wise_unrotated`` fold; they once left no room for themselves."""
+    name = "a_name_of_twenty_four_ch"
+    table = Analysis.of([study_folder], "scratch").differences
+    rows = tuple((row[0], replace(row[1], text=name), *row[2:]) for row in table.rows)
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(replace(table, rows=rows, note="").screen(console))
+    lines = capture.get().splitlines()
+    named = [line for line in lines if name[:12] in line and "−" in line]
+    assert len(named) == len(rows)
+    assert max(map(len, lines)) <= width
+
+
 def test_unknown_baseline(study_folder: Path) -> None:
     with pytest.raises(InputError, match="--baseline"):
         Analysis.of([study_folder], "nonsense")
