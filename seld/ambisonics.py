@@ -149,7 +149,7 @@ class FoaFeatures(nn.Module):
     floor = 1e-8
 
     #: Frames of one recording worked on together on a CPU.
-    frames_at_once = 100
+    frames_at_once = 150
 
     #: Pieces of the mel product: narrow bands need few frequencies, wide ones none of the lowest.
     mel_pieces = 4
@@ -266,27 +266,29 @@ class _Buffers:
     """Intermediate results of one block of frames."""
 
     windowed: Tensor  # (..., 4, frame, fft_size)
-    real: Tensor
+    cells: Tensor  # power and intensity (..., 7, frame, frequency), in the memory of ``windowed``
+    real: Tensor  # (..., 4, frame, frequency)
     imaginary: Tensor
     twice_energy: Tensor  # (..., 1, frame, frequency)
-    cells: Tensor  # power and intensity (..., 7, frame, frequency)
     bands: Tensor  # (..., 7, frame, mel)
 
     @classmethod
     def like(cls, waveform: Tensor, frames: int, settings: FeatureSettings) -> _Buffers:
         """Buffers for a waveform (..., 4, time), on its device."""
-        others, frequencies = waveform.shape[:-2], settings.fft_size // 2 + 1
+        frequencies = settings.fft_size // 2 + 1
 
-        def buffer(channels: int, size: int) -> Tensor:
-            return waveform.new_empty(*others, channels, frames, size)
+        def shape(channels: int, size: int) -> torch.Size:
+            return torch.Size((*waveform.shape[:-2], channels, frames, size))
 
+        windowed, cells = shape(4, settings.fft_size), shape(7, frequencies)
+        shared = waveform.new_empty(max(windowed.numel(), cells.numel()))
         return cls(
-            windowed=buffer(4, settings.fft_size),
-            real=buffer(4, frequencies),
-            imaginary=buffer(4, frequencies),
-            twice_energy=buffer(1, frequencies),
-            cells=buffer(7, frequencies),
-            bands=buffer(7, settings.mel_bands),
+            windowed=shared[: windowed.numel()].view(windowed),
+            cells=shared[: cells.numel()].view(cells),
+            real=waveform.new_empty(shape(4, frequencies)),
+            imaginary=waveform.new_empty(shape(4, frequencies)),
+            twice_energy=waveform.new_empty(shape(1, frequencies)),
+            bands=waveform.new_empty(shape(7, settings.mel_bands)),
         )
 
 
