@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import sph_harm_y
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.video import r2plus1d_18
+from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
 from seld.ambisonics import encode
 from seld.errors import InputError
 from seld.geometry import unit_vectors
-from seld.models import r2plus1d as r2plus1d_module
 from seld.models.heads import (
     DirectionConditionedHead,
     GridProjectionHead,
@@ -26,7 +26,12 @@ from seld.models.heads import (
     SeldHead,
     real_spherical_harmonics,
 )
-from seld.models.r2plus1d import VisualEncoder
+from seld.models.r2plus1d import (
+    VISUAL_ENCODER_PRESETS,
+    ResidualBlock,
+    VisualEncoder,
+    VisualEncoderSettings,
+)
 from seld.models.resnet_conformer import (
     RESNET_CONFORMER_PRESETS,
     AudioEncoder,
@@ -37,7 +42,6 @@ from seld.models.resnet_conformer import (
     SelfAttention,
     _rotate_by_position,
 )
-from seld.models.visual_settings import VISUAL_ENCODER_PRESETS, VisualEncoderSettings
 from seld.settings import from_mapping, to_mapping
 
 DEMO = RESNET_CONFORMER_PRESETS["demo"]
@@ -208,6 +212,23 @@ def test_narrow_encoder_sees_motion() -> None:
         assert not torch.allclose(encoder(clip), encoder(clip.flip(2)), atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "width", "stride"), [(16, 16, 1), (16, 32, 2), (24, 48, 1)])
+def test_blocks_are_torchvisions(channels: int, width: int, stride: int) -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(channels, width, stride, stride)
+    shortcut = None
+    if not isinstance(block.downsample, nn.Identity):
+        strides = (stride, stride, stride)
+        convolution = nn.Conv3d(channels, width, 1, strides, bias=False)
+        shortcut = nn.Sequential(convolution, nn.BatchNorm3d(width))
+    theirs = BasicBlock(channels, width, Conv2Plus1D, stride, shortcut)
+    theirs.load_state_dict(block.state_dict())
+    clips = torch.randn(2, channels, 5, 8, 8)
+    torch.testing.assert_close(block(clips), theirs(clips))
+    shorter = ResidualBlock(channels, width, stride, 1)(clips)
+    assert shorter.shape[2:] == (5, 8 // stride, 8 // stride)
+
+
 def test_paper_size_takes_local_weights(tmp_path) -> None:
     torch.manual_seed(0)
     state = r2plus1d_18().state_dict()
@@ -231,7 +252,7 @@ def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch) -> None:
     def offline(*, weights: object) -> None:
         raise URLError("no route")
 
-    monkeypatch.setattr(r2plus1d_module, "r2plus1d_18", offline)
+    monkeypatch.setattr("torchvision.models.video.r2plus1d_18", offline)
     with pytest.raises(InputError, match=r"'kinetics400', expected a local file .*no route"):
         VisualEncoder(VisualEncoderSettings(weights="kinetics400"))
 

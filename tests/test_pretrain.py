@@ -15,8 +15,8 @@ from seld.errors import InputError
 from seld.geometry import DoaGrid, channel_swaps, unit_vectors
 from seld.losses import doa_wise_loss
 from seld.models.heads import ProjectionSettings
+from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
-from seld.models.visual_settings import VisualEncoderSettings
 from seld.spatial_spectra import spatial_spectra, turned_features
 from trainables.clips import Batch, clip_schedule
 from trainables.directions import DirectionSettings, choose_directions

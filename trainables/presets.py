@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from seld.geometry import DoaGrid
 from seld.models.heads import ProjectionSettings
+from seld.models.r2plus1d import VISUAL_ENCODER_PRESETS
 from seld.models.resnet_conformer import RESNET_CONFORMER_PRESETS, AudioEncoderSettings
-from seld.models.visual_settings import VISUAL_ENCODER_PRESETS
 from trainables.directions import DirectionSettings
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings

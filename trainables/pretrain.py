@@ -31,8 +31,8 @@ from seld.models.heads import (
     PooledProjectionHead,
     ProjectionSettings,
 )
+from seld.models.r2plus1d import VisualEncoder, VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoder, AudioEncoderSettings
-from seld.models.visual_settings import VisualEncoderSettings
 from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
 from trainables.clips import Batch, batch_spectra
@@ -216,9 +216,6 @@ class PretrainNetworks(nn.Module):
     grid_vectors: Tensor
 
     def __init__(self, settings: PretrainSettings) -> None:
-        # Torchvision takes a second to import, and only those who train need it.
-        from seld.models.r2plus1d import VisualEncoder
-
         super().__init__()
         self.objective = settings.objective
         self.audio_encoder = AudioEncoder(settings.audio)

@@ -25,6 +25,7 @@ import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from trainables.in_trial import InTrialTrainer
 from trainables.ingest import stream_batches
 from trainables.jobs import (
     ENCODER_FILE,
@@ -48,8 +49,12 @@ Message = TypeVar("Message")
 #: machine does once, is the longest silence of one that does not.
 SILENT_FOR_S = 3600.0
 
-#: Ray Train gives its workers a minute to start, which a busy machine may not keep.
-START_TIMEOUT_ENV = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+#: Ray Train gives its workers a minute to start, which a busy machine may not keep; and it looks at
+#: them every 2 s, so that starting, the first report and the end are each noticed a second late.
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
 
 
 def pretrain_on_workers(
@@ -72,11 +77,12 @@ def pretrain_on_workers(
     Returns:
         The last metrics, probes included.
     """
-    os.environ.setdefault(*START_TIMEOUT_ENV)
+    for name, value in TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     resources = {"CPU": placement.worker_cpus}
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = InTrialTrainer(
         _pretrain_worker,
         train_loop_config={"job": job, "placement": placement, "provenance": provenance},
         scaling_config=ray.train.ScalingConfig(
