@@ -52,7 +52,7 @@ from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
 from trainables.trial import StudyRun, run_cell
-from trainables.workers import TRAIN_ENVIRONMENT
+from trainables.workers import train_environment
 
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 OURS = ("pretrained", "scratch")
@@ -87,7 +87,7 @@ def replaced_seed(cell: Cell, seed: int) -> Cell:
 def fit_nothing(variant: str) -> None:
     """A Train run that does nothing."""
     os.environ[WATCHER] = "1" if variant == "bare" else "0"
-    for name, value in TRAIN_ENVIRONMENT.items():
+    for name, value in train_environment(elastic=False).items():
         os.environ.pop(name, None)
         if variant == "ours":
             os.environ[name] = value

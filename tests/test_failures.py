@@ -138,6 +138,16 @@ def test_what_ray_itself_reports_is_known() -> None:
     assert failure_kind(OSError(errno.EACCES, "not allowed")) == "code_error"
 
 
+def test_workers_whose_peer_went_away_do_not_hide_what_it_died_of() -> None:
+    gloo = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error")
+    nccl = torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1.")
+    for peer in (gloo, nccl):
+        assert failure_kind(WorkerGroupError("training failed", {0: peer})) == "lost_node"
+        assert failure_kind(WorkerGroupError("", {0: peer, 1: KeyError("x")})) == "code_error"
+        assert failure_kind(WorkerGroupError("", {0: peer, 1: MemoryError()})) == "host_memory"
+    assert failure_kind(RuntimeError("shapes do not match")) == "code_error"
+
+
 def test_the_record_tells_the_cause_and_not_its_wrapping() -> None:
     error = ray.exceptions.RayTaskError("run_job", "traceback", caught(read_bad_data))
     failure = describe_failure(WorkerGroupError("rank 0", {0: error}), stage="pretrain", attempts=1)

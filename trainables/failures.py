@@ -61,13 +61,16 @@ _WRAPPED_AS = (
 def failure_kind(error: BaseException) -> str:
     """The kind (a key of ``seld.records.FAILURE_KINDS``) of an exception or of its causes.
 
-    Causes are asked innermost first: what a worker died of says more than that it died.
+    Causes are asked innermost first: what a worker died of says more than that it died. Workers that
+    only tell that another went away say least.
     """
-    for cause in reversed(list(_causes(error))):
+    causes = list(_causes(error))
+    for cause in reversed(causes):
         kind = _kind_of(cause)
         if kind is not None:
             return kind
-    return "code_error"
+    first = [cause for cause in causes if not list(_wrapped(cause))]
+    return "lost_node" if first and all(map(_is_lost_peer, first)) else "code_error"
 
 
 def _kind_of(error: BaseException) -> str | None:
@@ -88,6 +91,13 @@ def _kind_of(error: BaseException) -> str | None:
     if isinstance(error, _LOST):
         return "lost_node"
     return None
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """A collective operation whose other end has gone; Gloo has only words for it."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
 
 
 def _killed_for_memory(error: BaseException) -> bool:
@@ -124,14 +134,22 @@ def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Fail
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """``error`` and what caused it, through Ray's wrappers, outermost first."""
     seen: set[int] = set()
-    pending: list[object] = [error]
+    pending = [error]
     while pending:
         current = pending.pop(0)
-        if not isinstance(current, BaseException) or id(current) in seen:
+        if id(current) in seen:
             continue
         seen.add(id(current))
         yield current
-        for name in _WRAPPED_AS:
-            wrapped = getattr(current, name, None)
-            pending += wrapped.values() if isinstance(wrapped, dict) else [wrapped]
-        pending += [current.__cause__]
+        pending += _wrapped(current)
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """What is directly within ``error``."""
+    held: list[object] = []
+    for name in _WRAPPED_AS:
+        value = getattr(error, name, None)
+        held += value.values() if isinstance(value, dict) else [value]
+    for inner in (*held, error.__cause__):
+        if isinstance(inner, BaseException):
+            yield inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import time
@@ -48,6 +49,7 @@ def stream_batches(
     steps: int,
     batch_size: int,
     cpus: float,
+    holds_cpus: bool = True,
 ) -> Iterator[Batch]:
     """Batches of steps ``start_step`` … ``steps - 1``, read by Ray Data tasks, in order.
 
@@ -62,6 +64,9 @@ def stream_batches(
         steps: one past the last step.
         batch_size: windows in every step's batch.
         cpus: what this stream may use of the cluster, as the placement gives it.
+        holds_cpus: whether its tasks wait until the cluster has these CPUs free. A group of workers
+            that shrinks when machines are lost takes every CPU that is left, and tasks that wait
+            for theirs would wait for ever; they then share the workers' CPUs.
     """
     _quiet()
     context = ray.data.DataContext.get_current()
@@ -77,13 +82,16 @@ def stream_batches(
     # Ray Data divides what Train leaves of the cluster by its streams and runs nothing on a part
     # smaller than one task. Half of our share is there even beside the stream of a worker that
     # died a moment ago and is still counted.
-    task_cpus = min(1.0, cpus / 2)
+    task_cpus = min(1.0, cpus / 2) if holds_cpus else 0.0
+    most_tasks = None if holds_cpus else ray.data.TaskPoolStrategy(size=max(1, math.floor(cpus)))
 
     def read_block(block: Any) -> Any:
         step = int(block["step"][0])
         return read_step(step) | {"step": np.full(batch_size, step)}
 
-    dataset = ray.data.from_blocks(blocks).map_batches(read_block, batch_size=1, num_cpus=task_cpus)
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        read_block, batch_size=1, num_cpus=task_cpus, compute=most_tasks
+    )
     for batch in dataset.iter_batches(
         batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
     ):

@@ -45,6 +45,11 @@ class Placement:
     cluster_gpus: float
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether a pretraining may go on with fewer workers."""
+        return self.fewest_workers < self.train_workers
+
+    @property
     def finetune_cpus(self) -> float:
         """CPUs of a fine-tuning task: what a train worker and its data share hold."""
         return min(self.worker_cpus + self.data_cpus, max(1.0, self.worker_cpus))
@@ -65,7 +70,7 @@ class Placement:
             cluster += f", {self.cluster_gpus:g} GPUs"
         trials = "1 trial" if self.lanes == 1 else f"{self.lanes} trials"
         workers = "1 train worker" if self.train_workers == 1 else f"{self.train_workers} workers"
-        if self.fewest_workers < self.train_workers:
+        if self.is_elastic:
             workers = f"{self.fewest_workers} to {workers}"
         return (
             f"{cluster}: {trials} at once, each with {workers} ({worker}) "

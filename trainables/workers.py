@@ -49,12 +49,14 @@ Message = TypeVar("Message")
 #: machine does once, is the longest silence of one that does not.
 SILENT_FOR_S = 3600.0
 
-#: Ray Train gives its workers a minute to start, which a busy machine may not keep; and it looks at
-#: them every 2 s, so that starting, the first report and the end are each noticed a second late.
-TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-}
+#: Ray Train looks at its workers every 2 s, so that their start, first report and end are each
+#: noticed a second late.
+LOOK_EVERY_S = 0.2
+#: Ray Train gives workers a minute to start, which a busy machine may not keep.
+LONGEST_START_S = 600
+#: A group that may shrink is first asked for in the size that fitted before a machine was lost;
+#: only when this has passed it is asked for in a size that fits.
+LONGEST_ELASTIC_START_S = 60
 
 
 def pretrain_on_workers(
@@ -77,7 +79,7 @@ def pretrain_on_workers(
     Returns:
         The last metrics, probes included.
     """
-    for name, value in TRAIN_ENVIRONMENT.items():
+    for name, value in train_environment(elastic=placement.is_elastic).items():
         os.environ.setdefault(name, value)
     resources = {"CPU": placement.worker_cpus}
     if placement.worker_gpus:
@@ -87,7 +89,7 @@ def pretrain_on_workers(
         train_loop_config={"job": job, "placement": placement, "provenance": provenance},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(placement.fewest_workers, placement.train_workers)
-            if placement.fewest_workers < placement.train_workers
+            if placement.is_elastic
             else placement.train_workers,
             use_gpu=placement.worker_gpus > 0,
             resources_per_worker=resources,
@@ -107,6 +109,15 @@ def pretrain_on_workers(
         for name in (ENCODER_FILE, HISTORY_FILE):
             (folder / name).write_bytes((Path(checkpoint) / name).read_bytes())
         return json.loads((Path(checkpoint) / METRICS_FILE).read_text(encoding="utf-8"))
+
+
+def train_environment(*, elastic: bool) -> dict[str, str]:
+    """Settings that Ray Train takes from the environment only."""
+    longest_s = LONGEST_ELASTIC_START_S if elastic else LONGEST_START_S
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": f"{LOOK_EVERY_S:g}",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{longest_s:g}",
+    }
 
 
 def _pretrain_worker(config: dict[str, Any]) -> None:
@@ -154,6 +165,7 @@ def _pretrain_worker(config: dict[str, Any]) -> None:
             steps=settings.steps,
             batch_size=settings.rank_batch_size(world_size),
             cpus=placement.data_cpus / placement.train_workers,
+            holds_cpus=not placement.is_elastic,
         )
         pretrain(
             settings,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from ray.cluster_utils import Cluster
 
 from tests.integration.tiny_study import (
     Command,
@@ -39,10 +40,9 @@ def test_killed_runs_end_like_an_uninterrupted_one(finished: FinishedStudy, tmp_
         first.kill_driver()
     assert not committed(results, "pretrain")
 
-    # The processes around the training die: Train's controller, and that of the trial itself.
+    # The process of the trial dies, and with it Train's controller.
     with Command([*arguments, "--cpus", "1"], tmp_path / "second.log") as second:
-        second.kill_worker("ray::TrainController")
-        second.reach(lambda: exists("pretrain/*/lease-00003.json"), "a fourth try")
+        second.reach(lambda: second.processes("ray::RayTrainWorker"), "a worker of the third try")
         second.kill_worker("ray::ImplicitFunc")
         second.finish()
 
@@ -75,5 +75,37 @@ def test_a_group_that_loses_a_worker_starts_again_from_its_checkpoint(
     (table,) = files_of(results, "*/history.csv").values()
     curve = pd.read_csv(io.BytesIO(table)).query("stage == 'pretrain' and name == 'loss'")
     # Every step once: those before the checkpoint by the first group, the others by the second.
+    assert curve["step"].tolist() == list(range(4, 49, 4))
+    assert set(table_of(results)["status"]) == {"finished"}
+
+
+def test_a_pretraining_shrinks_to_the_machines_that_are_left(
+    finished: FinishedStudy, tmp_path: Path
+) -> None:
+    """Three workers on two machines; the larger is lost, and two go on with all that is left."""
+    results = tmp_path / "results"
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.2", "include_dashboard": False},
+    )
+    larger = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.3")
+    arguments = [
+        *finished.arguments(results, where=["--address", cluster.address]),
+        *("--arms", "doa_wise", "--train-workers", "1-3", "--set", "pretrain.batch_size=12"),
+    ]
+    try:
+        with Command(arguments, tmp_path / "output.log") as command:
+            command.reach(
+                lambda: any(results.glob("stages/pretrain/*/partial/train/checkpoint*")),
+                "a checkpoint of all three",
+            )
+            cluster.remove_node(larger, allow_graceful=False)
+            output = command.finish()
+    finally:
+        cluster.shutdown()
+    assert "1 trial at once, each with 1 to 3 workers" in output
+    assert len(list(results.glob("stages/pretrain/*/lease-*.json"))) >= 2
+    (table,) = files_of(results, "*/history.csv").values()
+    curve = pd.read_csv(io.BytesIO(table)).query("stage == 'pretrain' and name == 'loss'")
     assert curve["step"].tolist() == list(range(4, 49, 4))
     assert set(table_of(results)["status"]) == {"finished"}

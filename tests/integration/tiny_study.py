@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +50,14 @@ def write_corpus(root: Path) -> Path:
     return root
 
 
-def study_arguments(corpus: Path, data: Path, results: Path) -> list[str]:
+def study_arguments(
+    corpus: Path, data: Path, results: Path, *, where: Sequence[str] = ("--cpus", "2")
+) -> list[str]:
     """Scratch and one pretrained arm, each a second or two of training."""
     return [
         *("--annotated", f"embedded={corpus}", "--unannotated", f"embedded={corpus}"),
         *("--data", str(data), "--results", str(results)),
-        *("--arms", "scratch,doa_wise", "--budgets", "0.3", "--seeds", "0", "--cpus", "2"),
+        *("--arms", "scratch,doa_wise", "--budgets", "0.3", "--seeds", "0", *where),
         *("--set", "pretrain.steps=48", "--set", "pretrain.batch_size=4"),
         *("--set", "pretrain.windows_per_clip=2"),
         *("--set", "pretrain.state_every=4", "--set", "pretrain.report_every=4"),
@@ -73,9 +75,9 @@ class FinishedStudy:
     results: Path
     output: str
 
-    def arguments(self, results: Path) -> list[str]:
-        """The same study with its results elsewhere."""
-        return study_arguments(self.corpus, self.data, results)
+    def arguments(self, results: Path, *, where: Sequence[str] = ("--cpus", "2")) -> list[str]:
+        """The same study with its results, or its cluster, elsewhere."""
+        return study_arguments(self.corpus, self.data, results, where=where)
 
 
 class Command:
