@@ -61,8 +61,8 @@ _WRAPPED_AS = (
 def failure_kind(error: BaseException) -> str:
     """The kind (a key of ``seld.records.FAILURE_KINDS``) of an exception or of its causes.
 
-    Causes are asked innermost first: what a worker died of says more than that it died. Workers that
-    only tell that another went away say least.
+    Causes are asked innermost first: what a worker died of says more than that it died. Workers
+    that only tell that another went away say least.
     """
     causes = list(_causes(error))
     for cause in reversed(causes):
