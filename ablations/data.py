@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
-from seld.scenes.sounds import open_bank
+from seld.scenes.sounds import SoundBank, open_bank
 from seld.storage import check_writable, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
@@ -96,7 +97,7 @@ class DataOptions:
         if self.annotated is None:
             for settings in self.scenes(study).values():
                 _check_budget(study, settings.train.minutes)
-            open_bank(self.scenes(study)[DEFAULT_DATA].sound_bank)
+            bank_of(self.scenes(study)[DEFAULT_DATA].sound_bank)
         elif own_scenes:
             raise InputError(
                 "command line",
@@ -226,9 +227,15 @@ def render(
     return source
 
 
+@lru_cache(maxsize=1)
+def bank_of(folder: str | None) -> SoundBank:
+    """The sounds of this folder, decoded once in the life of a command."""
+    return open_bank(folder)
+
+
 def embedded_source(settings: SceneSettings, options: DataOptions) -> CorpusSource:
     """Where the embedded benchmark of these settings is, or will be."""
-    fingerprint = corpus_fingerprint(settings, open_bank(settings.sound_bank))
+    fingerprint = corpus_fingerprint(settings, bank_of(settings.sound_bank))
     return CorpusSource(name="embedded", root=join(options.root, f"scenes/{fingerprint}"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class FeatureSettings:
             raise InputError(
                 "features", "window_size", self.window_size, f"at most fft_size ({self.fft_size})"
             )
-        if not bool((mel_filters(self).sum(dim=0) > 0).all()):
+        if _has_empty_band(self):
             raise InputError(
                 "features", "mel_bands", self.mel_bands, "few enough that no band is empty"
             )
@@ -118,6 +119,11 @@ class FeatureSettings:
     def frame_rate_hz(self) -> float:
         """Feature frames per second."""
         return self.sample_rate_hz / self.hop_size
+
+
+@cache
+def _has_empty_band(settings: FeatureSettings) -> bool:
+    return bool((mel_filters(settings).sum(dim=0) == 0).any())
 
 
 class FoaFeatures(nn.Module):

@@ -16,7 +16,7 @@ import pytest
 
 from seld.errors import InputError
 from trainables import stages
-from trainables.stages import StageKey, StageStore, _imports_of, code_fingerprint, stage_key
+from trainables.stages import StageKey, StageStore, _code_of, code_fingerprint, stage_key
 
 #: Audit events of everything that the store does to files.
 FILE_EVENTS = {
@@ -80,7 +80,7 @@ def test_code_fingerprint_follows_meaning_and_imports(
 
     def fingerprint() -> str:
         code_fingerprint.cache_clear()
-        _imports_of.cache_clear()
+        _code_of.cache_clear()
         return code_fingerprint("pretend.loop")
 
     original = fingerprint()
@@ -91,7 +91,7 @@ def test_code_fingerprint_follows_meaning_and_imports(
     (package / "loss.py").write_text("def loss(value):\n    return value + 2\n")
     assert fingerprint() != original
     code_fingerprint.cache_clear()
-    _imports_of.cache_clear()
+    _code_of.cache_clear()
 
 
 def test_a_failing_computation_leaves_nothing_and_frees_the_lease(store: StageStore) -> None:

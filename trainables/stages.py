@@ -109,41 +109,41 @@ def _digest(content: Mapping[str, Any]) -> str:
 @cache
 def code_fingerprint(module: str) -> str:
     """Digest of a module and of our modules it imports, ignoring comments, docs and layout."""
-    digest = hashlib.sha256()
-    for name in sorted(_imported_modules(module)):
-        tree = _syntax_tree(name)
-        for node in ast.walk(tree):
-            _drop_docstring(node)
-        digest.update(name.encode())
-        digest.update(ast.dump(tree, annotate_fields=False).encode())
-    return digest.hexdigest()[:16]
-
-
-def _imported_modules(module: str) -> set[str]:
-    found: set[str] = set()
+    modules: dict[str, _Code] = {}
     pending = [module]
     while pending:
         name = pending.pop()
-        if name not in found:
-            found.add(name)
-            pending += _imports_of(name)
-    return found
+        if name not in modules:
+            modules[name] = _code_of(name)
+            pending += modules[name].imports
+    return _digest({name: code.digest for name, code in modules.items()})[:16]
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A module of ours: digest of its code, and our modules it imports, inside functions too."""
+
+    digest: str
+    imports: tuple[str, ...]
 
 
 @cache
-def _imports_of(module: str) -> list[str]:
-    """Our modules that one of ours imports, inside of functions too."""
-    found = []
-    for node in ast.walk(_syntax_tree(module)):
+def _code_of(module: str) -> _Code:
+    source = _source_file(module)
+    assert source is not None, f"{module} has no source file"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        _drop_docstring(node)
         if isinstance(node, ast.Import):
-            candidates = [alias.name for alias in node.names]
+            imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            candidates = [node.module]
-            candidates += [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found += [candidate for candidate in candidates if _source_file(candidate)]
-    return found
+            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    code = ast.dump(tree, annotate_fields=False)
+    return _Code(
+        digest=hashlib.sha256(code.encode()).hexdigest(),
+        imports=tuple(name for name in imports if _source_file(name)),
+    )
 
 
 @cache
@@ -158,12 +158,6 @@ def _source_file(module: str) -> Path | None:
     place = Path(spec.origin).parent.joinpath(*rest)
     candidates = (place.with_suffix(".py"), place / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _syntax_tree(module: str) -> ast.Module:
-    source = _source_file(module)
-    assert source is not None, f"{module} has no source file"
-    return ast.parse(source.read_text(encoding="utf-8"))
 
 
 def _drop_docstring(node: ast.AST) -> None:

@@ -4,15 +4,3 @@
 (and ``synthesis``) what is heard, ``rooms`` how it arrives, ``pictures`` what is seen, and
 ``render`` writes it all to disk.
 """
-
-from seld.scenes.render import RenderedCorpus, render_corpus
-from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings, with_minutes
-
-__all__ = [
-    "PartSettings",
-    "PictureSettings",
-    "RenderedCorpus",
-    "SceneSettings",
-    "render_corpus",
-    "with_minutes",
-]
