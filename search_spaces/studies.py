@@ -155,13 +155,13 @@ def evidence(scale: ScaleSettings) -> Study:
 
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); with real sounds ``--sound-bank ../shared/data/esc10``; on a GPU ``--scale small``.
-    Cost: about five hours on 2 cores, seven minutes of a core for each DOA-wise pretraining.
+    Cost: four to five hours on 2 cores: 20 pretrainings of seven minutes of a core, 75 fine-tunings
+    of five.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
-    validation rooms for scratch, and is the same for every arm. At two minutes its validation score
-    has stopped improving at this length; at 6 and 18 it has not, and differences there say also
-    who learns faster (``--set finetune.steps=4000`` goes on). The probes in the report say what
-    each encoder had learnt before it saw a label.
+    validation rooms for scratch, whose score there has stopped improving at this length, and is
+    the same for every arm. The probes in the report say what each encoder had learnt before it
+    saw a label.
     """
     study = variants(scale)
     return replace(
