@@ -6,8 +6,8 @@ wall time, for a single picture and for a clip. py360convert keeps the sampling 
 few cameras; it is timed as a training run meets it (every camera new) and with its maps at hand.
 
 The target is a ratio of 10 with new cameras. Measured in CPU time on one core of a busy shared AMD
-EPYC, two runs: 12.9 and 14.3 for a clip of 8 frames; 9.8 and 13.7 for a single frame, which pays
-for the sampling grid alone.
+EPYC, three runs: 12.9, 14.3 and 16.2 for a clip of 8 frames; 9.8, 13.7 and 9.6 for a single frame,
+which pays for the sampling grid alone.
 """
 
 from __future__ import annotations
