@@ -1,4 +1,4 @@
-"""Says when a run has stopped making progress, and why."""
+"""Says when a run has stopped making progress, and why; gives back what killed trials held."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 import ray
 from ray import tune
 
+from trainables.in_trial import give_back_orphans
 from trainables.resources import Placement
 
 #: Silence of all trials after which a run counts as stalled. Loading a large corpus or compiling
 #: takes minutes; reports come every few seconds in between.
 STALLED_AFTER_S = 300.0
+
+#: From look to look for what killed trials held.
+GIVE_BACK_EVERY_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +68,15 @@ def stall_reason(situation: Situation, placement: Placement) -> str:
 class Watchdog(tune.Callback):
     """Tells ``say`` once per stall; a report of any trial ends the stall.
 
+    Workers of a trial whose process was killed die with it, and their CPUs and GPUs are free again
+    within seconds.
+
     Args:
         placement: what trials need.
         say: receives one line.
         clock: seconds.
         look: sees the cluster.
+        give_back: frees what killed trials held.
     """
 
     def __init__(
@@ -78,11 +86,14 @@ class Watchdog(tune.Callback):
         *,
         clock: Callable[[], float] = time.monotonic,
         look: Callable[[Mapping[str, str]], Situation] | None = None,
+        give_back: Callable[[], object] = give_back_orphans,
     ) -> None:
         self._placement = placement
         self._say = say
         self._clock = clock
         self._look = look or look_at_cluster
+        self._give_back = give_back
+        self._given_back_at = clock()
         self._heard_at = clock()
         self._told = False
         self._trials: dict[str, str] = {}
@@ -96,7 +107,11 @@ class Watchdog(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
         """Called by Tune all the time."""
-        silent_s = self._clock() - self._heard_at
+        now = self._clock()
+        if now - self._given_back_at >= GIVE_BACK_EVERY_S:
+            self._given_back_at = now
+            self._give_back()
+        silent_s = now - self._heard_at
         if silent_s < STALLED_AFTER_S or self._told:
             return
         self._told = True

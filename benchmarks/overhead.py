@@ -7,8 +7,8 @@ networks on a few seconds of sound: all that their stages need (workers, data st
 probes, predictions, scores, records), but a single step of training. No stage is shared.
 
 ``bare`` is what anyone writes: a Tune trial that fits a TorchTrainer, with Train's defaults.
-``ours`` fits the same with Train's settings as this platform's pretrainings have them. These two
-train nothing.
+``ours`` fits the same as this platform's pretrainings do: Train's controller in the trial's own
+process (:mod:`trainables.in_trial`), looking at its workers more often. These two train nothing.
 
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
 include what the machine does besides. Measured on 2 quiet cores (Ray 2.60), medians of three:
@@ -48,6 +48,7 @@ from search_spaces.scales import find_scale
 from search_spaces.studies import variants
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
 from trainables.cells import Cell
+from trainables.in_trial import InTrialTrainer
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
@@ -91,8 +92,9 @@ def fit_nothing(variant: str) -> None:
         os.environ.pop(name, None)
         if variant == "ours":
             os.environ[name] = value
+    kind = InTrialTrainer if variant == "ours" else ray.train.torch.TorchTrainer
     with tempfile.TemporaryDirectory() as storage:
-        ray.train.torch.TorchTrainer(
+        kind(
             train_nothing,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, resources_per_worker={"CPU": 0.5}

@@ -39,7 +39,9 @@ def test_missing_gpus_are_named() -> None:
 def test_one_line_per_stall() -> None:
     now = 0.0
     said: list[str] = []
-    watchdog = Watchdog(PLACEMENT, said.append, clock=lambda: now, look=lambda trials: BUSY)
+    watchdog = Watchdog(
+        PLACEMENT, said.append, clock=lambda: now, look=lambda trials: BUSY, give_back=lambda: None
+    )
     trial: Any = SimpleNamespace(config={"cell": SimpleNamespace(trial_id="a")})
 
     def step(seconds: float, result: dict[str, Any] | None = None) -> int:

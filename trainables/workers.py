@@ -25,6 +25,7 @@ import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from trainables.in_trial import InTrialTrainer
 from trainables.ingest import stream_batches
 from trainables.jobs import (
     ENCODER_FILE,
@@ -83,7 +84,7 @@ def pretrain_on_workers(
     resources = {"CPU": placement.worker_cpus}
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = InTrialTrainer(
         _pretrain_worker,
         train_loop_config={"job": job, "placement": placement, "provenance": provenance},
         scaling_config=ray.train.ScalingConfig(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,7 @@ from ablations.cluster import ClusterOptions, ray_cluster
 from ablations.watchdog import Watchdog
 from trainables import workers
 from trainables.failures import describe_failure
+from trainables.in_trial import give_back_orphans
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
 
@@ -113,3 +116,36 @@ def test_a_stage_that_hangs_is_seen_and_ended(
     assert (last["kind"], last["message"]) == ("timeout", "said nothing for 5 s")
     # The process that hung is gone, or it would hold them still.
     wait_for_free_cpus()
+
+
+@ray.remote(num_cpus=0)
+class Holder:
+    """Holds a CPU in a placement group, as the controller of a Train run does."""
+
+    def hold(self) -> tuple[int, str]:
+        self.group = ray.util.placement_group([{"CPU": 0.5}])
+        assert self.group.wait(60)
+        return os.getpid(), self.group.id.hex()
+
+
+def test_what_a_killed_trial_held_is_given_back_and_nothing_else() -> None:
+    def held(group: str) -> bool:
+        return ray.util.placement_group_table()[group]["state"] == "CREATED"
+
+    ours = ray.util.placement_group([{"CPU": 0.1}])
+    assert ours.wait(60)
+    killed, living = Holder.remote(), Holder.remote()
+    (pid, orphan), (_, kept) = ray.get([killed.hold.remote(), living.hold.remote()])
+    assert give_back_orphans() == 0
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not give_back_orphans():  # Ray notices the death first
+        assert time.monotonic() < deadline
+    assert not held(orphan)
+    assert held(kept)
+    assert held(ours.id.hex())
+    assert give_back_orphans() == 0
+    ray.kill(living)
+    while not give_back_orphans():
+        assert time.monotonic() < deadline
+    ray.util.remove_placement_group(ours)
