@@ -12,10 +12,9 @@ process (:mod:`trainables.in_trial`), looking at its workers more often. These t
 
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
 include what the machine does besides. Measured on 2 quiet cores (Ray 2.60), medians of three:
-pretrained 7.0 s, scratch 0.2 s, bare 11.6 s, ours 5.9 s. A trial that shares its pretraining costs
+pretrained 5.8 s, scratch 0.2 s, bare 10.9 s, ours 4.6 s. A trial that shares its pretraining costs
 what scratch costs. Of a pretrained trial's time 3.5 s go to starting the worker's process and
-importing torch in it, 1 s to what torch's optimisers import when the first is made, and 1 s to
-Train's cleaner, which gives the workers' CPUs back should the trial be killed.
+importing torch in it, 1 s to what torch's optimisers import when the first is made.
 """
 
 from __future__ import annotations
