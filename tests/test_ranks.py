@@ -15,6 +15,7 @@ from tests.test_pretrain import GRID, TINY, Reports, random_batches
 from trainables.clips import Batch
 from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
 from trainables.pretrain import PretrainSettings, pretrain
+from trainables.steps import distributed
 
 # Draws differ between ranks by intent; without any, one process can see what two see.
 UNDRAWN = dataclasses.replace(
@@ -104,3 +105,13 @@ def test_joined_norm_is_batch_norm_of_all_rows(folder: Path) -> None:
     for _, _, state in parts:
         for key, tensor in norm.state_dict().items():
             torch.testing.assert_close(state[key], tensor)
+
+
+@pytest.mark.parametrize(("world_size", "several"), [(1, False), (2, True)])
+def test_a_process_group_of_one_is_not_distributed(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, several: bool
+) -> None:
+    assert not distributed()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
+    assert distributed() == several

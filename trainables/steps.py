@@ -117,7 +117,10 @@ def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def distributed() -> bool:
     """Whether several ranks train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    # Ray Train makes a process group of one, too, whose every operation is a detour.
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    return torch.distributed.get_world_size() > 1
 
 
 def _copied(value: Any) -> Any:
