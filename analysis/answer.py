@@ -52,7 +52,7 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
 def sweep_answer(trials: pd.DataFrame) -> str:
     """The best point of a sweep; ``trials`` as :func:`analysis.sweeps.swept_trials`."""
     if not len(trials):
-        return "There is no answer yet: no trial has finished."
+        return "There is no answer yet: too few trials have finished to compare settings."
     best = trials.loc[trials[SELD_ERROR.name].idxmin()]
     error = SELD_ERROR.number(float(best[SELD_ERROR.name]))
     settings = ", ".join(

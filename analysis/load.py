@@ -104,8 +104,8 @@ class Results:
     """Everything that the given folders hold.
 
     Attributes:
-        swept_arms: arms in which several settings share a seed and budget, as a sweep leaves
-            them; their trials are points of a response, not repetitions.
+        swept_arms: arms of sweeps, or in which several settings share a seed and budget: their
+            trials are points of a response, not repetitions.
     """
 
     studies: tuple[Study, ...]
@@ -135,6 +135,11 @@ class Results:
         found = {trial.arm for trial in self.trials if trial.arm not in self.swept_arms}
         in_order = [arm for arm in dict.fromkeys(listed) if arm in found]
         return in_order + sorted(found - set(in_order))
+
+    @cached_property
+    def drawn_arms(self) -> list[str]:
+        """All arms, the compared ones first: an arm's place gives its colour."""
+        return [*self.arms, *sorted(self.swept_arms)]
 
     @cached_property
     def budgets_minutes(self) -> list[float]:
@@ -185,7 +190,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
         trials=tuple(trials),
         unreadable=tuple(unreadable),
         missing=tuple(missing),
-        swept_arms=_swept_arms(trials),
+        swept_arms=_swept_arms(studies, trials),
     )
 
 
@@ -348,6 +353,9 @@ def _with_distinct_arms(trials: list[Trial]) -> list[Trial]:
     ]
 
 
-def _swept_arms(trials: list[Trial]) -> frozenset[str]:
+def _swept_arms(studies: list[Study], trials: list[Trial]) -> frozenset[str]:
+    """Arms of sweeps, which plan no cells, and others that repeat a seed and budget."""
+    sweeps = {study.folder for study in studies if study.record and not study.record.cells}
     places = Counter((trial.arm, trial.record.seed, trial.budget_minutes) for trial in trials)
-    return frozenset(arm for (arm, _, _), count in places.items() if count > 1)
+    repeated = {arm for (arm, _, _), count in places.items() if count > 1}
+    return frozenset(repeated | {trial.arm for trial in trials if trial.study_folder in sweeps})

@@ -121,6 +121,16 @@ def test_points_of_a_sweep_are_no_repetitions(tmp_path: Path) -> None:
     assert results.arms == ["scratch"]
 
 
+def test_a_sweep_of_few_points_compares_no_arms(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    description = folder / "study.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"cells": []}))
+    results = load_studies([folder])
+    assert results.swept_arms == {"scratch", "avc"}
+    assert results.arms == []
+    assert results.drawn_arms == ["avc", "scratch"]
+
+
 def test_not_a_study(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"study\.json"):
         load_studies([tmp_path])

@@ -64,6 +64,7 @@ def test_curves_are_means_over_pretrainings_and_do_without_what_cannot_be_read(
     assert picture.svg.startswith(b"<?xml")
     (first.folder / "history.csv").write_bytes(b"")
     assert len(probe_figures(results)) == 1
+    assert len(probe_figures(replace(results, swept_arms=frozenset({"doa_wise"})))) == 1
 
 
 def test_a_study_without_pretraining_has_no_probes(tmp_path: Path) -> None:
