@@ -159,9 +159,10 @@ def evidence(scale: ScaleSettings) -> Study:
     of five.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
-    validation rooms for scratch, whose score there has stopped improving at this length, and is
-    the same for every arm. The probes in the report say what each encoder had learnt before it
-    saw a label.
+    validation rooms for scratch and is the same for every arm. With two minutes scratch's score
+    there has long stopped improving at this length; with more it may not have, and differences
+    say also who learns faster (``--set finetune.steps=8000`` goes on). The probes in the report
+    say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)
     return replace(
