@@ -41,8 +41,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.special import stdtrit
 
 from seld.annotations import ParsedFile, parse
 from seld.classes import STARSS_CLASSES
@@ -277,6 +275,9 @@ def _jackknife(
     whole: Mapping[str, NDArray[np.float64]], others: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """95 % intervals from scores (...) and those with each recording left out (recording, ...)."""
+    # Half a second of every worker's start, and most of them compute no intervals.
+    from scipy.special import stdtrit
+
     intervals = {}
     for name, partial in others.items():
         count = len(partial)
@@ -434,6 +435,9 @@ def _assign(cost: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.in
         swapped = _is_swapped(cost).astype(np.int64)
         both = np.broadcast_to(np.arange(2), (items, 2))
         return both, np.column_stack([swapped, 1 - swapped])
+    # Half a second of every worker's start, and most of them match nothing.
+    from scipy.optimize import linear_sum_assignment
+
     pairs = np.array([linear_sum_assignment(matrix) for matrix in cost])
     return pairs[:, 0], pairs[:, 1]
 

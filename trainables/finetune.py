@@ -26,6 +26,7 @@ from trainables.steps import (
     BestState,
     Metrics,
     NonFiniteLossError,
+    Precision,
     Report,
     TrainState,
     average_gradients,
@@ -75,7 +76,7 @@ class FinetuneSettings:
     select_best: bool = False
     patience: int = 0
     audio: AudioEncoderSettings = field(default_factory=AudioEncoderSettings)
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     report_every: int = 50
     state_every: int = 500
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,6 +55,8 @@ def stream_batches(
 ) -> Iterator[Batch]:
     """Batches of steps ``start_step`` … ``steps - 1``, read by Ray Data tasks, in order.
 
+    Reading has begun when this returns, before the first batch is asked for.
+
     The stream is over *steps*, not over clips: which windows a step sees is a pure function of
     its number (:func:`trainables.clips.clip_schedule`), so a restarted worker continues with
     the batch it has not seen, and each rank reads its own part without a coordinating actor.
@@ -92,12 +96,21 @@ def stream_batches(
     dataset = ray.data.from_blocks(blocks).map_batches(
         read_block, batch_size=1, num_cpus=task_cpus, compute=most_tasks
     )
-    for batch in dataset.iter_batches(
-        batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
-    ):
-        step = batch.pop("step")
-        assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
-        yield {str(name): torch.as_tensor(np.array(values)) for name, values in batch.items()}
+    arrays = iter(
+        dataset.iter_batches(
+            batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
+        )
+    )
+    # A stream takes a second to give its first batch; networks are built meanwhile.
+    first = ThreadPoolExecutor(max_workers=1).submit(lambda: list(itertools.islice(arrays, 1)))
+
+    def batches() -> Iterator[Batch]:
+        for batch in itertools.chain(first.result(), arrays):
+            step = batch.pop("step")
+            assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
+            yield {str(name): torch.as_tensor(np.array(values)) for name, values in batch.items()}
+
+    return batches()
 
 
 def _quiet() -> None:

@@ -46,6 +46,7 @@ from trainables.joined_norm import join_batch_norms
 from trainables.steps import (
     Metrics,
     NonFiniteLossError,
+    Precision,
     Report,
     TrainState,
     average_gradients,
@@ -89,7 +90,8 @@ class PretrainSettings:
             SELD, ``rotations``, both or none.
         learning_rate, weight_decay, warmup_steps, gradient_norm: AdamW, linear warm-up, cosine to
             zero, gradients clipped to this norm.
-        precision: ``bf16`` runs the networks under autocast; the losses stay float32.
+        precision: ``bf16`` runs the networks under autocast, ``auto`` only on machines that have
+            instructions for it; the losses stay float32.
         report_every, state_every: steps between reports, and between reports with a state.
     """
 
@@ -120,7 +122,7 @@ class PretrainSettings:
     weight_decay: float = 1e-2
     warmup_steps: int = 50
     gradient_norm: float = 5.0
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     report_every: int = 50
     state_every: int = 500
 
@@ -489,7 +491,7 @@ def refuse_broken_convolution(settings: PretrainSettings, device: torch.device |
     In bfloat16 on a CPU (PyTorch 2.14, oneDNN), the weight gradient of a (3, 1, 1) convolution
     over exactly two frames is wrong by orders of magnitude; one, three and more are right.
     """
-    if torch.device(device).type != "cpu" or settings.precision != "bf16":
+    if torch.device(device).type != "cpu" or settings.precision == "float32":
         return
     frames = settings.frame_count // settings.segments
     reached = {frames}

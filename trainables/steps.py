@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Metrics = dict[str, float]
+#: See :func:`network_precision`.
+Precision = Literal["auto", "float32", "bf16"]
 
 
 class BestState(TypedDict):
@@ -66,10 +69,10 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
 
 
 @contextlib.contextmanager
-def network_precision(
-    precision: Literal["float32", "bf16"], device: torch.device | str
-) -> Iterator[None]:
+def network_precision(precision: Precision, device: torch.device | str) -> Iterator[None]:
     """Run the networks in this precision, and on a CPU with plain attention.
+
+    ``auto`` is bfloat16 under autocast where the device has instructions for it, else float32.
 
     PyTorch's fused CPU attention takes ten times as long for the backward pass over the few
     dozen frames of a window as the plain matrix products do.
@@ -78,9 +81,24 @@ def network_precision(
     with contextlib.ExitStack() as stack:
         if kind == "cpu":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if precision == "bf16":
+        if precision == "bf16" or (precision == "auto" and computes_bf16(kind)):
             stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
         yield
+
+
+@functools.cache
+def computes_bf16(kind: str) -> bool:
+    """Whether bfloat16 is faster than float32 on this machine's devices of this kind.
+
+    A CPU without instructions for it (AMX, AVX-512 BF16) takes four times as long for a
+    convolution in bfloat16 as in float32; with them, half.
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return False
+    instructions = torch.cpu.get_capabilities()
+    return any(instructions.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def average_gradients(networks: nn.Module) -> None:
