@@ -47,7 +47,7 @@ from search_spaces.scales import find_scale
 from search_spaces.studies import variants
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
 from trainables.cells import Cell
-from trainables.in_trial import InTrialTrainer
+from trainables.in_trial import InTrialTrainer, TrialReports
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
@@ -91,16 +91,18 @@ def fit_nothing(variant: str) -> None:
         os.environ.pop(name, None)
         if variant == "ours":
             os.environ[name] = value
-    kind = InTrialTrainer if variant == "ours" else ray.train.torch.TorchTrainer
+    kind, reports = (
+        (InTrialTrainer, TrialReports())
+        if variant == "ours"
+        else (ray.train.torch.TorchTrainer, TuneReportCallback())
+    )
     with tempfile.TemporaryDirectory() as storage:
         kind(
             train_nothing,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, resources_per_worker={"CPU": 0.5}
             ),
-            run_config=ray.train.RunConfig(
-                name="train", storage_path=storage, callbacks=[TuneReportCallback()]
-            ),
+            run_config=ray.train.RunConfig(name="train", storage_path=storage, callbacks=[reports]),
         ).fit()
 
 

@@ -28,7 +28,7 @@ from trainables.pretrain import (
     own_window_loss,
     pretrain,
 )
-from trainables.steps import NonFiniteLossError, TrainState, seed_step
+from trainables.steps import NonFiniteLossError, TrainState, computes_bf16, seed_step
 
 torch.set_num_threads(1)  # several threads are slower than one on networks of this size
 
@@ -164,6 +164,24 @@ def test_bf16_loss_is_near_the_float32_one() -> None:
         losses[precision] = contrastive_loss(networks, batch, settings, generator, "cpu").item()
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.05)
     assert losses["bf16"] != losses["float32"]
+
+
+@pytest.mark.parametrize("instructions", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
+    instructions: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    computes_bf16.cache_clear()
+    torch.manual_seed(0)
+    networks = PretrainNetworks(TINY)
+    batch = next(random_batches(TINY))
+    losses = {}
+    for precision in ("auto", "bf16" if instructions else "float32"):
+        settings = dataclasses.replace(TINY, precision=precision)
+        losses[precision] = contrastive_loss(networks, batch, settings, seed_step(0, 0), "cpu")
+    computes_bf16.cache_clear()
+    first, second = losses.values()
+    assert torch.equal(first, second)
 
 
 def test_own_window_loss_is_the_doa_wise_loss_of_each_window_alone() -> None:

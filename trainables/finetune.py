@@ -22,6 +22,7 @@ from seld.models.resnet_conformer import AudioEncoderSettings
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.spatial_spectra import turned_features
 from trainables.clips import Batch, batch_spectra
+from trainables.optimizer import AdamW
 from trainables.steps import (
     BestState,
     Metrics,
@@ -144,7 +145,7 @@ def finetune(
         network.encoder.load_state_dict(encoder_state)
     network = network.to(device)
     encoder, head = network.encoder.parameters(), network.head.parameters()
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         [
             {"params": list(encoder), "rate": settings.encoder_rate},
             {"params": list(head), "rate": 1.0},

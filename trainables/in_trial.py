@@ -1,10 +1,11 @@
 """Ray Train controlled from the trial's own process, and what a killed trial leaves given back.
 
-A Train run starts two processes that serve runs which are nobody's trial: one for its controller,
-one that gives the workers' resources back should the controller be killed. Here the trial's
-process, which only waits otherwise, controls the run, and the driver looks after what killed ones
-leave: on 2 cores that is 4 s less for every pretraining (``benchmarks/overhead.py``), and it works
-where Train's own cleaner does not, on clusters without a dashboard to ask.
+A Train run starts three processes that serve runs which are nobody's trial: one for its controller,
+one for a queue that brings the workers' reports from there to the trial, one that gives the
+workers' resources back should the controller be killed. Here the trial's process, which only waits
+otherwise, controls the run and takes its reports, and the driver looks after what killed ones
+leave: half of the fixed cost of a pretraining (``benchmarks/overhead.py``), and it works where
+Train's own cleaner does not, on clusters without a dashboard to ask.
 
 All of it reaches into Ray's private parts, whose version ``constraints.txt`` pins.
 """
@@ -16,13 +17,16 @@ from typing import Any
 
 import ray
 import ray.train.torch
+from ray import tune
 from ray._private.state import state as gcs_state
 from ray.core.generated.gcs_pb2 import (
     PlacementGroupTableData,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 
@@ -46,6 +50,20 @@ class InTrialTrainer(ray.train.torch.TorchTrainer):
             return controller.get_result()
 
         return asyncio.run(control())
+
+
+class TrialReports(UserCallback):
+    """Passes what the workers report on to Ray Tune, and waits until Tune has taken it."""
+
+    def after_report(
+        self,
+        run_context: TrainRunContext,
+        metrics: list[dict[str, Any]],
+        checkpoint: ray.train.Checkpoint | None,
+    ) -> None:
+        """Report what the first worker did."""
+        del run_context, checkpoint
+        tune.report(metrics[0])
 
 
 def give_back_orphans() -> int:

@@ -43,6 +43,7 @@ from trainables.directions import (
     random_directions,
 )
 from trainables.joined_norm import join_batch_norms
+from trainables.optimizer import AdamW
 from trainables.steps import (
     Metrics,
     NonFiniteLossError,
@@ -292,7 +293,7 @@ def pretrain(
     networks = PretrainNetworks(settings).to(device)
     if distributed():
         join_batch_norms(networks)
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         networks.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     first_step = 0

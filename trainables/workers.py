@@ -8,12 +8,6 @@ torch.
 
 from __future__ import annotations
 
-import gc
-
-# Imports make a million objects that stay: to look for garbage among them, again and again, is a
-# quarter of the time a worker takes to start.
-gc.disable()
-
 import json
 import os
 import queue
@@ -28,10 +22,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from trainables.in_trial import InTrialTrainer
+from trainables.in_trial import InTrialTrainer, TrialReports
 from trainables.ingest import stream_batches
 from trainables.jobs import (
     ENCODER_FILE,
@@ -47,9 +40,6 @@ from trainables.pretrain import audio_encoder_of, pretrain
 from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
 from trainables.steps import Metrics, TrainState
-
-gc.freeze()
-gc.enable()
 
 METRICS_FILE = "metrics.json"
 Message = TypeVar("Message")
@@ -109,7 +99,7 @@ def pretrain_on_workers(
             # The trial decides about tries, by the kind of failure: Train would repeat them all.
             failure_config=ray.train.FailureConfig(max_failures=0),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TrialReports()],
         ),
     )
     result = trainer.fit()
