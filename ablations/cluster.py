@@ -19,9 +19,15 @@ from trainables.resources import Placement, plan_placement
 
 OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
 
-#: Of trials' processes. Tune gives up a process for the next trial, and that trial with it, where
-#: the last one's function has not ended after 2 s, as on a busy machine.
-TRIAL_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "120"}
+#: Of all processes that trials run in.
+TRIAL_ENVIRONMENT = {
+    # Tune gives up a process for the next trial, and that trial with it, where the last one's
+    # function has not ended after 2 s, as on a busy machine.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
+    # Tensors in large pages: to map fresh memory for every one of them in pieces of 4 KiB takes a
+    # tenth to a quarter of a step on a CPU. Glibc reads this from 2.35 on.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 #: How often Ray is started here before its failure to start in time is believed.
 RAY_STARTS = 3

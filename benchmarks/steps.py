@@ -1,6 +1,7 @@
 """Training steps in bfloat16 beside float32, on one core or a GPU.
 
     python -m benchmarks.steps [--scale evidence] [--device cpu] [--steps 10]
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.steps     as trials run it
 
 Whole optimiser steps of DOA-wise pretraining and of fine-tuning at a scale, on random batches.
 Precisions take turns in one run. ``auto``, the default of every recipe, is whichever of the two

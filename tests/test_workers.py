@@ -133,7 +133,7 @@ def run_worker(
     monkeypatch.setattr(ray.train, "report", train.report)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(workers, "stream_batches", train.stream)
-    workers._pretrain_worker(
+    workers.pretrain_worker(
         {
             "job": job,
             "placement": plan_placement({"CPU": 1}),

@@ -84,7 +84,7 @@ def pretrain_on_workers(
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
     trainer = InTrialTrainer(
-        _pretrain_worker,
+        pretrain_worker,
         train_loop_config={"job": job, "placement": placement, "provenance": provenance},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(placement.fewest_workers, placement.train_workers)
@@ -119,7 +119,7 @@ def train_environment(*, elastic: bool) -> dict[str, str]:
     }
 
 
-def _pretrain_worker(config: dict[str, Any]) -> None:
+def pretrain_worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     job: PretrainJob = config["job"]
     placement: Placement = config["placement"]
