@@ -41,6 +41,10 @@ def stall_reason(situation: Situation, placement: Placement) -> str:
     """The likeliest reason that nothing happens, and what would help."""
     lane_cpus = placement.train_workers * placement.worker_cpus + placement.data_cpus
     lane_gpus = placement.train_workers * placement.worker_gpus
+    # Fine-tuning and evaluation hold their CPUs by themselves.
+    needs_reading = any(
+        not said.startswith(("finetune", "evaluate")) for said in situation.trials.values()
+    )
     for name, lane in (("CPU", lane_cpus), ("GPU", lane_gpus)):
         total, free = situation.total.get(name, 0.0), situation.free.get(name, 0.0)
         if total + 1e-6 < lane:
@@ -50,7 +54,7 @@ def stall_reason(situation: Situation, placement: Placement) -> str:
                 "add nodes, or start again on what is left"
             )
         smallest = min(placement.data_cpus / 2, placement.worker_cpus)
-        if name == "CPU" and free + 1e-6 < smallest:
+        if name == "CPU" and needs_reading and free + 1e-6 < smallest:
             return (
                 f"all {total:g} CPUs are held and none is left to read data: something else runs "
                 "on this cluster, or a worker hangs; --trials-at-once lower leaves more"

@@ -99,7 +99,7 @@ def plain_trial(config: Mapping[str, Any]) -> None:
         folder = Path(name) / "evaluation"
         folder.mkdir()
         scores = evaluation.run(folder, device="cpu", report=tune.report)
-    tune.report({"trial_id": cell.trial_id, **scores["metrics"]})
+    tune.report({"cell_id": cell.trial_id, **scores["metrics"]})
 
 
 def plain_pretraining(
@@ -142,7 +142,7 @@ def run_plain(
             run_config=tune.RunConfig(storage_path=storage, verbose=0),
         ).fit()
     found = [result.metrics for result in results if result.metrics]
-    return {metrics["trial_id"]: metrics["seld_error"] for metrics in found}
+    return {metrics["cell_id"]: metrics["seld_error"] for metrics in found}
 
 
 def main() -> None:

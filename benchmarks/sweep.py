@@ -1,7 +1,7 @@
 """Sweeps beside random search at equal cost.
 
     python -m benchmarks.sweep                                 on a made-up response surface
-    python -m benchmarks.sweep --recorded results/sweep        on that of a sweep's own trials
+    python -m benchmarks.sweep --recorded results/sweep …      on that of sweeps' own trials
 
 Training is replaced by a surface that answers at once; everything else is what a sweep runs
 (space, proposals, early stopping, storage). Cost is counted in full trainings, the short ones of
@@ -144,11 +144,14 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--costs", type=int, nargs="+", default=[10, 20, 40])
-    parser.add_argument("--recorded", type=Path, help="results folder of a sweep")
+    parser.add_argument("--recorded", type=Path, nargs="+", help="results folders of sweeps")
     arguments = parser.parse_args()
     surface: Surface = made_up
     if arguments.recorded:
-        trials = pd.read_parquet(arguments.recorded / "trials.parquet")
+        trials = pd.concat(
+            [pd.read_parquet(folder / "trials.parquet") for folder in arguments.recorded],
+            ignore_index=True,
+        )
         surface = Recorded(trials.loc[trials["status"] == "finished"])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(f"SELD error points of the chosen setting, {arguments.repeats} repeats, lower is better")
