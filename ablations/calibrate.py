@@ -1,7 +1,8 @@
 """How long a stage will take, from a few steps on noise: for plans before anything has run.
 
 The figures are this machine's, with as many threads as one lane gets. They leave out reading,
-start-up and reports, so they are a little low.
+start-up, reports and validation, so they are a little low; and lanes on two threads of one core,
+as the CPUs of most virtual machines are, take up to twice as long as the one that is timed here.
 """
 
 from __future__ import annotations
@@ -28,36 +29,43 @@ EVALUATED_S = 20.0
 
 
 def calibrated_durations_s(
-    cell: Cell, *, class_count: int, test_minutes: float, picture_px: tuple[int, int]
+    cell: Cell,
+    *,
+    class_count: int,
+    test_minutes: float,
+    picture_px: tuple[int, int],
+    device: str = "cpu",
 ) -> dict[str, float]:
-    """Expected seconds of each stage of a cell, by stage name."""
+    """Expected seconds of each stage of a cell, by stage name.
+
+    Args:
+        device: what trains. On a CPU the spectra of all clips are computed once, before any stage;
+            a GPU computes those of each batch.
+    """
     durations_s = {
-        "finetune": cell.finetune.steps * _finetune_step_s(cell.finetune, class_count),
-        "evaluate": test_minutes * 60 * _evaluation_share(cell.finetune, class_count),
+        "finetune": cell.finetune.steps * _finetune_step_s(cell.finetune, class_count, device),
+        "evaluate": test_minutes * 60 * _evaluation_share(cell.finetune, class_count, device),
     }
     if cell.pretrain is not None:
-        durations_s["pretrain"] = cell.pretrain.steps * _pretrain_step_s(cell.pretrain, picture_px)
+        step_s = _pretrain_step_s(cell.pretrain, picture_px, device)
+        durations_s["pretrain"] = cell.pretrain.steps * step_s
     return durations_s
 
 
-def _pretrain_step_s(settings: PretrainSettings, picture_px: tuple[int, int]) -> float:
+def _pretrain_step_s(settings: PretrainSettings, picture_px: tuple[int, int], device: str) -> float:
     pictures = (settings.batch_size, settings.frame_count, 3, *picture_px)
-    batch = {
-        "foa": _noise(settings.batch_size, settings.window_s),
-        "frames": torch.randint(0, 256, pictures, dtype=torch.uint8),
-    }
-    clock = _StepClock(batch)
+    frames = torch.randint(0, 256, pictures, dtype=torch.uint8)
+    clock = _StepClock(_sound(settings, device) | {"frames": frames})
     short = replace(settings, steps=TIMED_STEPS, report_every=TIMED_STEPS, state_every=TIMED_STEPS)
-    pretrain(short, clock, report=lambda *_: None)
+    pretrain(short, clock, device=device, report=lambda *_: None)
     return clock.step_s
 
 
-def _finetune_step_s(settings: FinetuneSettings, class_count: int) -> float:
+def _finetune_step_s(settings: FinetuneSettings, class_count: int, device: str) -> float:
     shape = (settings.batch_size, round(settings.window_s * 10), class_count, 3)
     if settings.output_format == "multi_accdoa":
         shape = (*shape[:2], 6, 4, class_count)
-    batch = {"foa": _noise(settings.batch_size, settings.window_s), "target": torch.zeros(shape)}
-    clock = _StepClock(batch)
+    clock = _StepClock(_sound(settings, device) | {"target": torch.zeros(shape)})
     short = replace(
         settings,
         steps=TIMED_STEPS,
@@ -67,21 +75,37 @@ def _finetune_step_s(settings: FinetuneSettings, class_count: int) -> float:
         select_best=False,
         patience=0,
     )
-    finetune(short, clock, class_count=class_count, encoder_state=None, report=lambda *_: None)
+    finetune(
+        short,
+        clock,
+        class_count=class_count,
+        encoder_state=None,
+        device=device,
+        report=lambda *_: None,
+    )
     return clock.step_s
 
 
-def _evaluation_share(settings: FinetuneSettings, class_count: int) -> float:
+def _evaluation_share(settings: FinetuneSettings, class_count: int, device: str) -> float:
     """Seconds of computing per second of recording."""
     network = SeldNetwork(
         SeldNetworkSettings(
             encoder=settings.audio, class_count=class_count, output_format=settings.output_format
         )
-    )
+    ).to(device)
     sound = _noise(1, EVALUATED_S)[0].numpy()
     started = time.perf_counter()
     predict_waveform(network, sound)
     return (time.perf_counter() - started) / EVALUATED_S
+
+
+def _sound(settings: PretrainSettings | FinetuneSettings, device: str) -> dict[str, torch.Tensor]:
+    """The sound of a batch, in the form it reaches the device in."""
+    if device != "cpu":
+        return {"foa": _noise(settings.batch_size, settings.window_s)}
+    features = settings.audio.features
+    frames = round(settings.window_s * features.frame_rate_hz)
+    return {"spectra": torch.rand(settings.batch_size, 11, frames, features.mel_bands)}
 
 
 def _noise(batch_size: int, duration_s: float) -> torch.Tensor:

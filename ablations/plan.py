@@ -17,6 +17,7 @@ from ablations.cluster import ClusterOptions, machine_resources, placement_of
 from ablations.data import DataOptions, data_for_plan
 from ablations.places import stages_root
 from search_spaces.studies import Study
+from seld.errors import InputError
 from trainables.cells import Cell, stages_of
 from trainables.prepare import PreparedData
 from trainables.resources import Placement
@@ -62,6 +63,9 @@ def plan_study(
     prepared = data_for_plan(data, study)
     cells = study.cells()
     scale = study.scale
+    device = "cuda" if placement.worker_gpus else "cpu"
+    if calibrate and device == "cuda" and not torch.cuda.is_available():
+        raise InputError("command line", "--calibrate", "no GPU", "a GPU here, as the workers have")
 
     def measure(cell: Cell) -> Mapping[str, float]:
         torch.set_num_threads(placement.worker_threads)
@@ -70,6 +74,7 @@ def plan_study(
             class_count=len(prepared[cell.data].class_names),
             test_minutes=scale.scenes.test.minutes,
             picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
+            device=device,
         )
 
     store = StageStore(stages_root(storage, results))

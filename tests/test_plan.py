@@ -1,0 +1,93 @@
+"""The plan: stages counted after sharing, what is done left out, times measured or remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ablations import plan as planning
+from ablations.calibrate import calibrated_durations_s
+from ablations.cluster import ClusterOptions
+from ablations.data import DataOptions, data_for_plan
+from ablations.plan import StagePlan, plan_stages, plan_study
+from search_spaces.scales import find_scale
+from search_spaces.studies import Study, variants
+from seld.errors import InputError
+from tests.test_finetune import SETTINGS as FINETUNE
+from tests.test_pretrain import TINY
+from trainables.cells import Cell, stages_of
+from trainables.stages import StageStore
+
+# Five arms, one of them without pretraining, three of two budgets and two seeds each.
+STUDY = replace(variants(find_scale("demo")), budgets_minutes=(1.0, 2.0), seeds=(0, 1))
+SECONDS = {"pretrain": 100.0, "finetune": 10.0, "evaluate": 1.0}
+
+
+def planned(
+    study: Study, folder: Path, measured: list[str] | None = None
+) -> Mapping[str, StagePlan]:
+    """The plan by stage; ``measured`` lists the arms that were calibrated."""
+
+    def measure(cell: Cell) -> Mapping[str, float]:
+        assert measured is not None
+        measured.append(cell.arm)
+        return SECONDS
+
+    data = data_for_plan(DataOptions(folder=folder / "data"), study)
+    store = StageStore(folder / "stages")
+    plans = plan_stages(study.cells(), data, store, None if measured is None else measure)
+    return {plan.name: plan for plan in plans}
+
+
+def test_a_pretraining_counts_once_for_all_budgets(tmp_path: Path) -> None:
+    plans = planned(STUDY, tmp_path)
+    assert (plans["pretrain"].uses, plans["pretrain"].unique) == (16, 8)
+    assert (plans["finetune"].uses, plans["finetune"].unique) == (20, 20)
+    assert {plan.done for plan in plans.values()} == {0}
+    assert {plan.expected_s for plan in plans.values()} == {None}
+
+
+def test_calibration_times_each_arm_once(tmp_path: Path) -> None:
+    measured: list[str] = []
+    plans = planned(STUDY, tmp_path, measured)
+    assert sorted(measured) == sorted(arm.name for arm in STUDY.arms)
+    assert plans["pretrain"].expected_s == 8 * SECONDS["pretrain"]
+    assert plans["finetune"].expected_s == 20 * SECONDS["finetune"]
+
+
+def test_stages_in_the_store_are_done_and_time_the_others(tmp_path: Path) -> None:
+    data = data_for_plan(DataOptions(folder=tmp_path / "data"), STUDY)
+    store = StageStore(tmp_path / "stages")
+    cell = next(cell for cell in STUDY.cells() if cell.arm == "avc")
+    key = stages_of(cell, data[cell.data]).pretrain
+    assert key is not None
+    took_s = store.obtain(key, lambda folder: {}).duration_s
+    plan = planned(replace(STUDY, arms=STUDY.arms[:2]), tmp_path)["pretrain"]
+    assert (plan.uses, plan.unique, plan.done) == (4, 2, 1)
+    assert plan.expected_s == took_s
+
+
+@pytest.mark.parametrize("pretrain", [None, TINY])
+def test_a_few_steps_tell_the_time_of_every_stage(pretrain: object) -> None:
+    cell = replace(STUDY.cells()[0], pretrain=pretrain, finetune=FINETUNE)
+    durations_s = calibrated_durations_s(cell, class_count=5, test_minutes=1.0, picture_px=(32, 64))
+    assert durations_s.keys() == SECONDS.keys() - (set() if pretrain else {"pretrain"})
+    assert min(durations_s.values()) > 0.0
+
+
+def test_a_gpu_is_not_timed_on_a_machine_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "machine_resources", lambda cluster: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(planning.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="a GPU here"):
+        plan_study(
+            STUDY,
+            data=DataOptions(folder=tmp_path / "data"),
+            cluster=ClusterOptions(),
+            results=tmp_path / "results",
+            calibrate=True,
+        )
