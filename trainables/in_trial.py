@@ -46,7 +46,13 @@ class InTrialTrainer(ray.train.torch.TorchTrainer):
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         async def control() -> Any:
             controller = TrainController(**arguments)
-            await controller.run()
+            try:
+                await controller.run()
+            except SystemExit:  # Tune has stopped the trial, and a report says so
+                workers = controller.get_worker_group()
+                if workers is not None:
+                    workers.abort()
+                raise
             return controller.get_result()
 
         return asyncio.run(control())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+import ray.train
 from ray import tune
 
 from ablations import watchdog
@@ -21,7 +23,7 @@ from ablations.cluster import ClusterOptions, ray_cluster
 from ablations.watchdog import Watchdog
 from trainables import workers
 from trainables.failures import describe_failure
-from trainables.in_trial import give_back_orphans
+from trainables.in_trial import InTrialTrainer, TrialReports, give_back_orphans
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
 
@@ -103,6 +105,37 @@ def wait_for_free_cpus(limit_s: float = 600.0) -> None:
 
 def test_a_stopped_trial_gives_its_cpus_back(tmp_path: Path) -> None:
     assert fit(Endless(), tmp_path, silent_for_s=600.0, stop={"step": 5})["step"] == 5
+    wait_for_free_cpus()
+
+
+def train_endlessly(config: Mapping[str, Any]) -> None:
+    """What a worker of a pretraining without end does."""
+    for step in itertools.count(1):
+        ray.train.report({"step": step})
+        time.sleep(0.02)
+
+
+def run_endless_workers(config: Mapping[str, Any]) -> None:
+    """A trial whose Train run has no end."""
+    InTrialTrainer(
+        train_endlessly,
+        train_loop_config={},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(
+            name="train", storage_path=config["storage"], callbacks=[TrialReports()]
+        ),
+    ).fit()
+
+
+def test_a_stopped_trial_gives_its_train_workers_back(tmp_path: Path) -> None:
+    # Its process goes on living: Tune keeps it for the next trial.
+    results = tune.Tuner(
+        tune.with_resources(run_endless_workers, {"CPU": 0.001}),
+        param_space={"storage": tune.grid_search([str(tmp_path / name) for name in "ab"])},
+        tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), stop={"step": 5}, verbose=0),
+    ).fit()
+    assert [result.metrics and result.metrics["step"] for result in results] == [5, 5]
     wait_for_free_cpus()
 
 
