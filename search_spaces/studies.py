@@ -123,7 +123,8 @@ def variants(scale: ScaleSettings) -> Study:
     """Does pretraining help, and which kind?
 
     Command: ``python ablations/run_grid.py variants``
-    Cost: at ``demo`` about ten minutes on 2 cores, rendering included.
+    Cost: at ``demo`` a quarter of an hour on 2 cores, rendering included; two to three times that
+    on CPUs without instructions for bfloat16.
     Reading: scratch is the bar. AVC shows what pictures give without directions; DOA-wise and
     recording-wise what directions add; recording-wise without rotated negatives can be solved
     without knowing where anything is, so it should fall back towards AVC. At ``demo`` size
@@ -155,8 +156,8 @@ def evidence(scale: ScaleSettings) -> Study:
 
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); with real sounds ``--sound-bank ../shared/data/esc10``; on a GPU ``--scale small``.
-    Cost: four to five hours on 2 cores: 20 pretrainings of seven minutes of a core, 75 fine-tunings
-    of five.
+    Cost: four to five hours on 2 cores with instructions for bfloat16 (20 pretrainings of seven
+    minutes of a core, 75 fine-tunings of five), three times as long on CPUs without.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm. With two minutes scratch's score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ SHARED_DATA = Path(
     os.environ.get("SELD_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
 )
 
+EXIT_STATUS = pytest.StashKey[int]()
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -24,3 +27,24 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data: {SHARED_DATA} is missing (set SELD_SHARED_DATA to use another)")
     return SHARED_DATA
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave at once, with the session's exit code.
+
+    After a dozen Ray clusters in one process, threads of C++ libraries may still run when Python
+    takes down what they use: once in many runs that crashed the process after its last test.
+    """
+    status = config.stash.get(EXIT_STATUS, None)
+    if status is not None:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remember how the session ended."""
+    session.config.stash[EXIT_STATUS] = int(exitstatus)

@@ -90,8 +90,8 @@ def network_precision(precision: Precision, device: torch.device | str) -> Itera
 def computes_bf16(kind: str) -> bool:
     """Whether bfloat16 is faster than float32 on this machine's devices of this kind.
 
-    A CPU without instructions for it (AMX, AVX-512 BF16) takes four times as long for a
-    convolution in bfloat16 as in float32; with them, half.
+    A CPU without instructions for it (AMX, AVX-512 BF16) takes seven to nine times as long for a
+    step in bfloat16 as in float32 (``benchmarks/steps.py``).
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
