@@ -11,10 +11,10 @@ probes, predictions, scores, records), but a single step of training. No stage i
 process (:mod:`trainables.in_trial`), looking at its workers more often. These two train nothing.
 
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
-include what the machine does besides. Measured on 2 quiet cores (Ray 2.60), medians of three:
-pretrained 5.8 s, scratch 0.2 s, bare 10.9 s, ours 4.6 s. A trial that shares its pretraining costs
-what scratch costs. Of a pretrained trial's time 3.5 s go to starting the worker's process and
-importing torch in it, 1 s to what torch's optimisers import when the first is made.
+include what the machine does besides. Measured on the two threads of one core of an old server
+(Ray 2.60), medians of three: pretrained 8.9 s, scratch 0.8 s, bare 20.3 s. On 2 faster cores bare
+takes 10.9 s and scratch 0.2 s. A trial that shares its pretraining costs what scratch costs. Of a
+pretrained trial's time two thirds go to starting the worker's process and importing torch in it.
 """
 
 from __future__ import annotations
