@@ -13,8 +13,9 @@ process (:mod:`trainables.in_trial`), looking at its workers more often. These t
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
 include what the machine does besides. Measured on the two threads of one core of an old server
 (Ray 2.60), medians of two runs: pretrained 8.9 and 10.2 s, scratch 0.8 and 0.4 s, bare 20.3 and
-17.6 s. On 2 faster cores bare takes 10.9 s and scratch 0.2 s. A trial that shares its pretraining costs what scratch costs. Of a
-pretrained trial's time two thirds go to starting the worker's process and importing torch in it.
+17.6 s. On 2 faster cores bare takes 10.9 s and scratch 0.2 s. A trial that shares its pretraining
+costs what scratch costs. Of a pretrained trial's time two thirds go to starting the worker's
+process and importing torch in it.
 """
 
 from __future__ import annotations
