@@ -7,7 +7,6 @@ vector (x, y, z) has the gains (1, y, z, x). See :mod:`seld.geometry` for the ax
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,39 +46,6 @@ def rotate(foa: Tensor, matrix: Tensor) -> Tensor:
         dipoles = matrix[..., xyz_to_acn, :][..., xyz_to_acn] @ foa[..., 1:, :]
         omni = foa[..., :1, :].expand(*dipoles.shape[:-2], 1, -1)
         return torch.cat([omni, dipoles], dim=-2)
-
-
-def reorder(foa: Tensor, channel_map: Sequence[int]) -> Tensor:
-    """Channels as they lie on disk → ACN order.
-
-    Args:
-        foa: (..., 4, time) in the file's order.
-        channel_map: for each ACN component the file's channel that carries it, as in the ``SA3D``
-            box of Google's spatial audio RFC: (0, 2, 3, 1) for a file of W, X, Y, Z.
-
-    Raises:
-        InputError: unless the map is a permutation of 0 to 3.
-    """
-    if sorted(channel_map) != [0, 1, 2, 3]:
-        raise InputError("FOA", "channel_map", tuple(channel_map), "a permutation of 0, 1, 2, 3")
-    return foa[..., list(channel_map), :]
-
-
-def directional_energy(foa: Tensor, directions: Tensor) -> Tensor:
-    """Mean power of a cardioid microphone pointed at each direction.
-
-    Args:
-        foa: (batch, 4, time).
-        directions: (K, 3) or (batch, K, 3) unit vectors.
-
-    Returns:
-        (batch, K): the mean power of a plane wave from there, a quarter of it at 90°, 0 behind.
-    """
-    with torch.autocast(foa.device.type, enabled=False):
-        covariance = foa @ foa.transpose(1, 2) / foa.shape[-1]
-        x, y, z = directions.unbind(-1)
-        beams = 0.5 * torch.stack([torch.ones_like(x), y, z, x], dim=-1)
-        return ((beams @ covariance) * beams).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ DISTANCE_COLUMN = "distance_cm"
 LONGEST_VECTOR = 2.0
 
 #: Tracks of multi-ACCDOA: how many sources of one class a frame can hold.
-TRACK_COUNT = 3
+MULTI_ACCDOA_TRACKS = 3
 
 #: Dummy track of the DCASE baseline's ADPIT target (A0 B0 B1 C0 C1 C2), by how many sources the
 #: class has in the frame and the source's place among them.
@@ -191,8 +191,8 @@ def multi_accdoa_targets(
     order = np.argsort(cell, kind="stable")
     _, first, source_count = np.unique(cell[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(first, source_count)
-    count = np.repeat(np.minimum(source_count, TRACK_COUNT), source_count)
-    held = place < TRACK_COUNT
+    count = np.repeat(np.minimum(source_count, MULTI_ACCDOA_TRACKS), source_count)
+    held = place < MULTI_ACCDOA_TRACKS
     kept = order[held]
     dummy_track = _DUMMY_TRACK[count[held] - 1, place[held]]
 
@@ -301,7 +301,9 @@ def _angles_deg(
 
 def _numbers(tokens: tuple[str, ...]) -> NDArray[np.int64] | NDArray[np.float64]:
     """Whole numbers stay whole, so that they are written back as they were."""
-    if any(not token.lstrip("+-").isdigit() for token in tokens):
+    digits = [token.lstrip("+-") for token in tokens]
+    # Longer ones are out of every range, and may be out of an int64's.
+    if any(not text.isdigit() or len(text) > 15 for text in digits):
         return np.array([float(token) for token in tokens])
     return np.array([int(token) for token in tokens], dtype=np.int64)
 

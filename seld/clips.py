@@ -259,14 +259,13 @@ class ShardIndex:
         return ShardIndex(self.folder, self.clips.loc[kept])
 
 
-def write_index(folder: str, names: Sequence[str] | None = None) -> ShardIndex:
+def write_index(folder: str) -> ShardIndex:
     """Gather the footers of a folder's shards into ``index.parquet``."""
     sizes = {
         name: size
         for name, size in list_files(folder).items()
         if name.endswith(SHARD_SUFFIX) and "/" not in name
     }
-    assert names is None or sorted(names) == sorted(sizes), (names, sizes)
     clips = _clips_from_footers(folder, sizes)
     stored = clips.assign(class_frames=clips["class_frames"].map(json.dumps))
     table = pa.Table.from_pandas(stored, preserve_index=False)

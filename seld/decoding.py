@@ -46,7 +46,8 @@ class ScreeningSettings:
     silent_share: float = 0.9  #: of the moments, above which a recording is silent
     static_mse: float = 5.0  #: grey-value MSE of frames half a second apart that are the same
     static_share: float = 0.85  #: of such pairs, above which the picture is static
-    length_tolerance_s: float = 1.0  #: difference of sound and picture that is put up with [ours]
+    #: difference of sound, picture and annotations that is put up with [ours]
+    length_tolerance_s: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("silent_share", "static_share"):
@@ -173,6 +174,7 @@ def decode_recording(recording: Recording, settings: ShardSettings) -> list[Clip
             path = recording.annotation_path
             with local_copy(path) as table:
                 events = read_annotations(table)
+            _check_within(events, foa, settings.screening)
     except MediaError as error:
         return Rejected(recording.recording_id, error.reason, error.detail, path)
     except FileNotFoundError:
@@ -300,6 +302,16 @@ def _check_length(foa: NDArray[np.int16], settings: ShardSettings) -> None:
     if length_s < settings.clip_s / 2:
         detail = f"{length_s:.2f} s, expected at least half a clip of {settings.clip_s:g} s"
         raise MediaError("too short", detail)
+
+
+def _check_within(
+    events: pd.DataFrame, foa: NDArray[np.int16], screening: ScreeningSettings
+) -> None:
+    """Events long after the sound's end are those of another recording."""
+    sound_s = foa.shape[1] / SAMPLE_RATE_HZ
+    last = max(events["frame"].tolist(), default=0)
+    if last * LABEL_FRAME_S > sound_s + screening.length_tolerance_s:
+        raise MediaError("bad annotations", f"frame {last} in {sound_s:.2f} s of sound")
 
 
 def _check_level(

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import av.container
@@ -71,21 +71,43 @@ def read_foa(
     Raises:
         MediaError: with the reason.
     """
-    if channel_map is None:
-        channel_map = _stored_channel_map(path)
-    order = list(channel_map)
     start = round(start_s * sample_rate_hz)
     wanted = None if duration_s is None else round(duration_s * sample_rate_hz)
     kept: list[NDArray[np.int16]] = []
     decoded = 0
-    for block in _resampled(_sound_blocks(path), sample_rate_hz):
-        kept.append(_as_int16(block[max(start - decoded, 0) :, order]))
-        decoded += len(block)
+    for block in foa_blocks(path, sample_rate_hz=sample_rate_hz, channel_map=channel_map):
+        kept.append(_as_int16(block[:, max(start - decoded, 0) :]))
+        decoded += block.shape[1]
         if wanted is not None and decoded >= start + wanted:
             break
-    if not kept:
+    return np.ascontiguousarray(np.concatenate(kept, axis=1)[:, :wanted])
+
+
+def foa_blocks(
+    path: Path, *, sample_rate_hz: int, channel_map: Sequence[int] | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Sound of a four-channel file in consecutive blocks (4, time), ACN/SN3D, full scale 1.
+
+    Resampled without seams. Without ``channel_map`` an MP4's ``SA3D`` box is obeyed.
+
+    Raises:
+        MediaError: with the reason.
+    """
+    order = list(_stored_channel_map(path) if channel_map is None else channel_map)
+    samples = 0
+    for block in _resampled(_sound_blocks(path), sample_rate_hz):
+        samples += len(block)
+        yield block[:, order].T
+    if not samples:
         raise MediaError("unreadable", "no sound could be decoded")
-    return np.ascontiguousarray(np.concatenate(kept)[:wanted].T)
+
+
+def declared_length_s(path: Path) -> float | None:
+    """How long a readable file says its sound is, if it does."""
+    if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
+        return soundfile.info(path).duration
+    with _opened(path) as container:
+        return None if container.duration is None else container.duration / av.time_base
 
 
 class PictureReader:
@@ -220,7 +242,7 @@ def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
         stream = container.streams.audio[_sound_track(container)]
         rate_hz = stream.codec_context.sample_rate
         decoded = 0
-        for frame in container.decode(stream):
+        for frame in _frames(container, stream):
             samples = _frame_samples(frame)
             if decoded == 0:
                 lead = _stream_time_s(frame, container)
@@ -267,19 +289,39 @@ def _video_frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # recordings are decoded in parallel, not frames
         time_s = 0.0
-        for frame in container.decode(stream):
+        for frame in _frames(container, stream):
             time_s = _stream_time_s(frame, container)
             yield time_s, frame
         rate_hz = float(stream.average_rate or 0)
         _check_declared(stream, time_s + (1 / rate_hz if rate_hz else 0.0))
 
 
+def _frames(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[Any]:
+    """The stream's frames. Files that declare only how long they are, as WebM, must be so long."""
+    reached_s = longest_packet_s = 0.0
+    for packet in container.demux():
+        if packet.pts is not None and packet.time_base is not None:
+            start_s = float(packet.pts * packet.time_base)
+            longest_packet_s = max(longest_packet_s, start_s - reached_s)
+            reached_s = max(reached_s, start_s)
+        if packet.stream.index != stream.index:
+            continue
+        for frame in packet.decode():
+            if isinstance(frame, av.AudioFrame) and frame.time is not None:
+                reached_s = max(reached_s, frame.time + frame.samples / frame.sample_rate)
+            yield frame
+    if stream.duration is None and container.duration is not None:
+        _check_reached(reached_s + longest_packet_s, container.duration / av.time_base)
+
+
 def _check_declared(stream: av.stream.Stream, decoded_s: float) -> None:
-    if stream.duration is None or stream.time_base is None:
-        return
-    declared_s = float(stream.duration * stream.time_base)
-    if decoded_s < declared_s - _DECLARED_TOLERANCE_S:
-        raise MediaError("truncated", f"{decoded_s:.2f} s of {declared_s:.2f} s could be decoded")
+    if stream.duration is not None and stream.time_base is not None:
+        _check_reached(decoded_s, float(stream.duration * stream.time_base))
+
+
+def _check_reached(reached_s: float, declared_s: float) -> None:
+    if reached_s < declared_s - _DECLARED_TOLERANCE_S:
+        raise MediaError("truncated", f"{reached_s:.2f} s of {declared_s:.2f} s could be decoded")
 
 
 def _stored_channel_map(path: Path) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from seld.annotations import ParsedFile, parse
 from seld.classes import STARSS_CLASSES
 from seld.errors import CommandLine, InputError, exit_on_input_error
+from seld.storage import files_within
 
 #: Changes whenever a score could: records that differ in it are not compared.
 METRIC_VERSION = "dcase2022-1"
@@ -531,7 +532,9 @@ def _csv_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(folder, "folder", "missing", "a folder of DCASE csv files")
     paths: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.csv")):
+    for path in files_within(folder):
+        if path.suffix != ".csv":
+            continue
         if path.stem in paths:
             raise InputError(
                 folder, "name", path.name, f"one file of that name ({paths[path.stem]})"

@@ -9,14 +9,13 @@ the same :func:`predict_waveform`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
-import soxr
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -26,11 +25,10 @@ from torch import Tensor
 from seld.annotations import decode_accdoa, decode_multi_accdoa, write_annotations
 from seld.checkpoints import load_checkpoint
 from seld.errors import CommandLine, InputError, exit_on_input_error
+from seld.media import MediaError, declared_length_s, foa_blocks
 from seld.models.resnet_conformer import FRAMES_PER_LABEL
 from seld.models.seld_network import SeldNetwork
-
-#: Samples per channel read from a file at a time.
-_BLOCK_SAMPLES = 1 << 16
+from seld.storage import check_writable, files_within
 
 Samples = NDArray[np.float32] | NDArray[np.int16] | Tensor
 
@@ -49,7 +47,7 @@ class PredictionSettings:
     unify_deg: float = 15.0
 
     def __post_init__(self) -> None:
-        if not self.window_s >= 0.1:
+        if not 0.1 <= self.window_s < math.inf:
             raise InputError("prediction", "window_s", self.window_s, "at least 0.1")
         if not 0.1 <= self.hop_s <= self.window_s:
             raise InputError("prediction", "hop_s", self.hop_s, f"from 0.1 to {self.window_s:g}")
@@ -127,30 +125,17 @@ def predict_vectors(
 
 
 def sound_blocks(path: Path, sample_rate_hz: int) -> Iterator[NDArray[np.float32]]:
-    """Blocks (4, time) of a four-channel file (ACN, SN3D), resampled to ``sample_rate_hz``.
+    """As :func:`seld.media.foa_blocks`, of a file that a user names.
 
     Raises:
-        InputError: if the file cannot be read, is empty, or has not four finite channels.
+        InputError: the file cannot be read, is cut off or empty, or has not four finite channels.
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            if file.channels != 4:
-                raise InputError(path, "channels", file.channels, "4 (first-order ambisonics)")
-            if file.frames == 0:
-                raise InputError(path, "samples", 0, "at least one")
-            # Feeding soxr's stream block by block leaves no seams: it keeps its filter's state.
-            resampler = soxr.ResampleStream(file.samplerate, sample_rate_hz, 4, dtype="float32")
-            resampled = file.samplerate != sample_rate_hz
-            for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):
-                if not np.isfinite(block).all():
-                    raise InputError(path, "samples", "NaN or infinite", "finite samples")
-                samples = np.asarray(resampler.resample_chunk(block) if resampled else block)
-                yield samples.astype(np.float32, copy=False).T
-            if resampled:
-                rest = resampler.resample_chunk(np.empty((0, 4), np.float32), last=True)
-                yield np.asarray(rest, np.float32).T
-    except soundfile.LibsndfileError as error:
-        raise InputError(path, "content", error.error_string, "a sound file") from error
+        yield from foa_blocks(path, sample_rate_hz=sample_rate_hz)
+    except MediaError as error:
+        raise InputError(
+            path, "sound", f"{error.reason} ({error.detail})", "four whole channels (ACN, SN3D)"
+        ) from error
 
 
 #: As many as classes, so that a print without colours tells them apart.
@@ -204,6 +189,7 @@ def main() -> int:
         window_s=arguments.window_s,
         hop_s=max(0.1, arguments.window_s / 2),
     )
+    check_writable(str(arguments.out))
     checkpoint = load_checkpoint(arguments.checkpoint)
     network = checkpoint.network.to(_device(arguments.device))
     paths = _sound_files(arguments.sound)
@@ -330,10 +316,11 @@ def _spread(weight: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-    except RuntimeError:
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise InputError("--device", "device", name, f"one of {torch.cuda.device_count()} GPUs")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):  # unknown, or not in this build of PyTorch
         raise InputError("--device", "device", name, "cpu or cuda[:number]") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError("--device", "device", name, f"one of {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -342,7 +329,7 @@ def _sound_files(sound: Path) -> list[Path]:
         return [sound]
     if not sound.is_dir():
         raise InputError(sound, "path", "missing", "a sound file or a folder of wav files")
-    paths = sorted(path for path in sound.rglob("*") if path.suffix.lower() == ".wav")
+    paths = [path for path in files_within(sound) if path.suffix.lower() == ".wav"]
     if not paths:
         raise InputError(sound, "folder", "no .wav file", "at least one")
     return paths
@@ -357,7 +344,8 @@ def _with_progress(
 ) -> Iterator[NDArray[np.float32]]:
     for index, block in enumerate(blocks):
         if index == 0:  # the file is readable, so its length can be asked for
-            progress.update(task, total=soundfile.info(path).duration * rate_hz)
+            length_s = declared_length_s(path)
+            progress.update(task, total=length_s and length_s * rate_hz)
         progress.advance(task, block.shape[1])
         yield block
 

@@ -156,7 +156,11 @@ def write_study(study: StudyRecord, study_folder: Path) -> None:
 
 def read_study(study_folder: Path) -> StudyRecord:
     """Read ``study.json``; :class:`InputError` where it is missing or not of this schema."""
-    return StudyRecord(**_read_json(study_folder / "study.json", StudyRecord))
+    path = study_folder / "study.json"
+    try:
+        return StudyRecord(**_read_json(path, StudyRecord))
+    except TypeError as error:
+        raise InputError(path, "record", str(error), "a study record") from error
 
 
 def write_record(record: TrialRecord, study_folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -130,10 +131,12 @@ def _convert_scalar(annotation: Any, value: Any, where: str, key: str) -> Any:
             raise InputError(where, key, value, _name(annotation))
         try:
             number = annotation(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(where, key, value, _name(annotation)) from None
         if annotation is int and isinstance(value, float) and value != number:
             raise InputError(where, key, value, "a whole number")
+        if not math.isfinite(number):
+            raise InputError(where, key, value, "a finite number")
         return number
     if annotation is str:
         if not isinstance(value, str):

@@ -58,11 +58,53 @@ def list_files(root: str) -> dict[str, int]:
 
 def files_below(root: str) -> dict[str, int]:
     """Every file below ``root``: path relative to it (with ``/``) → size in bytes, sorted."""
+    if is_local(root):
+        folder = Path(absolute(root))
+        local = {path.relative_to(folder).as_posix(): path for path in files_within(folder)}
+        # A link whose target is missing is listed: it is missed where its content is asked for.
+        return {name: _size(local[name]) for name in sorted(local)}
     files, inner_root = file_system(root)
     inner_root = inner_root.rstrip("/")
     found = dict(files.find(inner_root, detail=True)) if files.exists(inner_root) else {}
     sizes = {name[len(inner_root) + 1 :]: int(info["size"]) for name, info in found.items()}
     return dict(sorted(sizes.items()))
+
+
+def files_within(folder: Path) -> Iterator[Path]:
+    """Every file of a local folder and those below it, linked folders too, in order of name.
+
+    ``Path.rglob`` and fsspec pass by folders that are links, as those of a corpus spread over
+    disks are.
+
+    Raises:
+        InputError: a folder may not be read.
+    """
+    return _files_within(folder, frozenset())
+
+
+def _files_within(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link back to where we came from
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise InputError(folder, "folder", error.strerror, "one that can be read") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_within(Path(entry.path), above | {identity})
+        else:
+            yield Path(entry.path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def stamps(paths: Iterable[str]) -> dict[str, str]:
@@ -71,9 +113,12 @@ def stamps(paths: Iterable[str]) -> dict[str, str]:
     Each folder is listed once, so that this is quick for many files of an object store.
     """
     by_folder: dict[str, list[str]] = {}
-    for path in paths:
-        by_folder.setdefault(path.rpartition("/")[0] or ".", []).append(path)
     found: dict[str, str] = {}
+    for path in paths:
+        if is_local(path):
+            found[path] = _local_stamp(Path(absolute(path)))
+        else:
+            by_folder.setdefault(path.rpartition("/")[0], []).append(path)
     for folder, members in by_folder.items():
         files, inner = file_system(folder)
         listed = files.ls(inner, detail=True) if files.isdir(inner) else []
@@ -83,6 +128,14 @@ def stamps(paths: Iterable[str]) -> dict[str, str]:
             changed = info and (info.get("mtime") or info.get("ETag") or info.get("created"))
             found[path] = f"{info['size']} {changed}" if info else "missing"
     return found
+
+
+def _local_stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime}"
 
 
 def check_writable(folder: str) -> None:
@@ -149,7 +202,8 @@ def written_whole(path: str) -> Iterator[Path]:
 def upload_folder(folder: Path, uri: str) -> None:
     """Copy the files below a local folder to ``uri``, in the order of their names.
 
-    One that is there with the same size, written since the local one was, is left as it is.
+    One that is there with the same size, written since the local one was, is left as it is, where
+    the file system says when its files were written (S3 does).
     """
     files, inner = file_system(uri)
     inner = inner.rstrip("/")

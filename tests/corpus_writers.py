@@ -226,6 +226,7 @@ BREAKAGES = {
     "lost mp4": "missing file",
     "lost csv": "missing file",
     "words in csv": "bad annotations",
+    "csv of a longer one": "bad annotations",
 }
 
 
@@ -263,5 +264,7 @@ def break_starss(root: Path, name: str, breakage: str) -> None:
         write_wav(wav, sound[: rate_hz // 10], rate_hz)
     elif breakage == "words in csv":
         csv.write_text("1,0,zero,10,10\n")
+    elif breakage == "csv of a longer one":
+        csv.write_text(f"1,0,0,10,10\n{round(10 * duration_s) + 20},0,0,10,10\n")
     else:
         {"lost wav": wav, "lost mp4": mp4, "lost csv": csv}[breakage].unlink()

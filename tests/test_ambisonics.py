@@ -11,10 +11,8 @@ from torch import Tensor
 from seld.ambisonics import (
     FeatureSettings,
     FoaFeatures,
-    directional_energy,
     encode,
     mel_filters,
-    reorder,
     rotate,
 )
 from seld.errors import InputError
@@ -86,21 +84,6 @@ def test_channel_swaps_swap_channels(generator: torch.Generator) -> None:
         swapped = rotate(foa, swap)
         for channel in swapped:
             assert any(torch.equal(channel, sign * other) for sign in (1, -1) for other in foa)
-
-
-def test_reorder_reads_a_channel_map_of_wxyz() -> None:
-    w_x_y_z = torch.tensor([[10.0], [1.0], [2.0], [3.0]])
-    assert reorder(w_x_y_z, (0, 2, 3, 1))[:, 0].tolist() == [10.0, 2.0, 3.0, 1.0]
-    with pytest.raises(InputError, match="channel_map"):
-        reorder(w_x_y_z, (0, 1, 1, 2))
-
-
-def test_directional_energy_is_a_cardioid(generator: torch.Generator) -> None:
-    signal = noise(1, 4000, generator=generator)
-    foa = encode(signal, torch.tensor([[0.0, 1.0, 0.0]]))
-    looks = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-    expected = signal.square().mean() * torch.tensor([[1.0, 0.25, 0.25, 0.0]])
-    torch.testing.assert_close(directional_energy(foa, looks), expected, atol=1e-7, rtol=1e-5)
 
 
 def test_features_equal_librosa(generator: torch.Generator) -> None:

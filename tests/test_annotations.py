@@ -92,6 +92,7 @@ def test_six_columns_are_told_apart_by_content(tmp_path: Path) -> None:
         ("1,0,0,0,", "line 2: column 5 is '', expected a number"),
         ("1,0,0,181,0", "line 2: column 4 is '181', expected an azimuth of -180 to 180 degrees"),
         ("1,0,0,0,-91", "line 2: column 5 is '-91', expected an elevation"),
+        (f"1,0,0,{10**23},0", f"line 2: column 4 is '{10**23}', expected an azimuth"),
         ("1,0,0,0", "line 2: number of columns is 4, expected 5 or 6"),
         ("1,0,0,0,0,0,0", "line 2: number of columns is 7, expected 5 or 6"),
         ("1,0,0,0,0,100", "line 2: number of columns is 6, expected 5, as in most lines"),

@@ -96,6 +96,29 @@ def test_sound_of_containers(tmp_path: Path, codec: str) -> None:
     assert np.abs(foa / 32768).max() == pytest.approx(0.25, rel=0.2)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
+def test_a_cut_webm_is_known_by_the_length_it_declares(tmp_path: Path, share: float) -> None:
+    """Matroska's streams declare no length of their own; picture and sound may differ in theirs."""
+    pictures = writers.moving_pictures(4.0, 10)
+    sound = writers.tones(3.0, 48_000, FREQUENCIES_HZ)
+    path = writers.write_media(
+        tmp_path / "a.webm",
+        pictures=pictures,
+        video_codec="libvpx-vp9",
+        sound=sound,
+        sound_codec="libopus",
+    )
+    times_s = [0.0, 1.0, 2.0]
+    reader = PictureReader(path, times_s, height_px=64, width_px=128)
+    assert len(list(reader)) == 3
+    assert read_foa(path, sample_rate_hz=RATE_HZ).shape[1] / RATE_HZ == pytest.approx(3.0, abs=0.05)
+    path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
+    for read in (lambda: read_foa(path, sample_rate_hz=RATE_HZ), lambda: list(reader)):
+        with pytest.raises(MediaError) as caught:
+            read()
+        assert caught.value.reason == "truncated"
+
+
 @pytest.mark.parametrize(
     ("channel_map", "expected"),
     [

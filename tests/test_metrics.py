@@ -431,6 +431,15 @@ def test_command_names_problems_and_leaves_them_out(folders: tuple[Path, Path], 
     assert run(capsys, *folders, "--strict")[0] == 2
 
 
+def test_recordings_in_linked_folders_are_scored(folders: tuple[Path, Path], capsys) -> None:
+    reference_dir = folders[0]
+    elsewhere = reference_dir.rename(reference_dir.with_name("disk"))
+    reference_dir.mkdir()
+    (reference_dir / "linked").symlink_to(elsewhere)
+    _, text, _ = run(capsys, *folders, "--json", "--strict")
+    assert json.loads(text)["recordings"] == 2
+
+
 def test_command_refuses_folders_without_common_recordings(folders, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="recordings is 0"):

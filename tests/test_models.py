@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.video import r2plus1d_18
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
-from seld.ambisonics import encode
+from seld.ambisonics import FeatureSettings, encode
 from seld.errors import InputError
 from seld.geometry import unit_vectors
 from seld.models.heads import (
@@ -156,6 +156,13 @@ def test_audio_encoder_from_sound_to_latents() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert encoder.normalised_features(sound).dtype == torch.float32
         assert encoder(sound).shape == (2, 20, encoder.dim)
+
+
+@pytest.mark.parametrize("changed", [{"sample_rate_hz": 16_000}, {"hop_size": 240}])
+def test_features_that_shards_and_labels_do_not_fit_are_refused(changed: dict[str, int]) -> None:
+    (name,) = changed
+    with pytest.raises(InputError, match=rf"audio encoder: features\.{name}"):
+        AudioEncoderSettings(features=FeatureSettings(**changed))
 
 
 def test_fitted_statistics_normalise_log_mel_and_keep_directions() -> None:

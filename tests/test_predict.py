@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import corpus_writers as writers
 import numpy as np
 import pytest
 import soundfile
@@ -189,20 +190,39 @@ def test_bad_files_are_set_aside_with_reasons(checkpoint, tmp_path, monkeypatch,
     (sounds / "junk.wav").write_bytes(b"RIFF?")
     soundfile.write(sounds / "nan.wav", np.full((24_000, 4), np.nan), 24_000, subtype="FLOAT")
     soundfile.write(sounds / "empty.wav", np.zeros((0, 4)), 24_000)
+    noise(sounds / "cut.wav", 2, 24_000)
+    (sounds / "cut.wav").write_bytes((sounds / "cut.wav").read_bytes()[:100_000])
     assert run_main(monkeypatch, checkpoint, sounds, "--out", out, "--plot") == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
     assert written == ["a.csv", "a.png", "deep/b.csv", "deep/b.png"]
     assert set(read_predictions(out / "a.csv")["frame"]) == set(range(73))
     message = capsys.readouterr().err
-    assert "2 of 6 files predicted" in message
+    assert "2 of 7 files predicted" in message
     for reason in (
-        "mono.wav: channels is 1",
-        "junk.wav: content",
-        "NaN",
-        "empty.wav: samples is 0",
+        "mono.wav: sound is 'wrong channel count (1 channels, expected 4)'",
+        "junk.wav: sound is 'truncated",
+        "nan.wav: sound is 'not finite",
+        "empty.wav: sound is 'unreadable",
+        "cut.wav: sound is 'truncated",
     ):
         assert reason in message
     assert run_main(monkeypatch, checkpoint, sounds, "--out", out, "--strict") == 2
+
+
+def test_containers_and_linked_folders_are_predicted(checkpoint, tmp_path, monkeypatch) -> None:
+    w_x_y_z = writers.tones(2.0, 48_000, (300, 1200, 2400, 600))
+    video = writers.write_media(tmp_path / "a.mp4", sound=w_x_y_z, sound_codec="aac")
+    writers.plant_sa3d(video, (0, 2, 3, 1))
+    blocks = np.concatenate(list(sound_blocks(video, 24_000)), axis=1)
+    loudest_hz = np.abs(np.fft.rfft(blocks[:, :24_000])).argmax(axis=1)
+    assert loudest_hz.tolist() == [300, 2400, 600, 1200]
+    noise(tmp_path / "disk/deep/b.wav", 1, 24_000)
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds/linked").symlink_to(tmp_path / "disk")
+    for sound in (video, tmp_path / "sounds"):
+        assert run_main(monkeypatch, checkpoint, sound, "--out", tmp_path / "out") == 0
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*.csv"))
+    assert written == ["a.csv", "linked/deep/b.csv"]
 
 
 def test_exit_code_when_nothing_could_be_predicted(checkpoint, tmp_path, monkeypatch) -> None:
@@ -214,3 +234,5 @@ def test_exit_code_when_nothing_could_be_predicted(checkpoint, tmp_path, monkeyp
         run_main(
             monkeypatch, checkpoint, tmp_path / "mono.wav", "--out", tmp_path, "--device", "tpu9"
         )
+    with pytest.raises(InputError, match="can be written"):
+        run_main(monkeypatch, checkpoint, tmp_path / "mono.wav", "--out", checkpoint)

@@ -13,6 +13,7 @@ from seld.records import (
     TrialRecord,
     read_record,
     read_records,
+    read_study,
     trial_folder,
     trials_table,
     write_record,
@@ -78,3 +79,9 @@ def test_a_broken_record_is_listed_and_the_others_are_read(
     assert [type(item) for item in found] == [InputError, TrialRecord]
     with pytest.raises(InputError, match=message):
         read_record(broken)
+
+
+def test_a_study_that_lacks_fields_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"schema_version": 1}')
+    with pytest.raises(InputError, match=r"study\.json: record .*missing"):
+        read_study(tmp_path)

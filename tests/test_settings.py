@@ -50,6 +50,8 @@ def test_assignments_are_read_as_the_field_types() -> None:
         ("outer.size=2", "expected a group among: inner"),
         ("rate", "dotted.key=value"),
         ("rate=fast", "expected float"),
+        ("rate=nan", "rate is 'nan', expected a finite number"),
+        ("rate=inf", "expected a finite number"),
     ],
 )
 def test_bad_assignments_are_named(assignment: str, message: str) -> None:

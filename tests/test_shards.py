@@ -255,7 +255,7 @@ def test_a_remainder_joins_or_is_a_clip_of_its_own() -> None:
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """STARSS23 with two good recordings and one for each way of being broken."""
     root = tmp_path_factory.mktemp("broken")
-    names = [f"dev-train-tau/fold3_room7_mix{number:03d}" for number in range(18)]
+    names = [f"dev-train-tau/fold3_room7_mix{number:03d}" for number in range(19)]
     writers.write_starss(root, names, duration_s=3.0, with_video=True)
     breakages = dict(zip(names, writers.BREAKAGES, strict=False))
     for name, breakage in breakages.items():
@@ -271,8 +271,8 @@ def test_every_breakage_is_set_aside_with_its_reason(
     index, rejected = build("starss23", root, tmp_path / "out", max_bad_share=0.95)
     assert {item.recording_id: item.reason for item in rejected} == reasons
     assert sorted(index.clips["recording_id"].unique()) == [
-        "fold3_room7_mix016",
         "fold3_room7_mix017",
+        "fold3_room7_mix018",
     ]
     table = pd.read_csv(tmp_path / "out/rejected.csv")
     assert list(table.columns) == ["recording_id", "reason", "detail", "path"]
@@ -362,7 +362,7 @@ def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_
     executor = CountingExecutor()
     with pytest.raises(InputError, match="max-bad-share") as caught:
         build("starss23", broken[0], tmp_path / "out", executor=executor, max_bad_share=0.25)
-    assert caught.value.value == "5 of 18"
+    assert caught.value.value == "5 of 19"
     assert len(executor.paths) == 5
     assert executor.closed
     assert len(pd.read_csv(tmp_path / "out/rejected.csv")) == 5
@@ -473,6 +473,40 @@ def test_a_changed_file_is_decoded_again(starss23: Path, tmp_path: Path) -> None
     assert after.fingerprint != before.fingerprint
     assert len(after.clips) == len(before.clips)
     assert len(list((tmp_path / "out").glob("*.shard.parquet"))) == 6  # the old one is gone
+
+
+def test_folders_and_files_may_be_links(starss23: Path, tmp_path: Path) -> None:
+    """As corpora spread over disks are, and those kept by git-annex."""
+    root = tmp_path / "corpus"
+    for kind in ("foa_dev", "metadata_dev", "video_dev"):
+        (root / kind).mkdir(parents=True)
+        for part in (starss23 / kind).iterdir():
+            (root / kind / part.name).symlink_to(part)
+    (root / "foa_dev/back").symlink_to(root)  # must not be followed for ever
+    own, lost = (
+        root / f"metadata_dev/dev-train-sony/fold3_room{room}_mix001.csv" for room in (1, 2)
+    )
+    originals = (starss23 / "metadata_dev/dev-train-sony").glob("*.csv")
+    own.parent.unlink()
+    own.parent.mkdir()
+    for original in originals:
+        (own.parent / original.name).symlink_to(original)
+    own.unlink()
+    target = tmp_path / "annotations.csv"
+    target.write_text("1,0,0,10,10\n")
+    own.symlink_to(target)
+    lost.unlink()
+    lost.symlink_to(tmp_path / "not fetched")
+    before, rejected = build("starss23", root, tmp_path / "out")
+    assert before.clips["recording_id"].nunique() == 5
+    assert [(item.recording_id, item.reason) for item in rejected] == [
+        ("fold3_room2_mix001", "missing file")
+    ]
+    target.write_text("1,0,0,20,10\n")  # as long as before, and the link is as old
+    executor = CountingExecutor()
+    after, _ = build("starss23", root, tmp_path / "out", executor=executor)
+    assert len(executor.paths) == 1
+    assert after.fingerprint != before.fingerprint
 
 
 def test_a_corpus_that_moved_is_not_decoded_again(starss23: Path, tmp_path: Path) -> None:

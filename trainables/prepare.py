@@ -118,6 +118,12 @@ def describe_data(
     ):
         if index.clips.empty:
             raise InputError(folder.path, part, 0, "at least one")
+    clips = annotated_index.clips
+    for recording, frames in zip(clips["recording_id"], clips["class_frames"], strict=True):
+        highest = max(frames, default=0)
+        if highest >= len(class_names):
+            where = f"{annotated.path}, annotations of {recording}"
+            raise InputError(where, "class_id", highest, f"0 to {len(class_names) - 1}")
     shared_rooms = set(train.clips["room"]) & set(test.clips["room"])
     if shared_rooms:
         raise InputError(

@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seld.annotations import MULTI_ACCDOA_TRACKS
 from seld.errors import InputError
-
-#: Simultaneous sources of one class that multi-ACCDOA can hold.
-MULTI_ACCDOA_TRACKS = 3
 
 OutputFormat = Literal["accdoa", "multi_accdoa"]
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
+from seld.clips import LABEL_FRAME_S, SAMPLE_RATE_HZ
 from seld.errors import InputError
 
 #: Log-mel of the four channels, then the intensity vector.
@@ -117,6 +118,19 @@ class AudioEncoderSettings:
 
     features: FeatureSettings = field(default_factory=FeatureSettings)
     network: ResNetConformerSettings = field(default_factory=ResNetConformerSettings)
+
+    def __post_init__(self) -> None:
+        # Shards hold sound of one rate, and a label frame is this many feature frames: others
+        # would be taken for sound of another speed.
+        rates = {
+            "sample_rate_hz": SAMPLE_RATE_HZ,
+            "hop_size": round(SAMPLE_RATE_HZ * LABEL_FRAME_S / FRAMES_PER_LABEL),
+        }
+        for name, expected in rates.items():
+            if getattr(self.features, name) != expected:
+                raise InputError(
+                    "audio encoder", f"features.{name}", getattr(self.features, name), str(expected)
+                )
 
 
 class AudioEncoder(nn.Module):

@@ -34,7 +34,7 @@ SUFFIXES = (".wav", ".ogg", ".flac")
 ACTIVITY_DB = 40.0
 ACTIVITY_FRAME_S = 0.1
 #: Pauses up to this long belong to the event, as between two steps.
-_BRIDGED_PAUSE_FRAMES = 4
+_BRIDGED_PAUSE_FRAMES = 3
 
 _FOLD = re.compile(r"(\d+)-")
 _TEST_SHARE = 0.25
@@ -114,7 +114,7 @@ def active_frames(sound: NDArray, offset_samples: int = 0) -> NDArray[np.bool_]:
     active = energy > energy.max() * 10 ** (-ACTIVITY_DB / 10)
     sounding = np.flatnonzero(active)
     for before, after in itertools.pairwise(sounding):
-        if after - before <= _BRIDGED_PAUSE_FRAMES:
+        if after - before - 1 <= _BRIDGED_PAUSE_FRAMES:
             active[before:after] = True
     return active
 
