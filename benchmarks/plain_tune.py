@@ -34,10 +34,13 @@ from ablations.grid import run_study
 from ablations.options import numbers
 from search_spaces.studies import Study, find_study
 from trainables.cells import Cell, stages_of
+from trainables.evaluate_job import EvaluateJob
 from trainables.finetune import FinetuneSettings
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, EvaluateJob, FinetuneJob, PretrainJob
+from trainables.finetune_job import FinetuneJob
+from trainables.jobs import ENCODER_FILE, HISTORY_FILE
 from trainables.prepare import PreparedData
 from trainables.pretrain import PretrainSettings
+from trainables.pretrain_job import PretrainJob
 from trainables.provenance import Provenance, current_provenance
 from trainables.resources import TRIAL_SHARE, Placement, plan_placement
 from trainables.stages import StageFiles, StageStore

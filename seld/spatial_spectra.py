@@ -106,10 +106,16 @@ class SpectraStore:
         reader: ClipReader,
         settings: FeatureSettings,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        code: str = "",
     ) -> SpectraStore:
-        """The store of exactly these clips and settings below ``folder``, built if missing."""
+        """The store of exactly these clips and settings below ``folder``, built if missing.
+
+        ``code`` names the version of the code that makes spectra; those of another are not read.
+        """
+        clips = reader.index
         key = hashlib.sha256(
-            f"1 {reader.index.fingerprint} {sorted(reader.index.clips.index)} {settings}".encode()
+            f"{code} {clips.fingerprint} {sorted(clips.clips.index)} {settings}".encode()
         )
         path = folder / f"spectra-{key.hexdigest()[:16]}.f16"
         if not (path.exists() and path.with_suffix(".json").exists()):

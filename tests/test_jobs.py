@@ -23,13 +23,9 @@ from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader
-from trainables.jobs import (
-    NETWORK_FILE,
-    EvaluateJob,
-    FinetuneJob,
-    ShardFolder,
-    validation_score,
-)
+from trainables.evaluate_job import EvaluateJob
+from trainables.finetune_job import FinetuneJob, validation_score
+from trainables.jobs import NETWORK_FILE, ShardFolder
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 TRAINING = replace(SETTINGS, steps=6, report_every=1, state_every=2)

@@ -32,7 +32,7 @@ from tests.test_finetune import SETTINGS
 from tests.test_stages import FILE_EVENTS, JOIN_S, PROCESSES
 from trainables import stages
 from trainables import trial as trial_module
-from trainables.cells import Cell, stages_of
+from trainables.cells import STAGE_CODE, Cell, stages_of
 from trainables.jobs import NETWORK_FILE, ShardFolder
 from trainables.prepare import PreparedData, describe_data
 from trainables.provenance import Provenance
@@ -55,8 +55,9 @@ LIVES = (4, 30)
 LEAST_KILLS = 20
 
 # Where this module is loaded before the processes are forked, none of them reads the code again.
-for module in ("trainables.finetune", "trainables.jobs", "seld.predict", "seld.metrics"):
+for module in STAGE_CODE.values():
     code_fingerprint(module)
+code_fingerprint(*STAGE_CODE.values())
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,9 @@ from seld.records import write_record
 from seld.shards import ProcessExecutor
 from trainables import prepare, trial
 from trainables.clips import local_batches
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History, PretrainJob
+from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History
 from trainables.pretrain import pretrain
+from trainables.pretrain_job import PretrainJob
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
 from trainables.stages import StageStore

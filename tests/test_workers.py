@@ -21,7 +21,8 @@ from tests import corpus_writers as writers
 from tests.test_pretrain import TINY
 from trainables import workers
 from trainables.clips import local_batches
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, PretrainJob, ShardFolder
+from trainables.jobs import ENCODER_FILE, HISTORY_FILE, ShardFolder
+from trainables.pretrain_job import PretrainJob
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
 from trainables.workers import reports_of

@@ -18,6 +18,13 @@ from trainables.stages import StageKey, stage_key
 #: The data set of arms that do not bring their own.
 DEFAULT_DATA = "default"
 
+#: The module whose code, with all it imports, makes a stage's outcome.
+STAGE_CODE = {
+    "pretrain": "trainables.pretrain_job",
+    "finetune": "trainables.finetune_job",
+    "evaluate": "trainables.evaluate_job",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -42,7 +49,7 @@ class Cell:
 
     @property
     def trial_id(self) -> str:
-        """Readable and unique: two cells share it only if every setting is the same."""
+        """Readable, and another one (but for 1 in 2²⁴) where any setting is another."""
         text = json.dumps(self.config(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:6]
         return f"{self.arm}-{self.annotation_minutes:g}min-seed{self.seed}-{digest}"
@@ -70,28 +77,37 @@ class CellStages:
 
 
 def stages_of(cell: Cell, data: PreparedData) -> CellStages:
-    """What a cell's stages depend on: their own settings, their data, their code; no more."""
+    """What a cell's stages depend on: their own settings, their data, their code; no more.
+
+    The probes of a pretraining are those on the annotated clips of the trial that computed it:
+    trials with other annotations share it, as nothing that it has learnt comes from them.
+    """
     pretrain = None
     if cell.pretrain is not None:
         pretrain = stage_key(
             "pretrain",
             to_mapping(cell.pretrain),
             data_fingerprint=data.unannotated_fingerprint,
-            code_of=("trainables.pretrain", "trainables.probes"),
+            code_of=STAGE_CODE["pretrain"],
         )
     finetune = stage_key(
         "finetune",
-        to_mapping(cell.finetune) | {"annotation_minutes": cell.annotation_minutes},
+        to_mapping(cell.finetune)
+        | {
+            "annotation_minutes": cell.annotation_minutes,
+            "validation_rooms": data.validation_rooms,
+            "class_names": data.class_names,
+        },
         data_fingerprint=data.annotated_fingerprint,
         inputs=(pretrain,) if pretrain else (),
-        code_of=("trainables.finetune",),
+        code_of=STAGE_CODE["finetune"],
     )
     evaluate = stage_key(
         "evaluate",
         {"metric": METRIC_VERSION},
         data_fingerprint=scored_fingerprint(cell, data),
         inputs=(finetune,),
-        code_of=("seld.predict", "seld.metrics"),
+        code_of=STAGE_CODE["evaluate"],
     )
     return CellStages(pretrain=pretrain, finetune=finetune, evaluate=evaluate)
 

@@ -16,7 +16,8 @@ from seld.errors import InputError
 from seld.settings import to_mapping
 from seld.shards import build_shards
 from trainables.ingest import RayDataExecutor
-from trainables.jobs import ShardFolder, unannotated_clips
+from trainables.jobs import ShardFolder
+from trainables.pretrain_job import unannotated_clips
 
 #: Of the training rooms, one in this many measures progress where a corpus has no such split.
 ROOMS_PER_VALIDATION_ROOM = 5
@@ -107,9 +108,10 @@ def describe_data(
     class_names: tuple[str, ...],
 ) -> PreparedData:
     """Open the shards and check that there is something to pretrain, fine-tune and test on."""
-    unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path))
     annotated_index = ShardIndex.open(annotated.path)
     train = annotated_index.select(splits=["train", "validation"])
+    validation_rooms = _validation_rooms(train)
+    unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path), validation_rooms)
     test = annotated_index.select(splits=["test"])
     for folder, index, part in (
         (unannotated, unannotated_index, "unannotated clips with pictures"),
@@ -129,7 +131,6 @@ def describe_data(
         raise InputError(
             annotated.path, "rooms in training and test", sorted(shared_rooms), "none in both"
         )
-    validation_rooms = _validation_rooms(train)
     trainable = train.select(rooms=sorted(set(train.clips["room"]) - set(validation_rooms)))
     return PreparedData(
         unannotated=unannotated,

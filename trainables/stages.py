@@ -37,15 +37,19 @@ from typing import Any
 import fsspec
 
 from seld.errors import InputError
-from seld.storage import written_whole
+from seld.storage import absolute, written_whole
 
-#: A lease whose heartbeat is older than this belongs to nobody any more.
+#: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
+#: No two machines' clocks differ by more.
+CLOCKS_DIFFER_S = 600.0
 HEARTBEAT_S = 5.0
 POLL_S = 0.5
 LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 
 OUR_PACKAGES = ("seld", "trainables")
+#: Modules that carry bytes and words from one place to another: no outcome depends on them.
+CARRIERS = ("seld.errors", "seld.records", "seld.storage", "trainables.stages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ def stage_key(
     *,
     data_fingerprint: str,
     inputs: tuple[StageKey, ...] = (),
-    code_of: tuple[str, ...],
+    code_of: str,
 ) -> StageKey:
     """Key of a stage.
 
@@ -90,13 +94,13 @@ def stage_key(
         settings: everything the outcome depends on, seed included (plain nested values).
         data_fingerprint: digest of the shards it reads.
         inputs: stages whose results it reads.
-        code_of: modules whose code, with all of ours that they import, makes the outcome.
+        code_of: module whose code, with all of ours that it imports, makes the outcome.
     """
     content = {
         "settings": settings,
         "data": data_fingerprint,
         "inputs": [key.digest for key in inputs],
-        "code": [code_fingerprint(module) for module in code_of],
+        "code": code_fingerprint(code_of),
     }
     alike = {name: value for name, value in settings.items() if name != "seed"}
     return StageKey(name=name, digest=_digest(content), alike=_digest(alike))
@@ -107,16 +111,16 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 @cache
-def code_fingerprint(module: str) -> str:
-    """Digest of a module and of our modules it imports, ignoring comments, docs and layout."""
-    modules: dict[str, _Code] = {}
-    pending = [module]
+def code_fingerprint(*modules: str, with_imports: bool = True) -> str:
+    """Digest of modules and of ours that they import, ignoring comments, docs and layout."""
+    found: dict[str, _Code] = {}
+    pending = list(modules)
     while pending:
         name = pending.pop()
-        if name not in modules:
-            modules[name] = _code_of(name)
-            pending += modules[name].imports
-    return _digest({name: code.digest for name, code in modules.items()})[:16]
+        if name not in found and name not in CARRIERS:
+            found[name] = _code_of(name)
+            pending += found[name].imports if with_imports else ()
+    return _digest({name: code.digest for name, code in found.items()})[:16]
 
 
 @dataclass(frozen=True)
@@ -196,10 +200,12 @@ class StageStore:
     """
 
     def __init__(self, root: str | Path, *, cache_dir: str | Path | None = None) -> None:
-        self.root = str(root)
+        # Tune runs every trial in a working folder of its own.
+        self.root = absolute(str(root))
         self._files, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         self._local = "file" in self._files.protocol
         self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / "seld-stages")
+        self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_open_store, (self.root, str(self._cache)))
@@ -258,7 +264,9 @@ class StageStore:
     def _drop_checkpoints(self, key: StageKey) -> None:
         """Remove what a committed stage kept while it was under way."""
         partial = f"{self._base}/{key.path}/partial"
-        with contextlib.suppress(FileNotFoundError):  # another process drops them too
+        # Another process drops them too, and a network disk keeps what is still open; whoever
+        # asks for the stage next tries again.
+        with contextlib.suppress(OSError):
             if self._files.exists(partial):
                 self._files.rm(partial, recursive=True)
 
@@ -305,37 +313,40 @@ class StageStore:
 
     def _fetch(self, key: StageKey, commit: Mapping[str, Any]) -> Path:
         source = f"{self._base}/{key.path}/{commit['attempt']}"
-        if self._local:
-            folder = Path(source)
-        else:
-            folder = self._cache / key.path / commit["attempt"]
-            if not folder.exists():
-                self._download(source, folder, list(commit["files"]))
-        for name, size in commit["files"].items():
+        files: Mapping[str, int] = commit["files"]
+        folder = Path(source) if self._local else self._cache / key.path / commit["attempt"]
+        if not self._local and _damaged(folder, files):
+            # Never fetched, or what cleans up temporary folders has been at it.
+            shutil.rmtree(folder, ignore_errors=True)
+            self._download(source, folder, list(files))
+        for name in _damaged(folder, files):
             path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-                raise InputError(
-                    path, "committed file", found, f"{size} bytes; remove {source} to redo it"
-                )
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+            stage = f"{self.root.rstrip('/')}/{key.path}"
+            raise InputError(
+                path, "committed file", found, f"{files[name]} bytes; remove {stage} to redo it"
+            )
         return folder
 
     def _download(self, source: str, folder: Path, names: list[str]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetch-"))
-        for name in names:
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(f"{source}/{name}", str(scratch / name))
         try:
-            scratch.rename(folder)
-        except OSError:  # another process fetched the same files first
-            shutil.rmtree(scratch)
+            for name in names:
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # is missed by who asked for it
+                    self._files.get_file(f"{source}/{name}", str(scratch / name))
+            with contextlib.suppress(OSError):  # another process fetched the same files first
+                scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     @contextmanager
     def _lease(self, key: StageKey) -> Iterator[bool]:
         """Hold the right to compute ``key`` for the block's time, or yield False."""
         number, lease = self._latest_lease(key)
-        if lease is not None and not _abandoned(lease):
+        path = f"{key.path}/lease-{number:05d}.json"
+        if lease is not None and not self._abandoned(path, lease):
             yield False
             return
         path = f"{key.path}/lease-{number + 1:05d}.json"
@@ -361,7 +372,24 @@ class StageStore:
 
     def _keep_beating(self, path: str, content: dict[str, Any], done: threading.Event) -> None:
         while not done.wait(HEARTBEAT_S):
-            self._write_json(path, content | {"heartbeat": time.time()})
+            # A disk or a bucket that fails once has not ended the computation.
+            with contextlib.suppress(Exception):
+                self._write_json(path, content | {"heartbeat": time.time()})
+
+    def _abandoned(self, path: str, lease: Mapping[str, Any]) -> bool:
+        """Whether the owner has let go of the lease, has died or has not been heard of.
+
+        Clocks of machines differ: what counts is for how long, by our own, its heart has stood
+        still. Only a beat further back than clocks can differ needs no waiting for.
+        """
+        if lease["host"] == socket.gethostname() and not _process_runs(lease["pid"]):
+            return True
+        beat = lease["heartbeat"]
+        seen, since = self._beats.get(path, (None, 0.0))
+        if seen != beat:
+            self._beats[path] = (beat, time.monotonic())
+            return time.time() - beat > CLOCKS_DIFFER_S
+        return time.monotonic() - since > LEASE_EXPIRY_S
 
     def _latest_lease(self, key: StageKey) -> tuple[int, dict[str, Any] | None]:
         folder = f"{self._base}/{key.path}"
@@ -416,12 +444,13 @@ def _open_store(root: str, cache_dir: str) -> StageStore:
     return StageStore(root, cache_dir=cache_dir)
 
 
-def _abandoned(lease: Mapping[str, Any]) -> bool:
-    if time.time() - lease["heartbeat"] > LEASE_EXPIRY_S:
-        return True
-    if lease["host"] != socket.gethostname():
-        return False
-    return not _process_runs(lease["pid"])
+def _damaged(folder: Path, files: Mapping[str, int]) -> list[str]:
+    """Names of the files that ``folder`` does not hold in their sizes."""
+    return [
+        name
+        for name, size in files.items()
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size
+    ]
 
 
 def _process_runs(pid: int) -> bool:

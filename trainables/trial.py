@@ -33,18 +33,13 @@ from seld.records import (
     write_record,
 )
 from seld.storage import join, upload_folder
-from trainables.cells import Cell, scored_fingerprint, stages_of, with_batches
+from trainables.cells import STAGE_CODE, Cell, scored_fingerprint, stages_of, with_batches
+from trainables.evaluate_job import EvaluateJob
 from trainables.failures import RETRIES, describe_failure, failure_kind
-from trainables.jobs import (
-    COUNTS_FILE,
-    HISTORY_FILE,
-    PREDICTIONS_FOLDER,
-    REFERENCE_FOLDER,
-    EvaluateJob,
-    FinetuneJob,
-    PretrainJob,
-)
+from trainables.finetune_job import FinetuneJob
+from trainables.jobs import COUNTS_FILE, HISTORY_FILE, PREDICTIONS_FOLDER, REFERENCE_FOLDER
 from trainables.prepare import PreparedData
+from trainables.pretrain_job import PretrainJob
 from trainables.probes import has_learnt
 from trainables.provenance import Provenance
 from trainables.resources import Placement
@@ -199,7 +194,12 @@ class _Trial:
         key, settings, data = self.keys.pretrain, self.cell.pretrain, self.data
         assert key is not None
         assert settings is not None
-        job = PretrainJob(settings=settings, shards=data.unannotated, probes=data.annotated)
+        job = PretrainJob(
+            settings=settings,
+            shards=data.unannotated,
+            probes=data.annotated,
+            validation_rooms=data.validation_rooms,
+        )
 
         def compute(folder: Path) -> Mapping[str, Any]:
             metrics = pretrain_on_workers(
@@ -343,7 +343,7 @@ class _Trial:
             git_dirty=provenance.git_dirty,
             data_fingerprint=data.fingerprint,
             test_fingerprint=scored_fingerprint(cell, data),
-            code_fingerprint=code_fingerprint("trainables.jobs"),
+            code_fingerprint=code_fingerprint(*STAGE_CODE.values()),
             metric_version=METRIC_VERSION,
             started_at=self.started_at.isoformat(timespec="seconds"),
             finished_at=finished_at.isoformat(timespec="seconds"),

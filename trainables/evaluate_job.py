@@ -1,0 +1,110 @@
+"""Evaluation as a job: predictions for whole recordings, and their score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from seld.annotations import write_annotations
+from seld.checkpoints import load_checkpoint
+from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
+from seld.predict import predict_waveform
+from trainables.jobs import (
+    COUNTS_FILE,
+    NETWORK_FILE,
+    PREDICTIONS_FOLDER,
+    REFERENCE_FOLDER,
+    Progress,
+    ShardFolder,
+)
+from trainables.stages import StageFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Predictions for every test recording, or all of some training rooms, and their score."""
+
+    shards: ShardFolder
+    network: StageFiles
+    class_names: tuple[str, ...]
+    rooms: tuple[str, ...] | None = None
+
+    def run(
+        self, folder: Path, *, device: torch.device | str, report: Callable[[Progress], None]
+    ) -> dict[str, Any]:
+        """Score; ``folder`` receives predictions, references and the metric's counts.
+
+        Returns:
+            ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
+        """
+        index = ShardIndex.open(self.shards.path)
+        if self.rooms is None:
+            index = index.select(splits=["test"])
+        else:
+            index = index.select(splits=["train", "validation"], rooms=list(self.rooms))
+        checkpoint = load_checkpoint(
+            self.network.folder / NETWORK_FILE, class_names=self.class_names
+        )
+        network = checkpoint.network.to(device)
+        names, references, predictions = [], [], []
+        recordings = index.clips.sort_values("start_s").groupby("recording_id")
+        for done, (name, clips) in enumerate(recordings, start=1):
+            recording = RecordingClips(self.shards.reader(ShardIndex(index.folder, clips)))
+            reference = recording.annotations()
+            prediction = predict_waveform(network, recording.blocks())
+            for table, kind in ((reference, REFERENCE_FOLDER), (prediction, PREDICTIONS_FOLDER)):
+                path = folder / kind / f"{name}.csv"
+                path.parent.mkdir(exist_ok=True)
+                write_annotations(table, path)
+            names.append(str(name))
+            references.append(reference)
+            predictions.append(prediction)
+            report({"stage": "evaluate", "step": done, "steps": len(recordings)})
+        counts = recording_counts(references, predictions, class_count=len(self.class_names))
+        counts_table(names, counts).to_parquet(folder / COUNTS_FILE, index=False)
+        result = score_from_recordings(names, counts, class_names=self.class_names)
+        per_class = result.per_class.rename_axis("class_name").reset_index()
+        per_room = result.per_room.reset_index()
+        return {
+            "metrics": {name: getattr(result, name) for name in SCORE_NAMES},
+            "per_class": per_class.to_dict("records"),
+            "per_room": per_room.to_dict("records"),
+        }
+
+
+@dataclass(frozen=True)
+class RecordingClips:
+    """A whole recording out of its consecutive clips."""
+
+    reader: ClipReader
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Its sound, int16 (4, time), clip by clip."""
+        clips = self.reader.index.clips
+        for row, duration_s in zip(clips["clip_id"], clips["duration_s"], strict=True):
+            yield self.reader.read([row], window_s=duration_s)["foa"][0]
+
+    def annotations(self) -> pd.DataFrame:
+        """Its events, frames counted from the recording's start."""
+        tables = []
+        clips = self.reader.index.clips
+        for row, start_s in zip(clips["clip_id"], clips["start_s"], strict=True):
+            events = self.reader.events(row)
+            tables.append(events.assign(frame=events["frame"] + round(start_s / LABEL_FRAME_S)))
+        return pd.concat(tables, ignore_index=True)
+
+
+def counts_table(names: list[str], counts: np.ndarray) -> pd.DataFrame:
+    """Counts (recording, class, column) as the rows of ``counts.parquet``."""
+    recordings, classes, columns = counts.shape
+    table = pd.DataFrame(counts.reshape(-1, columns), columns=list(COUNT_COLUMNS))
+    table.insert(0, "recording", np.repeat(names, classes))
+    table.insert(1, "class_id", np.tile(np.arange(classes), recordings))
+    return table
