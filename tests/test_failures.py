@@ -138,6 +138,18 @@ def test_what_ray_itself_reports_is_known() -> None:
     assert failure_kind(OSError(errno.EACCES, "not allowed")) == "code_error"
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_gpu_that_others_have_filled_is_short_of_memory(message: str) -> None:
+    assert failure_kind(RuntimeError(message)) == "gpu_memory"
+
+
 def test_workers_whose_peer_went_away_do_not_hide_what_it_died_of() -> None:
     gloo = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error")
     nccl = torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1.")

@@ -99,6 +99,15 @@ def test_every_objective_can_be_probed(name: str) -> None:
     assert metrics["retrieval_top1_chance"] == pytest.approx((6 * 2 + 2 * 1) / 8 / 7)
 
 
+def test_events_of_one_recording_alone_have_no_retrieval() -> None:
+    networks = PretrainNetworks(TINY).eval()
+    alone = dataclasses.replace(probe_windows(), group=torch.zeros_like(probe_windows().group))
+    metrics = probe_pretraining(networks, alone, TINY)
+    assert "retrieval_top1" not in metrics
+    assert has_learnt(metrics) is None
+    assert "participation_ratio" in metrics
+
+
 def test_empty_directions_are_those_without_an_event() -> None:
     torch.manual_seed(0)
     settings = dataclasses.replace(OBJECTIVES["doa_wise_grid"])

@@ -17,7 +17,8 @@ from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
 from trainables.pretrain import PretrainSettings, pretrain
 from trainables.steps import distributed
 
-# Draws differ between ranks by intent; without any, one process can see what two see.
+# Draws differ between ranks by intent; without any, one process can see what two see. Only the
+# turn of a grid is the same for all.
 UNDRAWN = dataclasses.replace(
     TINY,
     steps=3,
@@ -31,6 +32,13 @@ SETTINGS = {
     "doa_wise": UNDRAWN,
     "avc": dataclasses.replace(UNDRAWN, objective="avc"),
     "recording_wise": dataclasses.replace(UNDRAWN, objective="recording_wise", rotated_negatives=0),
+    "recording_wise, turned grid": dataclasses.replace(
+        UNDRAWN,
+        objective="recording_wise",
+        rotated_negatives=0,
+        directions=dataclasses.replace(GRID, grid_rotation="any"),
+        head="direction_conditioned",
+    ),
 }
 
 

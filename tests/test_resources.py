@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,8 +79,28 @@ def test_several_trials_share_a_gpu_when_asked() -> None:
     assert placement.worker_gpus == 0.25
 
 
+@pytest.mark.parametrize(
+    ("gpus_per_worker", "lanes"), [(0.25, 8), (0.3, 6), (0.4, 4), (0.5, 4), (0.6, 2), (1.0, 2)]
+)
+def test_a_fraction_is_of_one_gpu(gpus_per_worker: float, lanes: int) -> None:
+    cluster = {"CPU": 64, "GPU": 2}
+    assert plan_placement(cluster, gpus_per_worker=gpus_per_worker).lanes == lanes
+
+
+@given(workers=st.integers(1, 40), gpus=st.integers(1, 5))
+def test_what_is_advised_fits(workers: int, gpus: int) -> None:
+    cluster = {"CPU": 64, "GPU": gpus}
+    try:
+        plan_placement(cluster, train_workers=workers)
+    except InputError as error:
+        advised = re.search(r"--gpus-per-worker ([\d.]+) would fit", error.expected)
+        assert advised is not None
+        share = float(advised[1])
+        assert plan_placement(cluster, train_workers=workers, gpus_per_worker=share).lanes >= 1
+
+
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
-    with pytest.raises(InputError, match=r"at least 4 for 4 train workers.*per-worker 0.5 would"):
+    with pytest.raises(InputError, match=r"room for 4 train workers.*per-worker 0.5 would"):
         plan_placement({"CPU": 8, "GPU": 2}, train_workers=4)
     with pytest.raises(InputError, match="CPUs is '0'"):
         plan_placement({"CPU": 0})

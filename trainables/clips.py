@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seld.annotations import accdoa_targets, multi_accdoa_targets
 from seld.clips import LABEL_FRAME_S, ClipReader
+from seld.errors import InputError
 from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import AudioEncoder
 from seld.spatial_spectra import SpectraStore, spatial_spectra
@@ -90,7 +91,11 @@ class WindowSchedule:
     def windows(self, reader: ClipReader, step: int) -> list[Window]:
         """The windows of ``step`` among the reader's clips that are long enough."""
         table = reader.index.clips
+        longest_s = table["duration_s"].max()
         table = table.loc[table["duration_s"] >= self.window_s - 1e-6]
+        if table.empty:
+            expected = f"at most the {longest_s:g} of the longest clip"
+            raise InputError(reader.index.folder, "window_s", self.window_s, expected)
         return clip_schedule(
             table.index.to_numpy(),
             np.asarray(table["duration_s"]),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seld.errors import InputError
 from seld.geometry import DoaGrid, random_rotations
+from trainables.steps import of_first_rank
 
 #: Directions among which energy peaks are looked for (about 13° apart, finer than first-order
 #: ambisonics resolves).
@@ -83,13 +84,11 @@ class Directions(NamedTuple):
     """The K directions of each window of a batch.
 
     ``vectors`` (batch, K, 3) unit vectors; ``weights`` (batch, K) with mean 1 over the batch;
-    ``energy_share`` (batch, K) each direction's share of the energy at the window's K
-    directions; ``excluded`` (batch, K, K) pairs that are no negatives of each other.
+    ``excluded`` (batch, K, K) pairs that are no negatives of each other.
     """
 
     vectors: Tensor
     weights: Tensor
-    energy_share: Tensor
     excluded: Tensor
 
 
@@ -108,14 +107,14 @@ def choose_directions(
     if settings.sampling == "grid":
         vectors = torch.from_numpy(settings.grid.vectors()).to(device)
         if settings.grid_rotation != "none":
-            turn = random_rotations(1, axes=settings.grid_rotation, generator=generator)
-            vectors = vectors @ turn[0].to(device).T
+            turn = random_rotations(1, axes=settings.grid_rotation, generator=generator)[0]
+            # Recordings are compared at the same directions, whichever rank has them.
+            vectors = vectors @ of_first_rank(turn.to(device)).T
         vectors = vectors.expand(batch, -1, -1)
         energy = arriving_energy(intensity, level, vectors)
         weights = energy / energy.mean(dim=1, keepdim=True)
     else:
-        vectors, energy = _peaks_and_random(intensity, level, settings, generator)
-        peak_energy = energy[:, : settings.peak_count]
+        vectors, peak_energy = _peaks_and_random(intensity, level, settings, generator)
         share = settings.random_weight_share if settings.random_count else 0.0
         weights = torch.cat(
             [
@@ -130,9 +129,7 @@ def choose_directions(
         weights = torch.ones_like(weights)
     excluded = near_directions(vectors, vectors, settings)
     excluded &= ~torch.eye(vectors.shape[1], dtype=torch.bool, device=device)
-    return Directions(
-        vectors, weights / weights.mean(), energy / energy.sum(dim=1, keepdim=True), excluded
-    )
+    return Directions(vectors, weights / weights.mean(), excluded)
 
 
 def near_directions(first: Tensor, second: Tensor, settings: DirectionSettings) -> Tensor:
@@ -177,6 +174,7 @@ def arriving_energy(
 def _peaks_and_random(
     intensity: Tensor, level: Tensor, settings: DirectionSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """Directions (batch, K, 3), the peaks first, and the energy at the peaks (batch, peak)."""
     batch, device = intensity.shape[0], intensity.device
     search = torch.from_numpy(_SEARCH_GRID.vectors()).to(device)
     remaining = arriving_energy(intensity, level, search)
@@ -192,6 +190,5 @@ def _peaks_and_random(
     jitter = torch.randn(vectors.shape, generator=generator).to(device)
     vectors = vectors + torch.deg2rad(torch.tensor(settings.jitter_deg)) * jitter
     uniform = random_directions(batch, settings.random_count, generator).to(device)
-    energy_at_uniform = arriving_energy(intensity, level, uniform)
     vectors = torch.cat([torch.nn.functional.normalize(vectors, dim=-1), uniform], dim=1)
-    return vectors, torch.cat([torch.stack(energies, dim=1), energy_at_uniform], dim=1)
+    return vectors, torch.stack(energies, dim=1)

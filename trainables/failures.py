@@ -15,11 +15,12 @@ from seld.records import FAILURE_KINDS, Failure
 from trainables.steps import NonFiniteLossError
 
 #: How many more times a stage is tried after each kind of failure, and why. The one place that
-#: decides it: Ray, Ray Train and Ray Tune are told not to try again by themselves.
+#: decides it for failures of a stage; Ray itself only starts a trial again whose own process has
+#: died, and Ray Train asks again for workers that find no room.
 RETRIES: dict[str, int] = {
     # A neighbour on a shared GPU may have gone; then the trial goes on with half the batch.
     "gpu_memory": 1,
-    "host_memory": 1,  # likewise
+    "host_memory": 1,  # a neighbour's may be free again
     "non_finite_loss": 0,  # the same seed would diverge again
     "bad_data": 0,
     "disk_full": 0,  # writing more does not help
@@ -48,6 +49,13 @@ _TIMEOUTS = (
 #: torch.save has only these words for a write that the disk took no more of.
 _SHORT_WRITE = ("PytorchStreamWriter failed writing", "inline_container.cc")
 
+#: The same of CUDA and its libraries.
+_GPU_SHORT = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 #: Where Ray's wrappers keep what they wrap.
 _WRAPPED_AS = (
     "cause",  # RayTaskError
@@ -74,7 +82,7 @@ def failure_kind(error: BaseException) -> str:
 
 
 def _kind_of(error: BaseException) -> str | None:
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or _gpu_library_is_short_of_memory(error):
         return "gpu_memory"
     if isinstance(error, (MemoryError, ray.exceptions.OutOfMemoryError)) or _killed_for_memory(
         error
@@ -98,6 +106,11 @@ def _is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo/transport" in str(error)
     )
+
+
+def _gpu_library_is_short_of_memory(error: BaseException) -> bool:
+    """What has no memory left for its own handles, on a GPU that others use too, has only words."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _GPU_SHORT)
 
 
 def _killed_for_memory(error: BaseException) -> bool:

@@ -30,7 +30,6 @@ from trainables.steps import (
     Precision,
     Report,
     TrainState,
-    average_gradients,
     detached,
     network_precision,
     schedule,
@@ -88,7 +87,15 @@ class FinetuneSettings:
         for name in ("window_s", "learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0.0:
                 raise InputError("fine-tuning", name, getattr(self, name), "more than 0")
-        for name in ("encoder_rate", "weight_decay", "mask_bands", "mask_frames", "patience"):
+        for name in (
+            "encoder_rate",
+            "weight_decay",
+            "warmup_steps",
+            "mask_bands",
+            "mask_frames",
+            "validate_every",
+            "patience",
+        ):
             if getattr(self, name) < 0:
                 raise InputError("fine-tuning", name, getattr(self, name), "0 or more")
         if (self.select_best or self.patience) and not self.validate_every:
@@ -176,7 +183,6 @@ def finetune(
             raise NonFiniteLossError(step, "loss")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(network)
         norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_norm)
         if not torch.isfinite(norm):
             raise NonFiniteLossError(step, "gradient")
@@ -204,7 +210,8 @@ def finetune(
             metrics = {"loss": loss_sum / counted, **validation}
             loss_sum, counted = 0.0, 0
             state = train_state(done, network, optimizer, best) if state_due else None
-            report(done, metrics, state)
+            # The last state is not for going on from: what would follow it is the end.
+            report(done, metrics, None if last else state)
         if last:
             break
 

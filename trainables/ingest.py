@@ -24,6 +24,8 @@ from trainables.clips import Batch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+#: Steps of one run of Ray Data.
+STEPS_PER_STREAM = 1000
 #: Steps read ahead of the one that trains.
 PREFETCHED_STEPS = 2
 #: Most bytes of the object store one stream's steps may take.
@@ -82,7 +84,6 @@ def stream_batches(
     options.resource_limits = ExecutionResources(
         cpu=cpus, object_store_memory=OBJECT_STORE_SHARE_BYTES
     )
-    blocks = [pd.DataFrame({"step": [step]}) for step in range(start_step, steps)]
     # Ray Data divides what Train leaves of the cluster by its streams and runs nothing on a part
     # smaller than one task. Half of our share is there even beside the stream of a worker that
     # died a moment ago and is still counted.
@@ -93,22 +94,42 @@ def stream_batches(
         step = int(block["step"][0])
         return read_step(step) | {"step": np.full(batch_size, step)}
 
-    dataset = ray.data.from_blocks(blocks).map_batches(
-        read_block, batch_size=1, num_cpus=task_cpus, compute=most_tasks
-    )
-    arrays = iter(
-        dataset.iter_batches(
-            batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
+    def prepared(stretch: range) -> ray.data.Dataset:
+        blocks = [pd.DataFrame({"step": [step]}) for step in stretch]
+        return ray.data.from_blocks(blocks).map_batches(
+            read_block, batch_size=1, num_cpus=task_cpus, compute=most_tasks
         )
-    )
+
+    def begun(dataset: ray.data.Dataset) -> Iterator[Any]:
+        arrays = iter(
+            dataset.iter_batches(
+                batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_STEPS
+            )
+        )
+        return itertools.chain(list(itertools.islice(arrays, 1)), arrays)
+
+    # Ray Data takes milliseconds for every block before the first one is read: minutes for a long
+    # run. So a stretch of steps is a stream, and the next is prepared while it is trained on.
+    stretches = [
+        range(first, min(first + STEPS_PER_STREAM, steps))
+        for first in range(start_step, steps, STEPS_PER_STREAM)
+    ]
+    background = ThreadPoolExecutor(max_workers=1)
     # A stream takes a second to give its first batch; networks are built meanwhile.
-    first = ThreadPoolExecutor(max_workers=1).submit(lambda: list(itertools.islice(arrays, 1)))
+    waiting = background.submit(lambda: begun(prepared(stretches[0])))
 
     def batches() -> Iterator[Batch]:
-        for batch in itertools.chain(first.result(), arrays):
-            step = batch.pop("step")
-            assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
-            yield {str(name): torch.as_tensor(np.array(values)) for name, values in batch.items()}
+        stream = waiting.result()
+        for following in [*stretches[1:], None]:
+            dataset = background.submit(prepared, following) if following else None
+            for batch in stream:
+                step = batch.pop("step")
+                assert (step == step[0]).all(), "Ray Data joined the rows of two steps"
+                yield {
+                    str(name): torch.as_tensor(np.array(values)) for name, values in batch.items()
+                }
+            if dataset is not None:
+                stream = begun(dataset.result())
 
     return batches()
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from seld.clips import LABEL_FRAME_S
 from seld.errors import InputError
 from seld.geometry import channel_swaps, random_rotations
 from seld.losses import (
@@ -57,7 +58,11 @@ from trainables.steps import (
     schedule,
     seed_step,
     train_state,
+    uses_bf16,
 )
+
+#: A learnt τ goes no lower: logits of more than ± 100 leave nothing to learn from.
+LOWEST_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +144,12 @@ class PretrainSettings:
         ):
             if getattr(self, name) < 1:
                 raise InputError(where, name, getattr(self, name), "at least 1")
-        for name in ("window_s", "temperature", "learning_rate", "gradient_norm"):
+        for name in ("window_s", "learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0.0:
                 raise InputError(where, name, getattr(self, name), "more than 0")
+        if not self.temperature >= LOWEST_TEMPERATURE:
+            expected = f"at least {LOWEST_TEMPERATURE:g}"
+            raise InputError(where, "temperature", self.temperature, expected)
         if self.windows_per_clip < 1 or self.batch_size % self.windows_per_clip:
             raise InputError(
                 where, "windows_per_clip", self.windows_per_clip, f"a divisor of {self.batch_size}"
@@ -172,14 +180,26 @@ class PretrainSettings:
             )
         if not 0.0 <= self.own_window_share <= 1.0:
             raise InputError(where, "own_window_share", self.own_window_share, "0 to 1")
-        for name in ("rotated_negatives", "listening_directions"):
+        for name in ("rotated_negatives", "listening_directions", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise InputError(where, name, getattr(self, name), "0 or more")
+        if not 0.0 <= self.minimum_rotation_deg < 180.0:
+            raise InputError(
+                where, "minimum_rotation_deg", self.minimum_rotation_deg, "0 to below 180"
+            )
         if self.segment_s is not None:
-            segments = self.window_s / self.segment_s
-            if abs(segments - round(segments)) > 1e-6 or self.frame_count % round(segments):
+            label_frames = round(self.window_s / LABEL_FRAME_S)
+            pieces = [n for n in range(1, label_frames + 1) if label_frames % n == 0]
+            pieces = [n for n in pieces if self.frame_count % n == 0]
+            lengths_s = [self.window_s / n for n in pieces]
+            if not any(math.isclose(self.segment_s, length_s) for length_s in lengths_s):
+                expected = " or ".join(f"{length_s:g}" for length_s in lengths_s)
                 raise InputError(
-                    where, "segment_s", self.segment_s, "a whole part of window_s and frame_count"
+                    where,
+                    "segment_s",
+                    self.segment_s,
+                    f"{expected}: a whole part of {label_frames} label frames and of"
+                    f" frame_count = {self.frame_count}",
                 )
 
     def rank_batch_size(self, world_size: int) -> int:
@@ -398,14 +418,15 @@ def contrastive_loss(
     with network_precision(settings.precision, device):
         audio = networks.embed_sound(features, asked, settings.segments)
         visual = networks.embed_pictures(crops, settings.segments)
+    # Gathered in float32: "auto" may mean bfloat16 on one rank's machine and float32 on another's.
     # Standardised embeddings keep the two modalities from starting in two narrow cones, where
     # the cosine tells nothing apart.
-    audio = gather_with_gradients(audio)
+    audio = gather_with_gradients(audio.float())
     seen = audio[:, : directions.vectors.shape[1]]
     heard_only = standardise(audio[:, seen.shape[1] :], like=seen)
     audio = standardise(seen)
-    visual = standardise(gather_with_gradients(visual))
-    temperature = networks.log_temperature.exp().clamp(min=0.01)
+    visual = standardise(gather_with_gradients(visual.float()))
+    temperature = networks.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
     if settings.objective == "avc":
         return avc_loss(audio.mean(dim=1), visual.mean(dim=1), temperature)
     if settings.objective == "doa_wise":
@@ -492,12 +513,12 @@ def refuse_broken_convolution(settings: PretrainSettings, device: torch.device |
     In bfloat16 on a CPU (PyTorch 2.14, oneDNN), the weight gradient of a (3, 1, 1) convolution
     over exactly two frames is wrong by orders of magnitude; one, three and more are right.
     """
-    if torch.device(device).type != "cpu" or settings.precision == "float32":
+    if torch.device(device).type != "cpu" or not uses_bf16(settings.precision, "cpu"):
         return
     frames = settings.frame_count // settings.segments
     reached = {frames}
-    for _ in settings.visual.stage_channels[1:] if settings.visual.time_stride else ():
-        frames = (frames + 1) // 2
+    for stride in settings.visual.stage_strides if settings.visual.time_stride else ():
+        frames = -(-frames // stride)
         reached.add(frames)
     if 2 in reached:
         raise InputError(

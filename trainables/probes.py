@@ -175,6 +175,8 @@ def retrieval_metrics(
     same_class = (windows.event_class[:, None] == windows.event_class[None]).float()
     candidates = (~same_recording).float()
     usable = candidates.sum(dim=1) > 0
+    if not usable.any():  # all events are of one recording
+        return {}
     chance = (same_class * candidates).sum(dim=1) / candidates.sum(dim=1).clamp(min=1.0)
 
     def class_top1(embedded: Tensor) -> float:

@@ -111,14 +111,17 @@ def plan_placement(
         raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "0 or more")
     if worker_gpus > 1 and worker_gpus != int(worker_gpus):
         raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "a fraction or a whole number")
-    if worker_gpus * train_workers > gpus:
+    slots = _gpu_slots(gpus, worker_gpus) if worker_gpus else train_workers
+    if slots < train_workers:
+        per_gpu = math.ceil(train_workers / gpus) if gpus >= 1 else 0
+        # Rounded down, so that as many as are meant have room on one GPU.
+        fitting_gpus = math.floor(10_000 / per_gpu) / 10_000 if per_gpu else 0
         raise InputError(
             "cluster",
             "GPUs",
             f"{gpus:g}",
-            f"at least {worker_gpus * train_workers:g} for {train_workers} train workers with "
-            f"{worker_gpus:g} GPU each; fewer workers or --gpus-per-worker "
-            f"{gpus / train_workers:g} would fit",
+            f"room for {train_workers} train workers with {worker_gpus:g} GPU each; fewer workers "
+            f"or --gpus-per-worker {fitting_gpus:g} would fit",
         )
     # A worker and its feeding need room even on one CPU; then both take fractions of it.
     smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
@@ -130,7 +133,7 @@ def plan_placement(
             f"at least {smallest_lane:g} for {train_workers} train workers and Ray Data",
         )
     if worker_gpus > 0:
-        fitting = math.floor(gpus / (worker_gpus * train_workers) + 1e-9)
+        fitting = slots // train_workers
         fitting = min(fitting, max(1, math.floor(cpus / smallest_lane)))
     else:
         fitting = max(1, math.floor(cpus / train_workers))
@@ -151,6 +154,13 @@ def plan_placement(
         cluster_cpus=cpus,
         cluster_gpus=gpus,
     )
+
+
+def _gpu_slots(gpus: float, worker_gpus: float) -> int:
+    """How many workers have room: a fraction is of one GPU, never of two."""
+    if worker_gpus >= 1:
+        return math.floor(gpus / worker_gpus)
+    return math.floor(gpus) * math.floor(1 / worker_gpus + 1e-9)
 
 
 def _whole_or_share(cpus: float) -> float:

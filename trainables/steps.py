@@ -11,7 +11,6 @@ from typing import Any, Literal, NotRequired, TypedDict
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Metrics = dict[str, float]
 #: See :func:`network_precision`.
@@ -55,8 +54,8 @@ def seed_step(seed: int, step: int) -> torch.Generator:
     everything drawn by name.
     """
     rank = torch.distributed.get_rank() if distributed() else 0
-    mixed = ((seed * 1_000_003 + step) * 4099 + rank) % (2**63)
-    torch.manual_seed(mixed)
+    mixed = ((seed * 1_000_003 + step) * 4099 + rank) % (2**62)
+    torch.manual_seed(mixed + 2**62)  # not what is drawn by name once more
     return torch.Generator().manual_seed(mixed)
 
 
@@ -70,20 +69,18 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
 
 @contextlib.contextmanager
 def network_precision(precision: Precision, device: torch.device | str) -> Iterator[None]:
-    """Run the networks in this precision, and on a CPU with plain attention.
+    """Run the networks in this precision.
 
     ``auto`` is bfloat16 under autocast where the device has instructions for it, else float32.
-
-    PyTorch's fused CPU attention takes ten times as long for the backward pass over the few
-    dozen frames of a window as the plain matrix products do.
     """
     kind = torch.device(device).type
-    with contextlib.ExitStack() as stack:
-        if kind == "cpu":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if precision == "bf16" or (precision == "auto" and computes_bf16(kind)):
-            stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=uses_bf16(precision, kind)):
         yield
+
+
+def uses_bf16(precision: Precision, kind: str) -> bool:
+    """Whether networks of this precision run in bfloat16 on devices of this kind."""
+    return precision == "bf16" or (precision == "auto" and computes_bf16(kind))
 
 
 @functools.cache
@@ -109,6 +106,13 @@ def average_gradients(networks: nn.Module) -> None:
         if parameter.grad is not None:
             torch.distributed.all_reduce(parameter.grad)
             parameter.grad /= torch.distributed.get_world_size()
+
+
+def of_first_rank(tensor: Tensor) -> Tensor:
+    """What the first rank has drawn, on all of them."""
+    if distributed():
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor
 
 
 def train_state(

@@ -2,8 +2,8 @@
 
 Pretraining is a Ray Train run: its negatives may span many workers, and Train brings it back
 from its last checkpoint. Fine-tuning and evaluation need one process and little time; they are
-Ray tasks, whose worker processes Ray keeps, so that only the first of them pays for importing
-torch.
+Ray tasks, whose worker processes Ray keeps where there are no GPUs, so that only the first of
+them pays for importing torch.
 """
 
 from __future__ import annotations
@@ -24,19 +24,13 @@ import ray.train.torch
 import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from trainables.evaluate_job import EvaluateJob
+from trainables.finetune_job import FinetuneJob
 from trainables.in_trial import InTrialTrainer, TrialReports
 from trainables.ingest import stream_batches
-from trainables.jobs import (
-    ENCODER_FILE,
-    HISTORY_FILE,
-    STATE_FILE,
-    EvaluateJob,
-    FinetuneJob,
-    History,
-    PretrainJob,
-    Progress,
-)
+from trainables.jobs import ENCODER_FILE, HISTORY_FILE, STATE_FILE, History, Progress
 from trainables.pretrain import audio_encoder_of, pretrain
+from trainables.pretrain_job import PretrainJob
 from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
 from trainables.steps import Metrics, TrainState
@@ -56,6 +50,8 @@ LONGEST_START_S = 600
 #: A group that may shrink is first asked for in the size that fitted before a machine was lost;
 #: only when this has passed it is asked for in a size that fits.
 LONGEST_ELASTIC_START_S = 60
+#: How often a group is asked for again that does not start: half an hour in all.
+STARTS, ELASTIC_STARTS = 2, 30
 
 
 def pretrain_on_workers(
@@ -97,7 +93,11 @@ def pretrain_on_workers(
             name="train",
             storage_path=storage_uri,
             # The trial decides about tries, by the kind of failure: Train would repeat them all.
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            # Workers that find no room are asked for again, but not for ever.
+            failure_config=ray.train.FailureConfig(
+                max_failures=0,
+                controller_failure_limit=ELASTIC_STARTS if placement.is_elastic else STARTS,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[TrialReports()],
         ),
@@ -199,7 +199,7 @@ def run_as_task(
     Returns:
         What the job returned.
     """
-    task = _run_job.options(
+    task = (_run_on_gpu if placement.worker_gpus else _run_on_cpus).options(
         num_cpus=placement.finetune_cpus,
         num_gpus=placement.worker_gpus,
         # Not inside the trial's own placement group, which holds next to nothing.
@@ -232,8 +232,6 @@ class _Finished:
     files: dict[str, bytes]
 
 
-# The trial decides about retries, by the kind of failure, so Ray itself makes none.
-@ray.remote(max_retries=0, num_returns="streaming")
 def _run_job(
     job: FinetuneJob | EvaluateJob, threads: int, provenance: Provenance
 ) -> Iterator[_Started | Progress | _Finished]:
@@ -252,6 +250,12 @@ def _run_job(
             report(_Finished(summary=summary, files=files))
 
     yield from reports_of(work)
+
+
+# The trial decides about retries, by the kind of failure, so Ray itself makes none.
+_run_on_cpus = ray.remote(max_retries=0, num_returns="streaming")(_run_job)
+# A process stays on the first GPU it has used, and keeps memory of it: each task has its own.
+_run_on_gpu = ray.remote(max_retries=0, max_calls=1, num_returns="streaming")(_run_job)
 
 
 def reports_of(
