@@ -6,23 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from seld import metrics
+from seld.annotations import accdoa_targets, multi_accdoa_targets
 from seld.checkpoints import load_checkpoint
 from seld.classes import STARSS_CLASSES
-from seld.clips import ShardIndex
+from seld.clips import ClipReader, ShardIndex
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
+from seld.models.heads import OutputFormat
 from seld.predict import predict_waveform
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
-from trainables.clips import AnnotatedReader
+from trainables.clips import AnnotatedReader, WindowSchedule
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob, validation_score
 from trainables.jobs import NETWORK_FILE, ShardFolder
@@ -92,6 +95,29 @@ def test_an_interrupted_finetuning_ends_like_a_whole_one(
     pd.testing.assert_frame_equal(
         pd.read_csv(resumed / "history.csv"), pd.read_csv(whole / "history.csv")
     )
+
+
+@pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])
+def test_targets_are_those_of_the_windows_events(
+    output_format: OutputFormat, shards: ShardFolder
+) -> None:
+    reader = ClipReader(shards.path)
+    schedule = WindowSchedule(seed=0, batch_size=16, window_s=0.7)
+    read = AnnotatedReader(
+        reader=reader, schedule=schedule, class_count=13, output_format=output_format
+    )
+    encode = accdoa_targets if output_format == "accdoa" else multi_accdoa_targets
+    for step in range(3):
+        expected = [
+            encode(
+                reader.events(window.clip, window_start_s=window.start_s, window_s=0.7),
+                frame_count=7,
+                class_count=13,
+            )
+            for window in schedule.windows(reader, step)
+        ]
+        assert np.array_equal(read(step)["target"], np.stack(expected))
+        assert np.any(expected)
 
 
 def test_validation_scores_only_the_rooms_kept_out(shards: ShardFolder, tmp_path: Path) -> None:

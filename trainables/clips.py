@@ -7,9 +7,10 @@ with those it has not seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,24 +142,35 @@ class AnnotatedReader:
     class_count: int
     output_format: OutputFormat = "accdoa"
     store: SpectraStore | None = None
+    _clip_targets: dict[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def __call__(self, step: int) -> Arrays:
         """The batch of ``step``."""
         windows = self.schedule.windows(self.reader, step)
         arrays = _sound(self.reader, self.store, windows, self.schedule.window_s, 0)
         frames = round(self.schedule.window_s / LABEL_FRAME_S)
-        encode = accdoa_targets if self.output_format == "accdoa" else multi_accdoa_targets
+        firsts = [round(window.start_s / LABEL_FRAME_S) for window in windows]
         targets = [
-            encode(
-                self.reader.events(
-                    window.clip, window_start_s=window.start_s, window_s=self.schedule.window_s
-                ),
-                frame_count=frames,
-                class_count=self.class_count,
-            )
-            for window in windows
+            self._targets_of(window.clip)[first : first + frames]
+            for window, first in zip(windows, firsts, strict=True)
         ]
         return arrays | {"target": np.stack(targets)}
+
+    def _targets_of(self, clip: int) -> NDArray[np.float32]:
+        """The targets of a whole clip, made when it is first asked for.
+
+        A target depends on its own frame alone, and making those of every window anew would cost
+        a third of a step on a CPU.
+        """
+        if clip not in self._clip_targets:
+            duration_s = float(self.reader.index.clips["duration_s"].loc[clip])
+            encode = accdoa_targets if self.output_format == "accdoa" else multi_accdoa_targets
+            self._clip_targets[clip] = encode(
+                self.reader.events(clip),
+                frame_count=math.ceil(duration_s / LABEL_FRAME_S - 1e-6),
+                class_count=self.class_count,
+            )
+        return self._clip_targets[clip]
 
 
 def local_batches(
