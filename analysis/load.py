@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from seld.records import (
     read_study,
     trials_table,
 )
+from seld.settings import flat_mapping
 
 #: Settings by which trials of one arm differ anyway.
 _CELL_KEYS = ("seed", "annotation_minutes")
@@ -90,13 +91,16 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class MissingTrial:
-    """A planned trial without a record: not begun, or under way."""
+    """A trial without a record: planned and not begun, or under way."""
 
-    study: str
+    study_folder: Path
     trial_id: str
     arm: str
     seed: int
     annotation_minutes: float
+
+
+Labelled = TypeVar("Labelled", Trial, MissingTrial)
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,16 @@ class Results:
     """Everything that the given folders hold.
 
     Attributes:
-        swept_arms: arms of sweeps, or in which several settings share a seed and budget: their
-            trials are points of a response, not repetitions.
+        other_settings: trials of a grid in whose place (arm, seed, budget) another one counts, as
+            after a command with other settings.
+        swept_arms: arms of sweeps: their trials are points of a response, not repetitions.
     """
 
     studies: tuple[Study, ...]
     trials: tuple[Trial, ...]
     unreadable: tuple[Unreadable, ...]
     missing: tuple[MissingTrial, ...]
+    other_settings: tuple[Trial, ...]
     swept_arms: frozenset[str]
 
     @property
@@ -161,7 +167,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
 
     Returns:
         All trials. An arm's name that means different things in two studies is prefixed with
-        its study's name.
+        its study's name, or its folder where studies have the same name.
 
     Raises:
         InputError: a folder is not there or holds no study.
@@ -170,28 +176,55 @@ def load_studies(folders: Sequence[Path]) -> Results:
     trials: list[Trial] = []
     unreadable: list[Unreadable] = []
     missing: list[MissingTrial] = []
+    others: list[Trial] = []
     for folder in _study_folders(folders):
         try:
-            record = read_study(folder)
-        except (InputError, TypeError) as error:
+            record = read_plan(folder)
+        except InputError as error:
             unreadable.append(Unreadable(folder / "study.json", _reason(error)))
             record = None
         studies.append(Study(folder, record))
         found, broken = _read_trials(folder)
-        trials += found
         if record is not None:
+            found, replaced = _one_per_place(found, record)
+            others += replaced
             planned = {cell["trial_id"] for cell in record.cells}
             broken = [item for item in broken if not _is_under_way(item.path, planned)]
-            missing += _missing(record, found, broken)
+            missing += _missing(folder, record, found, broken)
+        trials += found
         unreadable += broken
-    trials = _with_distinct_arms(trials)
+    ambiguous = _ambiguous_arms(trials)
+    labels = _labels(studies)
+    trials = [_with_label(item, ambiguous, labels) for item in trials]
     return Results(
         studies=tuple(studies),
         trials=tuple(trials),
         unreadable=tuple(unreadable),
-        missing=tuple(missing),
+        missing=tuple(_with_label(item, ambiguous, labels) for item in missing),
+        other_settings=tuple(_with_label(item, ambiguous, labels) for item in others),
         swept_arms=_swept_arms(studies, trials),
     )
+
+
+def read_plan(folder: Path) -> StudyRecord:
+    """Read ``study.json``, whose cells have all that tables rely on.
+
+    Raises:
+        InputError: it is missing, of another schema, or holds what it should not.
+    """
+    study, path = read_study(folder), folder / "study.json"
+    for name in ("arms", "budgets_minutes", "seeds", "cells", "notes"):
+        if not isinstance(getattr(study, name), list):
+            raise InputError(path, name, getattr(study, name), "a list")
+    for name in ("name", "question", "baseline", "scale", "command"):
+        if not isinstance(getattr(study, name), str):
+            raise InputError(path, name, getattr(study, name), "text")
+    wanted = {"trial_id": str, "arm": str, "seed": int, "annotation_minutes": (int, float)}
+    for cell in study.cells:
+        for name, kind in wanted.items():
+            if not isinstance(cell, dict) or not isinstance(cell.get(name), kind):
+                raise InputError(path, "cells", cell, f"cells with a valid {name}")
+    return study
 
 
 def read_counts(path: Path, class_count: int) -> Counts:
@@ -252,6 +285,8 @@ def _read_trial(folder: Path) -> Trial | Unreadable:
     try:
         record = read_record(folder)
         _check_types(record)
+        if record.trial_id != folder.name:  # a copy would count twice
+            raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
         counts = None
         if record.status == "finished":
             lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
@@ -301,12 +336,12 @@ def _is_under_way(folder: Path, planned: Set[str]) -> bool:
 
 
 def _missing(
-    study: StudyRecord, trials: list[Trial], broken: list[Unreadable]
+    folder: Path, study: StudyRecord, trials: list[Trial], broken: list[Unreadable]
 ) -> list[MissingTrial]:
     there = {trial.record.trial_id for trial in trials} | {item.path.name for item in broken}
     return [
         MissingTrial(
-            study=study.name,
+            study_folder=folder,
             trial_id=cell["trial_id"],
             arm=cell["arm"],
             seed=cell["seed"],
@@ -317,9 +352,44 @@ def _missing(
     ]
 
 
+def _one_per_place(trials: list[Trial], study: StudyRecord) -> tuple[list[Trial], list[Trial]]:
+    """The trials that count, and those in whose place another one does.
+
+    Of a grid's (arm, seed, budget) the planned trial counts, run or not; where none is planned,
+    the one that has finished last. A sweep, which plans no cells, has no places.
+    """
+    planned = {_place(cell): cell["trial_id"] for cell in study.cells}
+    if not planned:
+        return trials, []
+    counted = set(planned.values())
+    latest: dict[Any, str] = {}
+    for trial in sorted(trials, key=lambda trial: (trial.finished, trial.record.finished_at)):
+        latest[_place_of(trial)] = trial.record.trial_id
+    counted |= {trial_id for place, trial_id in latest.items() if place not in planned}
+    return (
+        [trial for trial in trials if trial.record.trial_id in counted],
+        [trial for trial in trials if trial.record.trial_id not in counted],
+    )
+
+
+def _place(cell: Mapping[str, Any]) -> tuple[str, int, float]:
+    return cell["arm"], cell["seed"], cell["annotation_minutes"]
+
+
+def _place_of(trial: Trial) -> tuple[str, int, float]:
+    return trial.record.arm, trial.record.seed, trial.budget_minutes
+
+
 def _settings(trial: Trial) -> str:
     """The trial's settings apart from those that place it within its arm, comparable."""
     return json.dumps(_without_cell(trial.record.config), sort_keys=True, default=str)
+
+
+def differing_settings(trials: Sequence[Trial]) -> list[str]:
+    """Names of the settings in which trials of one arm and budget differ, but for their seeds."""
+    flat = [flat_mapping(_without_cell(trial.record.config)) for trial in trials]
+    names = sorted({name for settings in flat for name in settings})
+    return [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
 
 
 def _without_cell(config: Any) -> Any:
@@ -328,8 +398,8 @@ def _without_cell(config: Any) -> Any:
     return config
 
 
-def _with_distinct_arms(trials: list[Trial]) -> list[Trial]:
-    """Prefix arm names that two studies use for different settings or for the same trials."""
+def _ambiguous_arms(trials: list[Trial]) -> set[str]:
+    """Arm names that two studies use for different settings or for the same trials."""
     folders: dict[str, dict[Path, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         folders[trial.arm][trial.study_folder].append(trial)
@@ -338,24 +408,44 @@ def _with_distinct_arms(trials: list[Trial]) -> list[Trial]:
         if len(by_folder) < 2:
             continue
         settings = {_settings(trial) for group in by_folder.values() for trial in group}
-        places = Counter(
-            (trial.record.seed, trial.budget_minutes)
-            for group in by_folder.values()
-            for trial in group
-        )
+        places = Counter(_place_of(trial) for group in by_folder.values() for trial in group)
         if len(settings) > 1 or max(places.values()) > 1:
             ambiguous.add(arm)
-    return [
-        replace(trial, arm=f"{trial.record.study}: {trial.arm}")
-        if trial.arm in ambiguous
-        else trial
-        for trial in trials
-    ]
+    return ambiguous
 
 
-def _swept_arms(studies: list[Study], trials: list[Trial]) -> frozenset[str]:
-    """Arms of sweeps, which plan no cells, and others that repeat a seed and budget."""
+def _labels(studies: list[Study]) -> dict[Path, str]:
+    """What tells the studies apart: their names, or as much of their folders as differs."""
+    names = {one.folder: one.record.name if one.record else one.folder.name for one in studies}
+    labels = {}
+    for folder, name in names.items():
+        alike = [other for other in names if names[other] == name and other != folder]
+        ends = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts) + 1)]
+        labels[folder] = (
+            name
+            if not alike
+            else next(
+                end for end in ends if not any(f"/{other}".endswith(f"/{end}") for other in alike)
+            )
+        )
+    return labels
+
+
+def _with_label(item: Labelled, ambiguous: Set[str], labels: Mapping[Path, str]) -> Labelled:
+    if item.arm not in ambiguous:
+        return item
+    return replace(item, arm=f"{labels[item.study_folder]}: {item.arm}")
+
+
+def _swept_arms(studies: Sequence[Study], trials: Sequence[Trial]) -> frozenset[str]:
+    """Arms of sweeps, which plan no cells.
+
+    Where study.json says nothing, those are taken for a sweep's that repeat a seed and budget.
+    """
     sweeps = {study.folder for study in studies if study.record and not study.record.cells}
-    places = Counter((trial.arm, trial.record.seed, trial.budget_minutes) for trial in trials)
-    repeated = {arm for (arm, _, _), count in places.items() if count > 1}
+    unknown = {study.folder for study in studies if study.record is None}
+    places = Counter(
+        (trial.arm, *_place_of(trial)) for trial in trials if trial.study_folder in unknown
+    )
+    repeated = {arm for (arm, *_), count in places.items() if count > 1}
     return frozenset(repeated | {trial.arm for trial in trials if trial.study_folder in sweeps})

@@ -76,6 +76,7 @@ class Analysis:
             tables.failures_table(results),
             tables.unreadable_table(results),
             tables.missing_table(results),
+            tables.other_settings_table(results),
         )
         findings = find_signatures(comparison, chosen)
         return cls(
@@ -211,6 +212,7 @@ def _trial_counts(results: Results) -> dict[str, int]:
         "stopped": statuses.count("stopped"),
         "not finished": len(results.missing),
         "unreadable": len(results.unreadable),
+        "of other settings, not counted": len(results.other_settings),
     }
 
 

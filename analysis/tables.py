@@ -464,6 +464,34 @@ def missing_table(results: Results) -> Table:
     )
 
 
+def other_settings_table(results: Results) -> Table:
+    """Every trial in whose place one of other settings counts."""
+    rows = [
+        (
+            item.arm,
+            minutes(item.budget_minutes),
+            str(item.record.seed),
+            item.record.status,
+            item.record.trial_id,
+        )
+        for item in results.other_settings
+    ]
+    columns = ("Arm", "Annotated", "Seed", "Status", "Trial")
+    return Table(
+        name="other_settings",
+        title="Trials of other settings, not counted",
+        note=(
+            "Of the same arm, budget and seed as a trial that counts: the one that the study's "
+            "last command for it planned."
+        ),
+        columns=columns,
+        rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
+        numeric=frozenset({1, 2}),
+        groups=frozenset(),
+        values=tuple(dict(zip(map(str.lower, columns), row, strict=True)) for row in rows),
+    )
+
+
 def without_empty_last_column(table: Table) -> Table:
     """The table without its remarks where there are none."""
     if any(row[-1].text for row in table.rows):

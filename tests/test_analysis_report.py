@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from analysis.load import load_studies
 from analysis.report import Analysis
 from analysis.sweeps import swept_trials
 from seld.errors import InputError
-from seld.records import TrialRecord
+from seld.records import TrialRecord, read_record, write_record
 
 STUDY = SimulatedStudy(
     arms={name: VARIANTS[name] for name in ("scratch", "doa_wise", "recording_wise")},
@@ -148,6 +149,7 @@ def test_settings_without_effect_are_no_response(tmp_path: Path) -> None:
         seeds=range(12),
         budgets_minutes=(30.0,),
         predictions=False,
+        planned=False,
     )
     trials = swept_trials(load_studies([write_simulated_study(tmp_path / "s", study, swept)]))
     assert set(trials["pretrain.directions.grid.count"].dropna()) == {5, 7, 9, 11, 13, 15}
@@ -237,9 +239,29 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
         seeds=range(20),
         budgets_minutes=(30.0,),
         predictions=False,
+        planned=False,
     )
     folder = write_simulated_study(tmp_path / "s", study, swept)
     page = write_report([folder], tmp_path / "out")
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert names == {"responses", "importances"}
     assert "Of 20 settings" in page.read_text()
+
+
+def test_trials_of_other_settings_are_listed_and_not_counted(tmp_path: Path) -> None:
+    """The commands of the README: a study, and again with other settings."""
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, predictions=False))
+    before = Analysis.of([folder], None)
+    for path in sorted(folder.glob("trials/doa_wise-15min-*")):
+        shutil.copytree(path, path.with_name(f"{path.name}-other"))
+        record = read_record(path)
+        write_record(
+            replace(record, trial_id=f"{path.name}-other", config={"pretrain": {"steps": 9}}),
+            folder,
+        )
+    after = Analysis.of([folder], None)
+    assert after.differences == before.differences
+    assert len(after.results.other_settings) == 3
+    text = after.write(tmp_path / "out").read_text()
+    assert "3 of other settings, not counted" in text
+    assert (tmp_path / "out/tables/other_settings.csv").read_text().count("-other") == 3
