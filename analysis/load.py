@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -280,22 +281,41 @@ def _read_trials(folder: Path) -> tuple[list[Trial], list[Unreadable]]:
 
 
 def _read_trial(folder: Path) -> Trial | Unreadable:
-    # A record written by a newer or broken program can fail in ways its reader does not foresee
-    # (a list where a mapping belongs); each of these is a reason to list it.
     try:
-        record = read_record(folder)
-        _check_types(record)
-        if record.trial_id != folder.name:  # a copy would count twice
-            raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
+        record = _checked_record(folder)
         counts = None
         if record.status == "finished":
             lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
             if lacking:
                 raise InputError(folder / "record.json", "metrics", lacking, "to be there")
             counts = read_counts(folder / "counts.parquet", len(record.class_names))
-    except (InputError, TypeError, AttributeError, KeyError, OSError) as error:
+    except (InputError, OSError) as error:
         return Unreadable(folder, _reason(error))
     return Trial(study_folder=folder.parent.parent, arm=record.arm, record=record, counts=counts)
+
+
+def readable_records(study_folder: Path) -> list[TrialRecord]:
+    """The records of a study that can be read, in order of id; a report names the others."""
+    records = []
+    for folder in sorted((study_folder / "trials").glob("*/record.json")):
+        with suppress(InputError):
+            records.append(_checked_record(folder.parent))
+    return records
+
+
+def _checked_record(folder: Path) -> TrialRecord:
+    # A record written by a newer or broken program can fail in ways its reader does not foresee
+    # (a list where a mapping belongs).
+    try:
+        record = read_record(folder)
+        _check_types(record)
+    except (TypeError, AttributeError, KeyError, OSError) as error:
+        raise InputError(
+            folder / "record.json", "content", _reason(error), "a trial record"
+        ) from error
+    if record.trial_id != folder.name:  # a copy would count twice
+        raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
+    return record
 
 
 def _check_types(record: TrialRecord) -> None:

@@ -221,7 +221,12 @@ def _reproduction(results: Results, baseline: str) -> list[tuple[str, list[str]]
     records = [trial.record for trial in results.trials]
     folders = [str(study.folder) for study in results.studies]
     report = shlex.join(["python", "-m", "analysis", *folders, "--baseline", baseline])
-    commands = [study.record.command for study in results.studies if study.record]
+    commands = [
+        line
+        for study in results.studies
+        if study.record
+        for line in study.record.command.splitlines()
+    ]
     versions = sorted({f"{k} {v}" for record in records for k, v in record.versions.items()})
     commits = {
         record.git_commit[:12] + (" with uncommitted changes" if record.git_dirty else "")
