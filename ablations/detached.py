@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ablations.places import ROOT, results_uri
@@ -121,7 +122,7 @@ def show_status(address: str, console: Console) -> int:
     table = Table("job", "status", "started", "hours", "commit", "command")
     jobs = [job for job in job_client(address).list_jobs() if job.submission_id]
     for job in sorted(jobs, key=lambda job: job.start_time or 0):
-        table.add_row(*_row(job))
+        table.add_row(*map(escape, _row(job)))
     console.print(table)
     return 0
 

@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ray import tune
 from rich.console import Console
+from rich.text import Text
 
 from ablations.cluster import (
     ClusterOptions,
@@ -69,7 +71,7 @@ def run_study(
     make_writable(study_folder)
     data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
-        console.print(f"[bold]{study.question}[/bold]")
+        console.print(Text(study.question, "bold"))
         with ray_cluster(cluster):
             placement = placement_of(study, cluster_limits(), cluster)
             console.print(placement.describe(), highlight=False)
@@ -84,7 +86,7 @@ def run_study(
             )
             callbacks = [
                 *trackers(study.name, study_folder, also=track),
-                Watchdog(placement, console.print),
+                Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(study, run, console, deadline, callbacks)
         exit_code = report_on(study_folder, console)
@@ -220,8 +222,8 @@ def report_on(study_folder: Path, console: Console) -> int:
     for record in records:
         if record.smaller_batches:
             batches = ", ".join(f"{name}={n}" for name, n in record.smaller_batches.items())
-            console.print(f"for want of GPU memory: {record.trial_id} with {batches}")
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+            console.print(f"for want of GPU memory: {record.trial_id} with {batches}", markup=False)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return int(any(r.status == "failed" and r.trial_id in planned for r in records))
 
 

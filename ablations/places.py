@@ -30,4 +30,4 @@ def keep_results(study_folder: Path, storage: str | None, console: Console) -> N
     kept = results_uri(storage, study_folder.name)
     if kept is not None:
         upload_folder(study_folder, kept)
-        console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
+        console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)

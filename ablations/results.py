@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from ablations.places import results_uri
 from seld.errors import InputError
@@ -40,7 +41,12 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
         from analysis import print_summary  # what draws takes a second to import
 
         print_summary([study_folder], console)
-    console.print(f"report: {study_folder / 'report/index.html'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"report: {study_folder / 'report/index.html'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -75,7 +81,7 @@ def print_trial(record: TrialRecord | None, log: str, name: str, console: Consol
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    console.rule(name)
+    console.rule(escape(name))
     if record is None:
         say("no record: under way, or its driver has died")
     else:

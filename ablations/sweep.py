@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
+from rich.markup import escape
 
 from ablations.cluster import (
     ClusterOptions,
@@ -343,7 +345,7 @@ def run_sweep(
                 )
             callbacks = [
                 *trackers(sweep.name, folder, also=track),
-                Watchdog(placement, console.print),
+                Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(sweep, run, console, deadline, callbacks)
         exit_code = report_on(sweep, folder, console)
@@ -479,10 +481,11 @@ def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
             f"{goal} {value:.4g}" for goal, value in zip(sweep.goals, trial.values, strict=True)
         )
         record = by_id[trial.user_attrs["trial_id"]]
-        console.print(f"[bold]{values}[/bold]  {record.trial_id}", highlight=False)
-        console.print(f"  on the test: {grid_command(record)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{values}[/bold]  {escape(record.trial_id)}", highlight=False)
+        command = grid_command(record)
+        console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
     report = write_report([folder], folder / "report")
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return 0 if best else 1
 
 

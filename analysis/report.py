@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 from rich.console import Console
+from rich.text import Text
 
 from analysis import figures, tables
 from analysis.answer import answer, sweep_answer
@@ -108,15 +109,16 @@ class Analysis:
 
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
-        console.print(f"[bold]{self.answer}[/bold]", highlight=False)
+        console.print(Text(self.answer, "bold"))
         for table in (self.scores, self.differences, self.sweep, *self.records):
             if table.rows:
                 console.print()
                 console.print(table.screen(console))
         for finding in self.findings:
             console.print(
-                f"[bold]{finding.signature.title}[/bold]: {finding.arm}, {finding.evidence}",
-                highlight=False,
+                Text.assemble(
+                    (finding.signature.title, "bold"), f": {finding.arm}, {finding.evidence}"
+                )
             )
 
     def write(self, out: Path) -> Path:

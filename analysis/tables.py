@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
@@ -200,8 +201,8 @@ class Table:
         shown = len(columns) - left_out
         columns, rows = columns[:shown], tuple(row[:shown] for row in rows)
         table = ScreenTable(
-            title=self.title,
-            caption=caption,
+            title=escape(self.title),
+            caption=escape(caption),
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
@@ -211,7 +212,7 @@ class Table:
             numeric = place in self.numeric
             label, unit = _label_and_unit(column) if self.grouped else (column, "")
             table.add_column(
-                f"{label}\n{unit}" if unit else label,
+                escape(f"{label}\n{unit}" if unit else label),
                 justify="right" if numeric else "left",
                 # Of a table of numbers, only names may be folded.
                 no_wrap=self.grouped and place != 1,

@@ -265,3 +265,17 @@ def test_trials_of_other_settings_are_listed_and_not_counted(tmp_path: Path) -> 
     text = after.write(tmp_path / "out").read_text()
     assert "3 of other settings, not counted" in text
     assert (tmp_path / "out/tables/other_settings.csv").read_text().count("-other") == 3
+
+
+def test_square_brackets_of_names_are_printed(tmp_path: Path) -> None:
+    """Rich would take them for markup: leave out "[doa]"."""
+    arms = {"scratch": VARIANTS["scratch"], "x[doa]": VARIANTS["doa_wise"]}
+    study = replace(STUDY, arms=arms, baseline="x[doa]", predictions=False)
+    folder = write_simulated_study(tmp_path / "s", study)
+    console = Console(width=200)
+    with console.capture() as capture:
+        print_summary([folder], console)
+    printed = capture.get()
+    assert "Differences to x[doa]" in printed
+    assert "Arm minus x[doa]" in printed
+    assert "above x[doa]'s" in printed.splitlines()[0]

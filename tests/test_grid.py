@@ -1,4 +1,4 @@
-"""A grid's folder after several commands: every trial in its tables, one plan, one baseline."""
+"""A grid around its trials: what it says of them, and its folder after several commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,13 @@ import pytest
 from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
+from ablations.console import StudyProgress
+from ablations.data import show_rejected
 from ablations.grid import record_study, report_on
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
 from seld.classes import STARSS_CLASSES
+from seld.decoding import Rejected
 from seld.metrics import METRIC_VERSION
 from seld.records import TrialRecord, trial_folder
 
@@ -112,3 +116,28 @@ def test_a_failed_trial_is_told_of_until_another_takes_its_place(
     assert run(only(VARIANTS, "scratch", "avc"), folder, fails=["avc"])[0] == 1
     following = longer(only(VARIANTS, "avc")) if replaced else only(VARIANTS, "scratch")
     assert run(following, folder)[0] == (0 if replaced else 1)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_messages_are_printed_as_they_are(terminal: bool) -> None:
+    """Rich would take square brackets for markup, swallow some and fail at others."""
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+    message = "[/pytorch/gloo/pair.cc:534] Connection closed by peer [take two]"
+    trial = SimpleNamespace(
+        trial_id="t",
+        config={"cell": SimpleNamespace(trial_id="x[doa]-1")},
+        last_result={"status": "failed", "message": message},
+    )
+    with StudyProgress(console, planned=1) as progress:
+        progress.on_trial_start(0, [], trial)
+        progress.on_trial_result(0, [], trial, {"stage": "waits for [/x]"})
+        progress.on_trial_complete(0, [], trial)
+    rejected = Rejected(
+        recording_id="clip [take two].mp4", reason="unreadable", detail="[/x]", path="p"
+    )
+    show_rejected([rejected], "data/[/x]", console)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    for words in (message, "x[doa]-1", "clip [take two].mp4", "data/[/x]/rejected.csv"):
+        assert words in printed
+    assert terminal or "waits for [/x]" in printed
