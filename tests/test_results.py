@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from ablations import run_grid, run_sweep
+from ablations.places import stages_root
 from seld.errors import exit_on_input_error
 from seld.records import (
     LOG_FILE,
@@ -150,3 +151,14 @@ def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> N
     assert set(files_below(bucket)) == {"a.txt", "below/b.txt"}
     fetch_folder(bucket, tmp_path / "again")
     assert (tmp_path / "again/a.txt").read_text() == "other"
+
+
+def test_stages_are_kept_where_every_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = Path("results")
+    assert stages_root("stages", results) == str(tmp_path / "stages")
+    assert stages_root(f"file://{tmp_path}/a/../b", results) == str(tmp_path / "b")
+    assert stages_root("s3://bucket/run", results) == "s3://bucket/run/stages"
+    assert stages_root(None, results) == str(tmp_path / "results/stages")
