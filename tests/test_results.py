@@ -162,3 +162,9 @@ def test_stages_are_kept_where_every_process_finds_them(
     assert stages_root(f"file://{tmp_path}/a/../b", results) == str(tmp_path / "b")
     assert stages_root("s3://bucket/run", results) == "s3://bucket/run/stages"
     assert stages_root(None, results) == str(tmp_path / "results/stages")
+
+
+def test_options_are_not_abbreviated(run: Run) -> None:
+    """A job started by ``--det`` would keep the word, and start the next."""
+    code, printed = run(run_grid.main, "--det", "--address", "http://127.0.0.1:1")
+    assert (code, "unrecognized arguments: --det" in printed) == (2, True)
