@@ -55,6 +55,23 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     kept.add_argument("--fetch", action="store_true", help="copy them from --storage to --results")
 
 
+def typed_places(arguments: argparse.Namespace) -> list[str]:
+    """What was said about data, results and storage, to be said again in another command."""
+    parser = argparse.ArgumentParser()
+    add_place_options(parser)
+    typed: list[str] = []
+    for option in (
+        "--data", "--sound-bank", "--annotated", "--unannotated", "--max-bad-share",
+        "--results", "--storage",
+    ):  # fmt: skip
+        name = option.removeprefix("--").replace("-", "_")
+        value = getattr(arguments, name)
+        if value != parser.get_default(name):
+            is_corpus = isinstance(value, CorpusSource)
+            typed += [option, f"{value.name}={value.root}" if is_corpus else str(value)]
+    return typed
+
+
 def data_options(arguments: argparse.Namespace) -> DataOptions:
     """What was said about data."""
     return DataOptions(

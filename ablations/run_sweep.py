@@ -13,7 +13,9 @@ compares what was found, and the command for that is printed at the end.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ablations import detached, results
 from ablations.options import (
@@ -23,10 +25,11 @@ from ablations.options import (
     hours,
     names,
     numbers,
+    typed_places,
 )
 from ablations.sweep import GOALS, Sweep, run_sweep
 from search_spaces.scales import SCALES, find_scale
-from search_spaces.spaces import OBJECTIVES
+from search_spaces.spaces import OBJECTIVE, OBJECTIVES, propose
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
 
@@ -46,6 +49,7 @@ def main() -> int:
         storage=arguments.storage,
         budget_hours=arguments.budget_hours,
         track=arguments.track,
+        grid_options=grid_options(arguments),
     )
 
 
@@ -82,7 +86,11 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
     """The sweep asked for."""
     scale = find_scale(arguments.scale)
     by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    searched = searched_names(arguments.objectives)
     for assignment in arguments.assignments:
+        name = assignment.partition("=")[0]
+        if name in searched:
+            raise InputError("--set", "setting", name, "one that the sweep does not search")
         stage, _, rest = assignment.partition(".")
         if stage not in by_stage:
             raise InputError("--set", "stage", stage, "pretrain or finetune")
@@ -95,6 +103,7 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         },
         finetune=override(scale.recipe.finetune, by_stage["finetune"], "--set finetune"),
     )
+    rungs = arguments.rungs
     several_goals = len(arguments.minimise) > 1
     return Sweep(
         name=arguments.name,
@@ -103,9 +112,42 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         budgets_minutes=arguments.budgets or scale.budgets_minutes,
         trials=arguments.trials,
         goals=arguments.minimise,
-        rungs=arguments.rungs or (1 if several_goals else 3),
+        rungs=rungs if rungs is not None else (1 if several_goals else 3),
         seed=arguments.seed,
     )
+
+
+def searched_names(objectives: Sequence[str]) -> frozenset[str]:
+    """Every setting that any trial of these objectives is given a value for."""
+    names: set[str] = set()
+    for first in (True, False):
+        for objective in objectives:
+            names |= propose(
+                _Extreme(first), objectives=(objective,), budgets_minutes=(1.0,)
+            ).keys()
+    return frozenset(names | {OBJECTIVE})
+
+
+class _Extreme:
+    """Chooses the first option and least number of everything, or the last and largest."""
+
+    def __init__(self, first: bool) -> None:
+        self._place = 0 if first else -1
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[self._place]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return (low, high)[self._place]
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return (low, high)[self._place]
+
+
+def grid_options(arguments: argparse.Namespace) -> list[str]:
+    """What a grid must be told to do as the sweep did, but for what was searched."""
+    settings = [part for text in arguments.assignments for part in ("--set", text)]
+    return ["--scale", arguments.scale, *settings, *typed_places(arguments)]
 
 
 if __name__ == "__main__":

@@ -315,8 +315,13 @@ def run_sweep(
     storage: str | None = None,
     budget_hours: float | None = None,
     track: str | None = None,
+    grid_options: Sequence[str] = (),
 ) -> int:
     """Run the trials that are missing of a sweep and report on all of them.
+
+    Args:
+        grid_options: scale, settings and places as the sweep was given them, for the command that
+            scores what was found on the test.
 
     Returns:
         The exit code: 0, or 1 where no trial finished.
@@ -348,7 +353,7 @@ def run_sweep(
                 Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(sweep, run, console, deadline, callbacks)
-        exit_code = report_on(sweep, folder, console)
+        exit_code = report_on(sweep, folder, console, grid_options)
         keep_results(folder, storage, console)
         return exit_code
 
@@ -463,7 +468,9 @@ def write_sweep_record(sweep: Sweep, folder: Path) -> None:
     )
 
 
-def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
+def report_on(
+    sweep: Sweep, folder: Path, console: Console, grid_options: Sequence[str] = ()
+) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
     from analysis import write_report
 
@@ -482,24 +489,26 @@ def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
         )
         record = by_id[trial.user_attrs["trial_id"]]
         console.print(f"[bold]{values}[/bold]  {escape(record.trial_id)}", highlight=False)
-        command = grid_command(record)
+        command = grid_command(record, grid_options)
         console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
     report = write_report([folder], folder / "report")
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return 0 if best else 1
 
 
-def grid_command(record: TrialRecord) -> str:
-    """The grid that scores a trial's settings on the test rooms."""
-    settings = [
-        f"--set {name}={value}"
-        for name, value in record.parameters.items()
-        if name not in (OBJECTIVE, BUDGET)
-    ]
-    budget = f"--budgets {record.annotation_minutes:g}"
-    return " ".join(
-        ["python ablations/run_grid.py", f"--arms scratch,{record.arm}", budget, *settings]
-    )
+def grid_command(record: TrialRecord, options: Sequence[str] = ()) -> str:
+    """The grid that scores a trial's settings on the test rooms.
+
+    Args:
+        record: of the trial.
+        options: as :func:`run_sweep`'s ``grid_options``; what was searched comes after them.
+    """
+    command = ["python", "ablations/run_grid.py", "--arms", f"scratch,{record.arm}"]
+    command += ["--budgets", f"{record.annotation_minutes:g}", *options]
+    for name, value in record.parameters.items():
+        if name not in (OBJECTIVE, BUDGET):
+            command += ["--set", f"{name}={value}"]
+    return shlex.join(command)
 
 
 def run_sweep_trial(config: Mapping[str, Any]) -> None:
