@@ -144,14 +144,15 @@ def job_client(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server.
 
     Raises:
-        InputError: nothing answers there, or it refuses the token.
+        InputError: it is no address, nothing answers there, or it refuses the token.
     """
     # Needs ray[default], which machines without a cluster can do without.
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ValueError, ConnectionError, RuntimeError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         expected = f"the address of a cluster's dashboard that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error

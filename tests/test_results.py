@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import ray
 
 from ablations import run_grid, run_sweep
 from ablations.places import stages_root
@@ -168,3 +169,30 @@ def test_options_are_not_abbreviated(run: Run) -> None:
     """A job started by ``--det`` would keep the word, and start the next."""
     code, printed = run(run_grid.main, "--det", "--address", "http://127.0.0.1:1")
     assert (code, "unrecognized arguments: --det" in printed) == (2, True)
+
+
+def test_addresses_that_are_none_are_refused_in_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import job_submission
+    from ray.exceptions import AuthenticationError
+
+    dashboard = ("--address", "http://127.0.0.1:8265")
+    refused: dict[tuple[str, ...], str] = {
+        ("--plan", *dashboard): "a dashboard's address goes with --detach",
+        ("--plan", "--address", "foo"): "Invalid address format: foo",
+        ("--status", "--address", "foo"): "Invalid address format: foo",
+    }
+    for arguments, words in refused.items():
+        code, printed = run(run_grid.main, *arguments, "--data", str(tmp_path))
+        assert (code, words in printed) == (2, True), printed
+        assert len(printed.strip().splitlines()) == 1
+
+    def without_token(*_: object, **__: object) -> None:
+        raise AuthenticationError("no token")
+
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", without_token)
+    monkeypatch.setattr(ray, "init", without_token)
+    for action in ("--status", "--plan"):
+        code, printed = run(run_grid.main, action, "--address", "auto", "--data", str(tmp_path))
+        assert (code, "no token" in printed) == (2, True), printed
