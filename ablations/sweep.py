@@ -49,7 +49,6 @@ from seld.errors import InputError
 from seld.records import (
     StudyRecord,
     TrialRecord,
-    read_records,
     trial_folder,
     trials_table,
     write_atomically,
@@ -473,8 +472,9 @@ def report_on(
 ) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
     from analysis import write_report
+    from analysis.load import readable_records
 
-    records = [record for record in read_records(folder) if isinstance(record, TrialRecord)]
+    records = readable_records(folder)
     table = trials_table(records)
     table.to_parquet(folder / "trials.parquet", index=False)
     table.to_csv(folder / "trials.csv", index=False)
@@ -487,8 +487,12 @@ def report_on(
         values = ", ".join(
             f"{goal} {value:.4g}" for goal, value in zip(sweep.goals, trial.values, strict=True)
         )
-        record = by_id[trial.user_attrs["trial_id"]]
-        console.print(f"[bold]{values}[/bold]  {escape(record.trial_id)}", highlight=False)
+        trial_id = trial.user_attrs["trial_id"]
+        console.print(f"[bold]{values}[/bold]  {escape(trial_id)}", highlight=False)
+        record = by_id.get(trial_id)
+        if record is None:
+            console.print("  its record is missing or cannot be read")
+            continue
         command = grid_command(record, grid_options)
         console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
     report = write_report([folder], folder / "report")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from analysis.scores import SELD_ERROR
 from seld.errors import InputError
 from seld.metrics import COUNT_COLUMNS
 from seld.records import (
     SCORE_COLUMNS,
+    Status,
     StudyRecord,
     TrialRecord,
     read_record,
@@ -34,6 +36,12 @@ from seld.settings import flat_mapping
 _CELL_KEYS = ("seed", "annotation_minutes")
 
 _READERS = 4
+
+#: Fields of a record that tables sort by or list.
+_TEXTS = (
+    *("study", "git_commit", "data_fingerprint", "test_fingerprint", "code_fingerprint"),
+    *("metric_version", "started_at", "finished_at"),
+)
 
 
 @dataclass(frozen=True)
@@ -214,17 +222,26 @@ def read_plan(folder: Path) -> StudyRecord:
         InputError: it is missing, of another schema, or holds what it should not.
     """
     study, path = read_study(folder), folder / "study.json"
-    for name in ("arms", "budgets_minutes", "seeds", "cells", "notes"):
-        if not isinstance(getattr(study, name), list):
-            raise InputError(path, name, getattr(study, name), "a list")
+    number = (int, float)
+    lists: dict[str, type | tuple[type, ...]] = {
+        "arms": str,
+        "budgets_minutes": number,
+        "seeds": int,
+        "cells": dict,
+        "notes": str,
+    }
+    for name, kind in lists.items():
+        value = getattr(study, name)
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise InputError(path, name, value, f"a list of {kind}")
     for name in ("name", "question", "baseline", "scale", "command"):
         if not isinstance(getattr(study, name), str):
             raise InputError(path, name, getattr(study, name), "text")
-    wanted = {"trial_id": str, "arm": str, "seed": int, "annotation_minutes": (int, float)}
+    wanted = {"trial_id": str, "arm": str, "seed": int, "annotation_minutes": number}
     for cell in study.cells:
         for name, kind in wanted.items():
-            if not isinstance(cell, dict) or not isinstance(cell.get(name), kind):
-                raise InputError(path, "cells", cell, f"cells with a valid {name}")
+            if not isinstance(cell.get(name), kind):
+                raise InputError(path, f"cells, {name}", cell.get(name), f"of type {kind}")
     return study
 
 
@@ -329,16 +346,25 @@ def _check_types(record: TrialRecord) -> None:
         "parameters": dict,
         "metrics": dict,
         "probes": dict,
+        "smaller_batches": dict,
         "durations_s": dict,
         "versions": dict,
         "per_class": list,
         "per_room": list,
         "class_names": list,
+        **dict.fromkeys(_TEXTS, str),
     }
     for name, kind in expected.items():
         value = getattr(record, name)
         if not isinstance(value, kind):
             raise InputError("record.json", name, value, f"of type {kind}")
+    if record.status not in get_args(Status):
+        raise InputError("record.json", "status", record.status, f"one of {get_args(Status)}")
+    for number, row in enumerate(record.per_room):
+        error = row.get(SELD_ERROR.name) if isinstance(row, dict) and "room" in row else None
+        if not isinstance(error, (int, float)):
+            wanted = f"a room and its {SELD_ERROR.name}"
+            raise InputError("record.json", f"per_room[{number}]", row, wanted)
     for name, numbers in (("metrics", record.metrics), ("probes", record.probes)):
         for key, value in numbers.items():
             if not isinstance(value, (int, float)):

@@ -53,7 +53,9 @@ def test_no_record_is_fatal(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("metrics", {}), ("metrics", None), ("metrics", {"seld_error": "high"}), ("seed", "one"),
-     ("stages", None), ("failure", []), ("probes", 3), ("class_names", None)],
+     ("stages", None), ("failure", []), ("probes", 3), ("class_names", None),
+     ("status", "skipped"), ("smaller_batches", None), ("code_fingerprint", None),
+     ("per_room", [{"room": 1}]), ("per_room", [3])],
 )  # fmt: skip
 def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value: object) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY)
@@ -61,6 +63,20 @@ def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     results = load_studies([folder])
     assert [item.path.name for item in results.unreadable] == ["avc-30min-seed0"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cells": None}, {"cells": [{"arm": "avc"}]}, {"cells": [3]}, {"arms": None}, {"arms": [[]]},
+     {"notes": None}, {"seeds": ["one"]}, {"name": None}],
+)  # fmt: skip
+def test_a_plan_of_the_wrong_shape_is_listed(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    path = folder / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    results = load_studies([folder])
+    assert len(results.trials) == 4
+    assert [item.path.name for item in results.unreadable] == ["study.json"]
 
 
 def test_study_without_its_question_is_still_read(tmp_path: Path) -> None:

@@ -156,6 +156,19 @@ def test_settings_without_effect_are_no_response(tmp_path: Path) -> None:
     assert len(trials["pretrain.temperature"].dropna()) == 8
 
 
+def test_settings_that_are_lists_are_told_apart(tmp_path: Path) -> None:
+    def swept(record: TrialRecord) -> TrialRecord:
+        channels = [[8, 16], [16, 32], [32, 64]][record.seed]
+        values = {"pretrain.audio.stage_channels": channels, "pretrain.temperature": record.seed}
+        return replace(record, parameters=values if record.arm != "scratch" else {})
+
+    study = replace(STUDY, predictions=False, planned=False)
+    trials = swept_trials(load_studies([write_simulated_study(tmp_path / "s", study, swept)]))
+    assert set(trials["pretrain.audio.stage_channels"].dropna()) == {
+        "[8, 16]", "[16, 32]", "[32, 64]",
+    }  # fmt: skip
+
+
 def test_summary_prints_tables(study_folder: Path) -> None:
     console = Console(record=True, width=150, file=None, quiet=False)
     with console.capture() as capture:

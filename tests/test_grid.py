@@ -100,6 +100,17 @@ def test_other_settings_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
     assert "settings differ: finetune.steps" in printed
 
 
+def test_a_broken_record_is_listed_and_the_others_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "variants"
+    study = only(VARIANTS, "scratch", "avc")
+    run(study, folder)
+    broken = study.cells()[0].trial_id
+    (trial_folder(folder, broken) / "record.json").write_text('{"schema_version": 2}')
+    code, printed = run(study, folder)
+    assert (code, "schema_version is 2" in printed) == (0, True)
+    assert len(pd.read_csv(folder / "trials.csv")) == 3
+
+
 def test_of_another_scale_a_plan_starts_anew(tmp_path: Path) -> None:
     folder = tmp_path / "variants"
     record_study(VARIANTS, VARIANTS.cells(), folder)

@@ -110,6 +110,12 @@ def test_one_command_shows_log_and_failure_of_any_trial(
     assert "finetune 0123: computed, 12.5 s" in shown
     assert "seld_error 0.500" in shown
     assert "no record: under way" in shown
+    (tmp_path / "results/variants/trials/doa_wise-2min-seed0-cccccc/record.json").write_text("{")
+    if place == "bucket":
+        upload_folder(tmp_path / "results", f"{bucket}/results")
+    code, shown = run(run_grid.main, *where, "--show", "failed")
+    assert (code, "the node died" in shown) == (0, True)
+    assert "a record that cannot be read" in shown
     code, shown = run(run_grid.main, *where, "--show", "x")
     assert code == 2
     assert "--show is 'x'" in shown

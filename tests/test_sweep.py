@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 from dataclasses import replace
@@ -12,9 +13,19 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from ablations import run_grid, run_sweep
-from ablations.sweep import OptunaSearcher, Sweep, ask, done_trials, grid_command, open_study
+from ablations.sweep import (
+    OptunaSearcher,
+    Sweep,
+    ask,
+    done_trials,
+    grid_command,
+    open_study,
+    report_on,
+    write_sweep_record,
+)
 from search_spaces.scales import find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
@@ -192,6 +203,22 @@ def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
 def test_what_cannot_be_searched_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         replace(SWEEP, **changes)
+
+
+def test_a_best_trial_without_its_record_is_named(tmp_path: Path) -> None:
+    sweep = replace(SWEEP, rungs=1)
+    write_sweep_record(sweep, tmp_path)
+    study = open_study(sweep, tmp_path)
+    trial = ask(study, sweep.seed)
+    sweep.propose(trial)
+    trial.set_user_attr("trial_id", "avc-1.5min-seed0-abcdef")
+    study.tell(trial, 0.5)
+    console = Console(file=io.StringIO(), width=200)
+    assert report_on(sweep, tmp_path, console) == 0
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "avc-1.5min-seed0-abcdef" in printed
+    assert "record is missing" in printed
 
 
 def sweep_arguments(monkeypatch: pytest.MonkeyPatch, *typed: str) -> argparse.Namespace:
