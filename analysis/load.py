@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ from seld.settings import flat_mapping
 _CELL_KEYS = ("seed", "annotation_minutes")
 
 _READERS = 4
+
+#: As trials are named: doa_wise-1.5min-seed0-93a1f0.
+_TRIAL_ID = re.compile(r"(?P<arm>.+)-(?P<minutes>\d+(\.\d+)?)min-seed(?P<seed>\d+)\b")
 
 #: Fields of a record that tables sort by or list.
 _TEXTS = (
@@ -197,9 +201,11 @@ def load_studies(folders: Sequence[Path]) -> Results:
         if record is not None:
             found, replaced = _one_per_place(found, record)
             others += replaced
-            planned = {cell["trial_id"] for cell in record.cells}
-            broken = [item for item in broken if not _is_under_way(item.path, planned)]
+            begun = [item for item in broken if _is_under_way(item.path, record)]
+            broken = [item for item in broken if item not in begun]
             missing += _missing(folder, record, found, broken)
+            if not record.cells:
+                missing += [_proposed_trial(folder, item.path.name) for item in begun]
         trials += found
         unreadable += broken
     ambiguous = _ambiguous_arms(trials)
@@ -375,10 +381,28 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _is_under_way(folder: Path, planned: Set[str]) -> bool:
-    """Whether a planned trial has begun and not ended: neither its tables nor its record."""
+def _is_under_way(folder: Path, study: StudyRecord) -> bool:
+    """Whether a trial has begun and not ended: neither its tables nor its record.
+
+    Of a grid that is one it plans; a sweep plans none, but names them all alike.
+    """
+    planned = {cell["trial_id"] for cell in study.cells}
+    known = folder.name in planned if planned else _TRIAL_ID.match(folder.name)
     ended = ("counts.parquet", "record.json")
-    return folder.name in planned and not any((folder / name).exists() for name in ended)
+    return bool(known) and not any((folder / name).exists() for name in ended)
+
+
+def _proposed_trial(study_folder: Path, trial_id: str) -> MissingTrial:
+    """What the name of a sweep's trial says of it."""
+    named = _TRIAL_ID.match(trial_id)
+    assert named is not None
+    return MissingTrial(
+        study_folder=study_folder,
+        trial_id=trial_id,
+        arm=named["arm"],
+        seed=int(named["seed"]),
+        annotation_minutes=float(named["minutes"]),
+    )
 
 
 def _missing(

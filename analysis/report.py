@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,21 +92,20 @@ class Analysis:
             probes=probes_table(results),
             signatures=signatures_table(findings),
             findings=tuple(finding for finding in findings if finding.triggered),
-            records=tuple(table for table in listed if table.rows),
+            records=listed,
         )
 
     @property
     def all_tables(self) -> list[tables.Table]:
-        """Those that have rows, in order of reading."""
-        listed = (
+        """In order of reading, those without rows as well."""
+        return [
             self.scores,
             self.differences,
             self.sweep,
             self.probes,
             self.signatures,
             *self.records,
-        )
-        return [table for table in listed if table.rows]
+        ]
 
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
@@ -135,13 +135,12 @@ class Analysis:
             for folder in (out / "tables", out / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
             for table in self.all_tables:
-                for suffix, text in (
-                    ("md", table.markdown()),
-                    ("tex", table.latex()),
-                    ("csv", table.csv()),
-                ):
-                    (out / "tables" / f"{table.name}.{suffix}").write_text(text, encoding="utf-8")
+                _write_table(table, out / "tables")
+            # What an earlier report has drawn may have nothing to show any more.
+            for name, suffix in itertools.product(figures.NAMES, ("svg", "png")):
+                (out / "figures" / f"{name}.{suffix}").unlink(missing_ok=True)
             for picture in pictures:
+                assert picture.name in figures.NAMES
                 picture.write(out / "figures")
             path = out / "index.html"
             path.write_text(page, encoding="utf-8")
@@ -171,13 +170,23 @@ class Analysis:
             minutes=tables.minutes,
             remarks=remarks,
             pictures=[(picture, _data_uri(picture)) for picture in pictures],
-            records=self.records,
+            records=[table for table in self.records if table.rows],
             counts=_trial_counts(results),
             notes=[n for study in results.studies if study.record for n in study.record.notes],
             reproduction=_reproduction(results, self.baseline),
             resamples=RESAMPLES,
             baseline=self.baseline,
         )
+
+
+def _write_table(table: tables.Table, folder: Path) -> None:
+    """The table's files; none of an earlier report where it has no rows any more."""
+    for suffix, text in (("md", table.markdown), ("tex", table.latex), ("csv", table.csv)):
+        path = folder / f"{table.name}.{suffix}"
+        if table.rows:
+            path.write_text(text(), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _symbols(text: str) -> Markup:

@@ -455,7 +455,7 @@ def missing_table(results: Results) -> Table:
     columns = ("Arm", "Annotated", "Seed", "Trial")
     return Table(
         name="missing",
-        title="Planned trials without a record",
+        title="Trials without a record",
         note="Not begun, under way, or stopped before the end.",
         columns=columns,
         rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),

@@ -178,6 +178,16 @@ def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> 
     assert [item.arm for item in results.missing] == ["b/variants: avc"]
 
 
+def test_a_trial_of_a_sweep_that_is_under_way_is_no_broken_record(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, planned=False))
+    for name in ("doa_wise-1.5min-seed0-93a1f0", "notes"):
+        (folder / "trials" / name).mkdir()
+    results = load_studies([folder])
+    assert [item.path.name for item in results.unreadable] == ["notes"]
+    (missing,) = results.missing
+    assert (missing.arm, missing.seed, missing.annotation_minutes) == ("doa_wise", 0, 1.5)
+
+
 def test_a_sweep_of_few_points_compares_no_arms(tmp_path: Path) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY)
     description = folder / "study.json"

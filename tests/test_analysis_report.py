@@ -292,3 +292,30 @@ def test_square_brackets_of_names_are_printed(tmp_path: Path) -> None:
     assert "Differences to x[doa]" in printed
     assert "Arm minus x[doa]" in printed
     assert "above x[doa]'s" in printed.splitlines()[0]
+
+
+def test_what_has_become_empty_leaves_the_report(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY, with_a_failure)
+    out = tmp_path / "out"
+    write_report([folder], out)
+    assert (out / "tables/failures.csv").exists()
+    assert (out / "figures/confusion.svg").exists()
+    own = out / "tables/mine.csv"
+    own.touch()
+    shutil.rmtree(folder)
+    write_simulated_study(folder, replace(STUDY, predictions=False))
+    write_report([folder], out)
+    assert not list((out / "tables").glob("failures.*"))
+    assert not list((out / "figures").glob("confusion.*"))
+    assert own.exists()
+
+
+def test_missing_trials_are_told_of_beside_another_study(tmp_path: Path) -> None:
+    study = replace(STUDY, predictions=False, recordings=4, budgets_minutes=(15.0,))
+    folders = [
+        write_simulated_study(tmp_path / name, replace(study, name=name)) for name in ("one", "two")
+    ]
+    shutil.rmtree(folders[1] / "trials/doa_wise-15min-seed1")
+    remarks = {row[1].text: row[-1].text for row in Analysis.of(folders, None).scores.rows}
+    assert "1 not run to the end" in remarks["two: doa_wise"]
+    assert "not run" not in remarks["one: doa_wise"]
