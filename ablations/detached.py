@@ -34,10 +34,10 @@ NOT_SHIPPED = [".git", ".venv", "/data", "/results", "/runs", "/build", "/tests"
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
     """Whether the command line is about a run elsewhere."""
-    if arguments.show and arguments.address is not None:
+    if arguments.show is not None and arguments.address is not None:
         # Results that no bucket keeps are on the head, where a job is to look for them.
         return arguments.address != "auto" and results_uri(arguments.storage, "") is None
-    return bool(arguments.detach or arguments.attach or arguments.status)
+    return bool(arguments.detach or arguments.attach is not None or arguments.status)
 
 
 def run_detached(arguments: argparse.Namespace, program: str) -> int:
@@ -45,12 +45,12 @@ def run_detached(arguments: argparse.Namespace, program: str) -> int:
     console, address = Console(), arguments.address
     if address is None:
         raise InputError("command line", "--address", None, "that of a cluster's dashboard")
-    if arguments.attach:
+    if arguments.attach is not None:
         return attach(address, arguments.attach, console)
     if arguments.status:
         return show_status(address, console)
     job_id = submit(address, program, sys.argv[1:])
-    if arguments.show:
+    if arguments.show is not None:
         return attach(address, job_id, console)
     console.print(f"{job_id} runs on its own now", highlight=False)
     console.print(f"follow:  python {program} --address {address} --attach {job_id}")

@@ -71,6 +71,7 @@ def run_study(
     make_writable(study_folder)
     data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
+        tracking = trackers(study.name, study_folder, also=track)
         console.print(Text(study.question, "bold"))
         with ray_cluster(cluster):
             placement = placement_of(study, cluster_limits(), cluster)
@@ -85,7 +86,7 @@ def run_study(
                 kept_in=results_uri(storage, study.name),
             )
             callbacks = [
-                *trackers(study.name, study_folder, also=track),
+                *tracking,
                 Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(study, run, console, deadline, callbacks)

@@ -20,7 +20,7 @@ from seld.storage import fetch_folder, files_below, join, local_copy
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
     """Whether the command line is about results that are there."""
-    return bool(arguments.show or arguments.fetch)
+    return arguments.show is not None or bool(arguments.fetch)
 
 
 def run(arguments: argparse.Namespace, study: str) -> int:

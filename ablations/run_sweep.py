@@ -24,8 +24,10 @@ from ablations.options import (
     data_options,
     hours,
     names,
+    number,
     numbers,
     typed_places,
+    word,
 )
 from ablations.sweep import GOALS, Sweep, run_sweep
 from search_spaces.scales import SCALES, find_scale
@@ -58,12 +60,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandLine(
         prog="run_sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--name", default="sweep", help="of its folder in the results (sweep)")
+    parser.add_argument(
+        "--name", type=word, default="sweep", help="of its folder in the results (sweep)"
+    )
     parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
     what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
-    what.add_argument("--budgets", type=numbers(float), help="annotated minutes (the scale's)")
+    what.add_argument("--budgets", type=numbers(number), help="annotated minutes (the scale's)")
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
         "--minimise", type=names, default=("seld_error",), help=f"some of {', '.join(GOALS)}"

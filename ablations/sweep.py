@@ -331,6 +331,7 @@ def run_sweep(
     study = as_study(sweep)
     data.check(study)
     with quiet_output(folder / "logs" / "ray.log") as console:
+        tracking = trackers(sweep.name, folder, also=track)
         with ray_cluster(cluster):
             placement = placement_of(study, cluster_limits(), cluster)
             console.print(placement.describe(), highlight=False)
@@ -348,7 +349,7 @@ def run_sweep(
                     "sweep", "validation rooms", "none", "training clips from at least two rooms"
                 )
             callbacks = [
-                *trackers(sweep.name, folder, also=track),
+                *tracking,
                 Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(sweep, run, console, deadline, callbacks)

@@ -202,3 +202,27 @@ def test_addresses_that_are_none_are_refused_in_one_line(
     for action in ("--status", "--plan"):
         code, printed = run(run_grid.main, action, "--address", "auto", "--data", str(tmp_path))
         assert (code, "no token" in printed) == (2, True), printed
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (run_grid.main, ("--show", "")),
+        (run_grid.main, ("--attach", "", "--address", "http://127.0.0.1:1")),
+        (run_grid.main, ("--arms", "")),
+        (run_grid.main, ("--budgets", "nan")),
+        (run_grid.main, ("--budgets", "1,inf")),
+        (run_grid.main, ("--gpus-per-worker", "nan")),
+        (run_grid.main, ("--budget-hours", "inf")),
+        (run_sweep.main, ("--objectives", "")),
+        (run_sweep.main, ("--minimise", ",")),
+        (run_sweep.main, ("--name", "")),
+    ],
+)
+def test_values_that_say_nothing_are_refused(
+    main: Callable[[], int], arguments: tuple[str, ...], run: Run
+) -> None:
+    code, printed = run(main, *arguments)
+    assert code == 2
+    assert f"argument {arguments[0]}: " in printed
+    assert len(printed.strip().splitlines()) == 1
