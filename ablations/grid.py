@@ -212,8 +212,10 @@ def report_on(study_folder: Path, console: Console) -> int:
     from analysis import print_summary, write_report
     from analysis.load import read_plan, readable_records
 
-    planned = {cell["trial_id"] for cell in read_plan(study_folder).cells}
+    planned = [cell["trial_id"] for cell in read_plan(study_folder).cells]
+    place = {trial_id: number for number, trial_id in enumerate(planned)}
     records = readable_records(study_folder)
+    records.sort(key=lambda record: place.get(record.trial_id, len(planned)))
     table = trials_table(records)
     table.to_parquet(study_folder / "trials.parquet", index=False)
     table.to_csv(study_folder / "trials.csv", index=False)
@@ -225,7 +227,7 @@ def report_on(study_folder: Path, console: Console) -> int:
             batches = ", ".join(f"{name}={n}" for name, n in record.smaller_batches.items())
             console.print(f"for want of GPU memory: {record.trial_id} with {batches}", markup=False)
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
-    return int(any(r.status == "failed" and r.trial_id in planned for r in records))
+    return int(any(r.status == "failed" and r.trial_id in place for r in records))
 
 
 def sharing(records: Sequence[TrialRecord]) -> str:
