@@ -26,8 +26,10 @@ format: .venv/.dev-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A half-made environment would count as made the next time.
 $(BIN)/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	echo "needs Python 3.11 with venv; or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 
 .venv/.run-ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

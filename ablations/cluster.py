@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import ray
 import torch
 from ray._private.state import state as ray_state
+from ray.exceptions import RayError
 
 from ablations.places import ROOT
 from search_spaces.studies import Study
@@ -51,6 +52,14 @@ class ClusterOptions:
     most_trials_at_once: int | None = None
 
     def __post_init__(self) -> None:
+        if self.address is not None and self.address.startswith(("http://", "https://")):
+            raise InputError(
+                "command line",
+                "--address",
+                self.address,
+                "auto or HOST:PORT; a dashboard's address goes with --detach, --attach, --status "
+                "or --show",
+            )
         for option, count in (
             ("--cpus", self.cpus),
             ("--train-workers", self.train_workers),
@@ -130,6 +139,29 @@ def _start_ray_here(cpus: int | None) -> None:
             ray.shutdown()
 
 
+def _connect(address: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        InputError: there is none, or it refuses the token.
+    """
+    try:
+        ray.init(
+            address=address,
+            # What this process imports is what every worker imports, edits included.
+            runtime_env={
+                "py_modules": [str(ROOT / package) for package in OUR_PACKAGES],
+                "env_vars": TRIAL_ENVIRONMENT,
+            },
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except (ValueError, ConnectionError, RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        expected = f"the address of a running cluster that takes your token ({reason})"
+        raise InputError("command line", "--address", address, expected) from error
+
+
 @contextmanager
 def ray_cluster(options: ClusterOptions) -> Iterator[None]:
     """Connect to a cluster or start one here, quietly; it ends with the block, Ctrl-C included."""
@@ -145,16 +177,7 @@ def ray_cluster(options: ClusterOptions) -> Iterator[None]:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             _start_ray_here(options.cpus)
         else:
-            ray.init(
-                address=options.address,
-                # What this process imports is what every worker imports, edits included.
-                runtime_env={
-                    "py_modules": [str(ROOT / package) for package in OUR_PACKAGES],
-                    "env_vars": TRIAL_ENVIRONMENT,
-                },
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            _connect(options.address)
         yield
     finally:
         ray.shutdown()

@@ -14,11 +14,15 @@ from typing import Any
 from ray import tune
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 #: Without a terminal to redraw, a line per trial and stage, and one this often in between.
 PLAIN_LINE_INTERVAL_S = 30.0
+
+# Rich takes what is in square brackets for markup: it would swallow "[take two]" of a file's name,
+# and refuse a message with "[/…]". What settings, data and exceptions say is escaped.
 
 
 @contextmanager
@@ -108,7 +112,7 @@ class StudyProgress(tune.Callback):
         detail = _detail(result)
         due = time.monotonic() - running.last_line_at > PLAIN_LINE_INTERVAL_S
         if stage and not self._console.is_terminal and (stage != running.stage or due):
-            self._console.print(f"  {running.label}: {stage} {detail}", highlight=False)
+            self._say(f"  {escape(running.label)}: {escape(stage)} {detail}")
             running.last_line_at = time.monotonic()
         running.stage, running.detail = stage, detail
 
@@ -118,9 +122,7 @@ class StudyProgress(tune.Callback):
         if result.get("status") == "failed":
             self._fail(label, str(result.get("message", "")))
         elif not self._console.is_terminal and "seld_error" in result:
-            self._console.print(
-                f"  {label}: SELD error {100 * result['seld_error']:.1f}", highlight=False
-            )
+            self._say(f"  {escape(label)}: SELD error {100 * result['seld_error']:.1f}")
         self._finish(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -130,7 +132,10 @@ class StudyProgress(tune.Callback):
     def _fail(self, label: str, message: str) -> None:
         self._failed += 1
         self._bar.update(self._task, outcome=f"[red]{self._failed} failed")
-        self._console.print(f"  [red]failed[/red] {label}: {message}", highlight=False)
+        self._say(f"  [red]failed[/red] {escape(label)}: {escape(message)}")
+
+    def _say(self, markup: str) -> None:
+        self._console.print(markup, highlight=False)
 
     def _finish(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)
@@ -139,7 +144,7 @@ class StudyProgress(tune.Callback):
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
         for running in self._running.values():
-            table.add_row("", running.label, running.stage, running.detail)
+            table.add_row("", escape(running.label), escape(running.stage), running.detail)
         return Group(self._bar, table)
 
 

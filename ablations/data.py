@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -248,11 +249,11 @@ def show_rejected(rejected: list[Rejected], folder: str, console: Console) -> No
     """The recordings that were set aside, with their reasons."""
     if not rejected:
         return
-    table = Table(title=f"{len(rejected)} recordings set aside ({folder}/rejected.csv)")
+    table = Table(title=f"{len(rejected)} recordings set aside ({escape(folder)}/rejected.csv)")
     for column in ("recording", "reason", "detail"):
         table.add_column(column)
     for item in rejected:
-        table.add_row(item.recording_id, item.reason, item.detail)
+        table.add_row(*map(escape, (item.recording_id, item.reason, item.detail)))
     console.print(table)
 
 

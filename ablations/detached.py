@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ablations.places import ROOT, results_uri
@@ -33,10 +34,10 @@ NOT_SHIPPED = [".git", ".venv", "/data", "/results", "/runs", "/build", "/tests"
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
     """Whether the command line is about a run elsewhere."""
-    if arguments.show and arguments.address is not None:
+    if arguments.show is not None and arguments.address is not None:
         # Results that no bucket keeps are on the head, where a job is to look for them.
         return arguments.address != "auto" and results_uri(arguments.storage, "") is None
-    return bool(arguments.detach or arguments.attach or arguments.status)
+    return bool(arguments.detach or arguments.attach is not None or arguments.status)
 
 
 def run_detached(arguments: argparse.Namespace, program: str) -> int:
@@ -44,12 +45,12 @@ def run_detached(arguments: argparse.Namespace, program: str) -> int:
     console, address = Console(), arguments.address
     if address is None:
         raise InputError("command line", "--address", None, "that of a cluster's dashboard")
-    if arguments.attach:
+    if arguments.attach is not None:
         return attach(address, arguments.attach, console)
     if arguments.status:
         return show_status(address, console)
     job_id = submit(address, program, sys.argv[1:])
-    if arguments.show:
+    if arguments.show is not None:
         return attach(address, job_id, console)
     console.print(f"{job_id} runs on its own now", highlight=False)
     console.print(f"follow:  python {program} --address {address} --attach {job_id}")
@@ -121,7 +122,7 @@ def show_status(address: str, console: Console) -> int:
     table = Table("job", "status", "started", "hours", "commit", "command")
     jobs = [job for job in job_client(address).list_jobs() if job.submission_id]
     for job in sorted(jobs, key=lambda job: job.start_time or 0):
-        table.add_row(*_row(job))
+        table.add_row(*map(escape, _row(job)))
     console.print(table)
     return 0
 
@@ -143,14 +144,15 @@ def job_client(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server.
 
     Raises:
-        InputError: nothing answers there, or it refuses the token.
+        InputError: it is no address, nothing answers there, or it refuses the token.
     """
     # Needs ray[default], which machines without a cluster can do without.
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ValueError, ConnectionError, RuntimeError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         expected = f"the address of a cluster's dashboard that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error

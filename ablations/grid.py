@@ -7,10 +7,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ray import tune
 from rich.console import Console
+from rich.text import Text
 
 from ablations.cluster import (
     ClusterOptions,
@@ -68,7 +71,8 @@ def run_study(
     make_writable(study_folder)
     data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
-        console.print(f"[bold]{study.question}[/bold]")
+        tracking = trackers(study.name, study_folder, also=track)
+        console.print(Text(study.question, "bold"))
         with ray_cluster(cluster):
             placement = placement_of(study, cluster_limits(), cluster)
             console.print(placement.describe(), highlight=False)
@@ -82,11 +86,11 @@ def run_study(
                 kept_in=results_uri(storage, study.name),
             )
             callbacks = [
-                *trackers(study.name, study_folder, also=track),
-                Watchdog(placement, console.print),
+                *tracking,
+                Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(study, run, console, deadline, callbacks)
-        exit_code = report_on(study, study_folder, console)
+        exit_code = report_on(study_folder, console)
         keep_results(study_folder, storage, console)
         return exit_code
 
@@ -198,29 +202,32 @@ def is_finished(cell: Cell, run: StudyRun) -> bool:
     return record.status == "finished" and made.get("evaluate") == wanted
 
 
-def report_on(study: Study, study_folder: Path, console: Console) -> int:
-    """Write the tables and the report, print the summary."""
+def report_on(study_folder: Path, console: Console) -> int:
+    """Write the tables and the report of all that the folder holds, print the summary.
+
+    Returns:
+        The exit code: 1 where a planned trial failed, of this command or an earlier one.
+    """
     # What draws takes a second to import, and plans draw nothing.
     from analysis import print_summary, write_report
+    from analysis.load import read_plan, readable_records
 
-    records = [
-        read_record(trial_folder(study_folder, cell.trial_id))
-        for cell in study.cells()
-        if (trial_folder(study_folder, cell.trial_id) / "record.json").exists()
-    ]
+    planned = [cell["trial_id"] for cell in read_plan(study_folder).cells]
+    place = {trial_id: number for number, trial_id in enumerate(planned)}
+    records = readable_records(study_folder)
+    records.sort(key=lambda record: place.get(record.trial_id, len(planned)))
     table = trials_table(records)
     table.to_parquet(study_folder / "trials.parquet", index=False)
     table.to_csv(study_folder / "trials.csv", index=False)
-    report = write_report([study_folder], study_folder / "report", baseline=study.baseline)
+    report = write_report([study_folder], study_folder / "report")
     print_summary([study_folder], console)
     console.print(sharing(records), highlight=False)
     for record in records:
         if record.smaller_batches:
             batches = ", ".join(f"{name}={n}" for name, n in record.smaller_batches.items())
-            console.print(f"for want of GPU memory: {record.trial_id} with {batches}")
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
-    failed = sum(record.status == "failed" for record in records)
-    return 1 if failed else 0
+            console.print(f"for want of GPU memory: {record.trial_id} with {batches}", markup=False)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+    return int(any(r.status == "failed" and r.trial_id in place for r in records))
 
 
 def sharing(records: Sequence[TrialRecord]) -> str:
@@ -235,28 +242,63 @@ def sharing(records: Sequence[TrialRecord]) -> str:
 
 
 def record_study(study: Study, cells: Sequence[Cell], study_folder: Path) -> None:
-    """Write ``study.json``, so that a report knows what should be there."""
-    write_study(
-        StudyRecord(
-            name=study.name,
-            question=study.question,
-            arms=[arm.name for arm in study.arms],
-            baseline=study.baseline,
-            budgets_minutes=list(study.budgets_minutes),
-            seeds=list(study.seeds),
-            scale=study.scale.name,
-            command=shlex.join(["python", *sys.argv]),
-            cells=[
-                {
-                    "trial_id": cell.trial_id,
-                    "arm": cell.arm,
-                    "seed": cell.seed,
-                    "annotation_minutes": cell.annotation_minutes,
-                }
-                for cell in cells
-            ],
-        ),
-        study_folder,
+    """Write ``study.json``, so that a report knows what should be there.
+
+    What earlier commands planned at this scale stays planned, but for cells of the same arm, seed
+    and budget.
+    """
+    planned = StudyRecord(
+        name=study.name,
+        question=study.question,
+        arms=[arm.name for arm in study.arms],
+        baseline=study.baseline,
+        budgets_minutes=list(study.budgets_minutes),
+        seeds=list(study.seeds),
+        scale=study.scale.name,
+        command=shlex.join(["python", *sys.argv]),
+        cells=[
+            {
+                "trial_id": cell.trial_id,
+                "arm": cell.arm,
+                "seed": cell.seed,
+                "annotation_minutes": cell.annotation_minutes,
+            }
+            for cell in cells
+        ],
+    )
+    before = _planned_before(planned, study_folder)
+    write_study(planned if before is None else _merged(before, planned), study_folder)
+
+
+def _planned_before(planned: StudyRecord, study_folder: Path) -> StudyRecord | None:
+    """The folder's plan, where it is one of the same study and scale."""
+    from analysis.load import read_plan
+
+    try:
+        before = read_plan(study_folder)
+    except InputError:  # the first command, or a file that the new plan replaces
+        return None
+    same = (before.name, before.scale) == (planned.name, planned.scale)
+    return before if same and before.cells else None
+
+
+def _merged(before: StudyRecord, planned: StudyRecord) -> StudyRecord:
+    """Both plans; where they plan the same place, the later one."""
+    cells = {
+        (cell["arm"], cell["seed"], cell["annotation_minutes"]): cell
+        for cell in (*before.cells, *planned.cells)
+    }
+    earlier = [line for line in before.command.splitlines() if line != planned.command]
+    return replace(
+        planned,
+        # A command without the arm that others are compared with compares with it all the same.
+        baseline=planned.baseline if before.baseline in planned.arms else before.baseline,
+        arms=list(dict.fromkeys([*before.arms, *planned.arms])),
+        budgets_minutes=sorted({*before.budgets_minutes, *planned.budgets_minutes}),
+        seeds=sorted({*before.seeds, *planned.seeds}),
+        # A line for each: the settings of the later ones hold.
+        command="\n".join([*earlier, planned.command]),
+        cells=list(cells.values()),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--results", type=Path, default=Path("results"), help="(results/)")
     where.add_argument(
         "--storage",
+        type=word,
         help="folder of finished stages (results/stages);\n"
         "a URI keeps scenes, shards and results as well, for clusters without a common disk",
     )
-    where.add_argument("--address", help="of a running Ray cluster; 'auto' for this machine's")
+    where.add_argument(
+        "--address", type=word, help="of a running Ray cluster; 'auto' for this machine's"
+    )
     where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
     where.add_argument(
         "--train-workers",
@@ -36,23 +40,43 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         default=(1, 1),
         help="workers per pretraining (1); 2-4 goes on with 2 where machines are lost",
     )
-    where.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
+    where.add_argument("--gpus-per-worker", type=number, help="fractions allowed")
     where.add_argument("--trials-at-once", type=int, help="at most")
     where.add_argument("--track", choices=["mlflow"], help="beside TensorBoard")
     remote = parser.add_argument_group(
         "runs that outlive this terminal (--address is the dashboard's, http://127.0.0.1:8265)"
     )
     remote.add_argument("--detach", action="store_true", help="start on the cluster and return")
-    remote.add_argument("--attach", metavar="JOB", help="print a run's output until it ends")
+    remote.add_argument(
+        "--attach", type=word, metavar="JOB", help="print a run's output until it ends"
+    )
     remote.add_argument("--status", action="store_true", help="list the cluster's runs")
     kept = parser.add_argument_group("results that are there, in --results or under --storage")
     kept.add_argument(
         "--show",
+        type=word,
         metavar="TRIAL",
         help="print record and log of trials whose names begin so, or of 'failed' or 'all';\n"
         "with --address, of those on the cluster's head",
     )
     kept.add_argument("--fetch", action="store_true", help="copy them from --storage to --results")
+
+
+def typed_places(arguments: argparse.Namespace) -> list[str]:
+    """What was said about data, results and storage, to be said again in another command."""
+    parser = argparse.ArgumentParser()
+    add_place_options(parser)
+    typed: list[str] = []
+    for option in (
+        "--data", "--sound-bank", "--annotated", "--unannotated", "--max-bad-share",
+        "--results", "--storage",
+    ):  # fmt: skip
+        name = option.removeprefix("--").replace("-", "_")
+        value = getattr(arguments, name)
+        if value != parser.get_default(name):
+            is_corpus = isinstance(value, CorpusSource)
+            typed += [option, f"{value.name}={value.root}" if is_corpus else str(value)]
+    return typed
 
 
 def data_options(arguments: argparse.Namespace) -> DataOptions:
@@ -81,8 +105,26 @@ def cluster_options(arguments: argparse.Namespace) -> ClusterOptions:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names."""
-    return tuple(part for part in text.split(",") if part)
+    """Comma-separated names, at least one."""
+    found = tuple(part for part in text.split(",") if part)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected names as a,b")
+    return found
+
+
+def word(text: str) -> str:
+    """Something rather than nothing, as an unset variable of a shell gives."""
+    if not text:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected something")
+    return text
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
@@ -113,7 +155,7 @@ def hours(text: str) -> float:
         length = float(text)
     except ValueError:
         length = 0.0
-    if not length > 0:
+    if not 0 < length < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}, expected hours above 0")
     return length
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from seld.storage import is_local, join, upload_folder
+from seld.storage import absolute, is_local, join, upload_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,7 +15,8 @@ def stages_root(storage: str | None, results: Path) -> str:
     """Where finished stages are kept: beside shards and results under a URI, else as said."""
     if storage is None:
         return str((results / "stages").resolve())
-    return storage if is_local(storage) else join(storage, "stages")
+    # Ray Train takes no relative path.
+    return absolute(storage) if is_local(storage) else join(storage, "stages")
 
 
 def results_uri(storage: str | None, study: str) -> str | None:
@@ -30,4 +31,4 @@ def keep_results(study_folder: Path, storage: str | None, console: Console) -> N
     kept = results_uri(storage, study_folder.name)
     if kept is not None:
         upload_folder(study_folder, kept)
-        console.print(f"kept in {kept}", highlight=False, soft_wrap=True)
+        console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from ablations.places import results_uri
 from seld.errors import InputError
@@ -19,7 +20,7 @@ from seld.storage import fetch_folder, files_below, join, local_copy
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
     """Whether the command line is about results that are there."""
-    return bool(arguments.show or arguments.fetch)
+    return arguments.show is not None or bool(arguments.fetch)
 
 
 def run(arguments: argparse.Namespace, study: str) -> int:
@@ -40,7 +41,12 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
         from analysis import print_summary  # what draws takes a second to import
 
         print_summary([study_folder], console)
-    console.print(f"report: {study_folder / 'report/index.html'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"report: {study_folder / 'report/index.html'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -49,7 +55,8 @@ def show(study_folder: str, wanted: str, console: Console) -> int:
 
     Args:
         study_folder: folder or URI.
-        wanted: name of a trial or its beginning, ``failed`` for all that failed, ``all``.
+        wanted: name of a trial or its beginning, ``all``, or ``failed`` for all
+            that failed or whose records cannot be read.
     """
     trials = join(study_folder, "trials")
     files = files_below(trials)
@@ -57,7 +64,7 @@ def show(study_folder: str, wanted: str, console: Console) -> int:
     chosen = [name for name in names if wanted == "all" or name.startswith(wanted)]
     if wanted == "failed":
         records = {name: _record(trials, name) for name in names}
-        chosen = [name for name, record in records.items() if record and record.status == "failed"]
+        chosen = [name for name, record in records.items() if _has_failed(record)]
     if not chosen and wanted not in ("failed", "all"):
         known = ", ".join(names) or "none yet"
         expected = f"the name of a trial or its beginning, 'failed' or 'all'; there: {known}"
@@ -69,15 +76,24 @@ def show(study_folder: str, wanted: str, console: Console) -> int:
     return 0
 
 
-def print_trial(record: TrialRecord | None, log: str, name: str, console: Console) -> None:
+def _has_failed(record: TrialRecord | InputError | None) -> bool:
+    """A record that cannot be read may be of a failure: who asks for failures is to see it."""
+    return isinstance(record, InputError) or (record is not None and record.status == "failed")
+
+
+def print_trial(
+    record: TrialRecord | InputError | None, log: str, name: str, console: Console
+) -> None:
     """What became of a trial, why, and what it said on the way."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    console.rule(name)
+    console.rule(escape(name))
     if record is None:
         say("no record: under way, or its driver has died")
+    elif isinstance(record, InputError):
+        say(f"a record that cannot be read: {record}")
     else:
         say(f"{record.status}, {record.started_at} to {record.finished_at}, {record.git_commit}")
         for stage in record.stages:
@@ -93,9 +109,12 @@ def print_trial(record: TrialRecord | None, log: str, name: str, console: Consol
     say(log or "no log")
 
 
-def _record(trials: str, name: str) -> TrialRecord | None:
+def _record(trials: str, name: str) -> TrialRecord | InputError | None:
     with suppress(FileNotFoundError), local_copy(join(trials, f"{name}/record.json")) as path:
-        return read_record(path.parent)
+        try:
+            return read_record(path.parent)
+        except InputError as error:
+            return error
     return None
 
 

@@ -26,6 +26,7 @@ from ablations.options import (
     data_options,
     hours,
     names,
+    number,
     numbers,
 )
 from ablations.plan import plan_study
@@ -81,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_argument_group("what to run")
     what.add_argument("--arms", type=names, help="only these arms, comma-separated")
     what.add_argument("--seeds", type=numbers(int), help="for example 0,1,2")
-    what.add_argument("--budgets", type=numbers(float), help="annotated minutes, for example 2,8")
+    what.add_argument("--budgets", type=numbers(number), help="annotated minutes, for example 2,8")
     what.add_argument(
         "--set",
         dest="assignments",
@@ -101,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
 def study_of(arguments: argparse.Namespace) -> Study:
     """The study asked for, with what the command line changes."""
     study = find_study(arguments.study, arguments.scale)
-    if arguments.arms:
+    if arguments.arms is not None:
         known = {arm.name: arm for arm in study.arms}
         for name in arguments.arms:
             if name not in known:
@@ -111,9 +112,9 @@ def study_of(arguments: argparse.Namespace) -> Study:
             arms=tuple(known[name] for name in arguments.arms),
             baseline=study.baseline if study.baseline in arguments.arms else arguments.arms[0],
         )
-    if arguments.seeds:
+    if arguments.seeds is not None:
         study = replace(study, seeds=arguments.seeds)
-    if arguments.budgets:
+    if arguments.budgets is not None:
         study = replace(study, budgets_minutes=arguments.budgets)
     return with_assignments(study, arguments.assignments)
 

@@ -13,7 +13,9 @@ compares what was found, and the command for that is printed at the end.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ablations import detached, results
 from ablations.options import (
@@ -22,11 +24,14 @@ from ablations.options import (
     data_options,
     hours,
     names,
+    number,
     numbers,
+    typed_places,
+    word,
 )
 from ablations.sweep import GOALS, Sweep, run_sweep
 from search_spaces.scales import SCALES, find_scale
-from search_spaces.spaces import OBJECTIVES
+from search_spaces.spaces import OBJECTIVE, OBJECTIVES, propose
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
 
@@ -46,6 +51,7 @@ def main() -> int:
         storage=arguments.storage,
         budget_hours=arguments.budget_hours,
         track=arguments.track,
+        grid_options=grid_options(arguments),
     )
 
 
@@ -54,12 +60,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandLine(
         prog="run_sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--name", default="sweep", help="of its folder in the results (sweep)")
+    parser.add_argument(
+        "--name", type=word, default="sweep", help="of its folder in the results (sweep)"
+    )
     parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
     what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
-    what.add_argument("--budgets", type=numbers(float), help="annotated minutes (the scale's)")
+    what.add_argument("--budgets", type=numbers(number), help="annotated minutes (the scale's)")
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
         "--minimise", type=names, default=("seld_error",), help=f"some of {', '.join(GOALS)}"
@@ -82,7 +90,11 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
     """The sweep asked for."""
     scale = find_scale(arguments.scale)
     by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    searched = searched_names(arguments.objectives)
     for assignment in arguments.assignments:
+        name = assignment.partition("=")[0]
+        if name in searched:
+            raise InputError("--set", "setting", name, "one that the sweep does not search")
         stage, _, rest = assignment.partition(".")
         if stage not in by_stage:
             raise InputError("--set", "stage", stage, "pretrain or finetune")
@@ -95,6 +107,7 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         },
         finetune=override(scale.recipe.finetune, by_stage["finetune"], "--set finetune"),
     )
+    rungs = arguments.rungs
     several_goals = len(arguments.minimise) > 1
     return Sweep(
         name=arguments.name,
@@ -103,9 +116,42 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         budgets_minutes=arguments.budgets or scale.budgets_minutes,
         trials=arguments.trials,
         goals=arguments.minimise,
-        rungs=arguments.rungs or (1 if several_goals else 3),
+        rungs=rungs if rungs is not None else (1 if several_goals else 3),
         seed=arguments.seed,
     )
+
+
+def searched_names(objectives: Sequence[str]) -> frozenset[str]:
+    """Every setting that any trial of these objectives is given a value for."""
+    names: set[str] = set()
+    for first in (True, False):
+        for objective in objectives:
+            names |= propose(
+                _Extreme(first), objectives=(objective,), budgets_minutes=(1.0,)
+            ).keys()
+    return frozenset(names | {OBJECTIVE})
+
+
+class _Extreme:
+    """Chooses the first option and least number of everything, or the last and largest."""
+
+    def __init__(self, first: bool) -> None:
+        self._place = 0 if first else -1
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[self._place]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return (low, high)[self._place]
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return (low, high)[self._place]
+
+
+def grid_options(arguments: argparse.Namespace) -> list[str]:
+    """What a grid must be told to do as the sweep did, but for what was searched."""
+    settings = [part for text in arguments.assignments for part in ("--set", text)]
+    return ["--scale", arguments.scale, *settings, *typed_places(arguments)]
 
 
 if __name__ == "__main__":

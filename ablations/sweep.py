@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
+from rich.markup import escape
 
 from ablations.cluster import (
     ClusterOptions,
@@ -47,7 +49,6 @@ from seld.errors import InputError
 from seld.records import (
     StudyRecord,
     TrialRecord,
-    read_records,
     trial_folder,
     trials_table,
     write_atomically,
@@ -313,8 +314,13 @@ def run_sweep(
     storage: str | None = None,
     budget_hours: float | None = None,
     track: str | None = None,
+    grid_options: Sequence[str] = (),
 ) -> int:
     """Run the trials that are missing of a sweep and report on all of them.
+
+    Args:
+        grid_options: scale, settings and places as the sweep was given them, for the command that
+            scores what was found on the test.
 
     Returns:
         The exit code: 0, or 1 where no trial finished.
@@ -325,6 +331,7 @@ def run_sweep(
     study = as_study(sweep)
     data.check(study)
     with quiet_output(folder / "logs" / "ray.log") as console:
+        tracking = trackers(sweep.name, folder, also=track)
         with ray_cluster(cluster):
             placement = placement_of(study, cluster_limits(), cluster)
             console.print(placement.describe(), highlight=False)
@@ -342,11 +349,11 @@ def run_sweep(
                     "sweep", "validation rooms", "none", "training clips from at least two rooms"
                 )
             callbacks = [
-                *trackers(sweep.name, folder, also=track),
-                Watchdog(placement, console.print),
+                *tracking,
+                Watchdog(placement, partial(console.print, markup=False)),
             ]
             run_missing_trials(sweep, run, console, deadline, callbacks)
-        exit_code = report_on(sweep, folder, console)
+        exit_code = report_on(sweep, folder, console, grid_options)
         keep_results(folder, storage, console)
         return exit_code
 
@@ -461,11 +468,14 @@ def write_sweep_record(sweep: Sweep, folder: Path) -> None:
     )
 
 
-def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
+def report_on(
+    sweep: Sweep, folder: Path, console: Console, grid_options: Sequence[str] = ()
+) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
     from analysis import write_report
+    from analysis.load import readable_records
 
-    records = [record for record in read_records(folder) if isinstance(record, TrialRecord)]
+    records = readable_records(folder)
     table = trials_table(records)
     table.to_parquet(folder / "trials.parquet", index=False)
     table.to_csv(folder / "trials.csv", index=False)
@@ -478,25 +488,32 @@ def report_on(sweep: Sweep, folder: Path, console: Console) -> int:
         values = ", ".join(
             f"{goal} {value:.4g}" for goal, value in zip(sweep.goals, trial.values, strict=True)
         )
-        record = by_id[trial.user_attrs["trial_id"]]
-        console.print(f"[bold]{values}[/bold]  {record.trial_id}", highlight=False)
-        console.print(f"  on the test: {grid_command(record)}", highlight=False, soft_wrap=True)
+        trial_id = trial.user_attrs["trial_id"]
+        console.print(f"[bold]{values}[/bold]  {escape(trial_id)}", highlight=False)
+        record = by_id.get(trial_id)
+        if record is None:
+            console.print("  its record is missing or cannot be read")
+            continue
+        command = grid_command(record, grid_options)
+        console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
     report = write_report([folder], folder / "report")
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return 0 if best else 1
 
 
-def grid_command(record: TrialRecord) -> str:
-    """The grid that scores a trial's settings on the test rooms."""
-    settings = [
-        f"--set {name}={value}"
-        for name, value in record.parameters.items()
-        if name not in (OBJECTIVE, BUDGET)
-    ]
-    budget = f"--budgets {record.annotation_minutes:g}"
-    return " ".join(
-        ["python ablations/run_grid.py", f"--arms scratch,{record.arm}", budget, *settings]
-    )
+def grid_command(record: TrialRecord, options: Sequence[str] = ()) -> str:
+    """The grid that scores a trial's settings on the test rooms.
+
+    Args:
+        record: of the trial.
+        options: as :func:`run_sweep`'s ``grid_options``; what was searched comes after them.
+    """
+    command = ["python", "ablations/run_grid.py", "--arms", f"scratch,{record.arm}"]
+    command += ["--budgets", f"{record.annotation_minutes:g}", *options]
+    for name, value in record.parameters.items():
+        if name not in (OBJECTIVE, BUDGET):
+            command += ["--set", f"{name}={value}"]
+    return shlex.join(command)
 
 
 def run_sweep_trial(config: Mapping[str, Any]) -> None:

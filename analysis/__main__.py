@@ -21,7 +21,7 @@ def main() -> None:
     analysis = Analysis.of(options.results, options.baseline)
     analysis.print(console)
     page = analysis.write(options.out or options.results[0] / "report")
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from analysis.load import Results, Trial
+from analysis.load import Results, Trial, differing_settings
 from analysis.scores import SCORES, SELD_ERROR
 from seld.metrics import scores_from_counts
 
@@ -47,6 +47,8 @@ SIGNIFICANCE = 1 - CONFIDENCE
 
 #: Beyond this many seeds the exchanges are drawn instead of listed.
 _LISTED_SEEDS = 10
+#: Of settings that differ within an arm.
+_LISTED_NAMES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +248,10 @@ def refusals(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
 
 
 def caveats(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
-    """What a reader must know when the trials' scores are compared."""
+    """What a reader must know when the trials' scores are compared.
+
+    Settings may differ between the two; within each they should not.
+    """
     trials = [*first, *second]
     found = []
     if second and {t.record.seed for t in first} != {t.record.seed for t in second}:
@@ -256,9 +261,18 @@ def caveats(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
         found.append("code differs")
     if len({trial.record.data_fingerprint for trial in trials}) > 1:
         found.append("data differ")
+    differing = sorted({*differing_settings(first), *differing_settings(second)})
+    if differing:
+        found.append(f"settings differ: {_listed(differing)}")
     if any(trial.record.git_dirty for trial in trials):
         found.append("uncommitted code")
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED_NAMES])
+    left = len(names) - _LISTED_NAMES
+    return f"{shown} and {left} more" if left > 0 else shown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,11 @@ _SETTINGS: dict[Any, Any] = {
 _WIDTH_IN = 5.6
 _PNG_DPI = 200
 _LEGEND_COLUMNS = 3
+#: Of all figures that a report may have.
+NAMES = (
+    *("budget", "localisation_detection", "classes", "rooms", "confusion", "azimuth_error"),
+    *("tracks", "responses", "importances", "pretraining-probes"),
+)
 #: Settings whose response is drawn; a sweep varies more only by mistake.
 _MOST_RESPONSES = 6
 #: Numbers with more values than this are medians of parts, not of values.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,21 +19,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from analysis.scores import SELD_ERROR
 from seld.errors import InputError
 from seld.metrics import COUNT_COLUMNS
 from seld.records import (
     SCORE_COLUMNS,
+    Status,
     StudyRecord,
     TrialRecord,
     read_record,
     read_study,
     trials_table,
 )
+from seld.settings import flat_mapping
 
 #: Settings by which trials of one arm differ anyway.
 _CELL_KEYS = ("seed", "annotation_minutes")
 
 _READERS = 4
+
+#: As trials are named: doa_wise-1.5min-seed0-93a1f0.
+_TRIAL_ID = re.compile(r"(?P<arm>.+)-(?P<minutes>\d+(\.\d+)?)min-seed(?P<seed>\d+)\b")
+
+#: Fields of a record that tables sort by or list.
+_TEXTS = (
+    *("study", "git_commit", "data_fingerprint", "test_fingerprint", "code_fingerprint"),
+    *("metric_version", "started_at", "finished_at"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,13 +104,16 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class MissingTrial:
-    """A planned trial without a record: not begun, or under way."""
+    """A trial without a record: planned and not begun, or under way."""
 
-    study: str
+    study_folder: Path
     trial_id: str
     arm: str
     seed: int
     annotation_minutes: float
+
+
+Labelled = TypeVar("Labelled", Trial, MissingTrial)
 
 
 @dataclass(frozen=True)
@@ -104,14 +121,16 @@ class Results:
     """Everything that the given folders hold.
 
     Attributes:
-        swept_arms: arms of sweeps, or in which several settings share a seed and budget: their
-            trials are points of a response, not repetitions.
+        other_settings: trials of a grid in whose place (arm, seed, budget) another one counts, as
+            after a command with other settings.
+        swept_arms: arms of sweeps: their trials are points of a response, not repetitions.
     """
 
     studies: tuple[Study, ...]
     trials: tuple[Trial, ...]
     unreadable: tuple[Unreadable, ...]
     missing: tuple[MissingTrial, ...]
+    other_settings: tuple[Trial, ...]
     swept_arms: frozenset[str]
 
     @property
@@ -161,7 +180,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
 
     Returns:
         All trials. An arm's name that means different things in two studies is prefixed with
-        its study's name.
+        its study's name, or its folder where studies have the same name.
 
     Raises:
         InputError: a folder is not there or holds no study.
@@ -170,28 +189,66 @@ def load_studies(folders: Sequence[Path]) -> Results:
     trials: list[Trial] = []
     unreadable: list[Unreadable] = []
     missing: list[MissingTrial] = []
+    others: list[Trial] = []
     for folder in _study_folders(folders):
         try:
-            record = read_study(folder)
-        except (InputError, TypeError) as error:
+            record = read_plan(folder)
+        except InputError as error:
             unreadable.append(Unreadable(folder / "study.json", _reason(error)))
             record = None
         studies.append(Study(folder, record))
         found, broken = _read_trials(folder)
-        trials += found
         if record is not None:
-            planned = {cell["trial_id"] for cell in record.cells}
-            broken = [item for item in broken if not _is_under_way(item.path, planned)]
-            missing += _missing(record, found, broken)
+            found, replaced = _one_per_place(found, record)
+            others += replaced
+            begun = [item for item in broken if _is_under_way(item.path, record)]
+            broken = [item for item in broken if item not in begun]
+            missing += _missing(folder, record, found, broken)
+            if not record.cells:
+                missing += [_proposed_trial(folder, item.path.name) for item in begun]
+        trials += found
         unreadable += broken
-    trials = _with_distinct_arms(trials)
+    ambiguous = _ambiguous_arms(trials)
+    labels = _labels(studies)
+    trials = [_with_label(item, ambiguous, labels) for item in trials]
     return Results(
         studies=tuple(studies),
         trials=tuple(trials),
         unreadable=tuple(unreadable),
-        missing=tuple(missing),
+        missing=tuple(_with_label(item, ambiguous, labels) for item in missing),
+        other_settings=tuple(_with_label(item, ambiguous, labels) for item in others),
         swept_arms=_swept_arms(studies, trials),
     )
+
+
+def read_plan(folder: Path) -> StudyRecord:
+    """Read ``study.json``, whose cells have all that tables rely on.
+
+    Raises:
+        InputError: it is missing, of another schema, or holds what it should not.
+    """
+    study, path = read_study(folder), folder / "study.json"
+    number = (int, float)
+    lists: dict[str, type | tuple[type, ...]] = {
+        "arms": str,
+        "budgets_minutes": number,
+        "seeds": int,
+        "cells": dict,
+        "notes": str,
+    }
+    for name, kind in lists.items():
+        value = getattr(study, name)
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise InputError(path, name, value, f"a list of {kind}")
+    for name in ("name", "question", "baseline", "scale", "command"):
+        if not isinstance(getattr(study, name), str):
+            raise InputError(path, name, getattr(study, name), "text")
+    wanted = {"trial_id": str, "arm": str, "seed": int, "annotation_minutes": number}
+    for cell in study.cells:
+        for name, kind in wanted.items():
+            if not isinstance(cell.get(name), kind):
+                raise InputError(path, f"cells, {name}", cell.get(name), f"of type {kind}")
+    return study
 
 
 def read_counts(path: Path, class_count: int) -> Counts:
@@ -247,20 +304,41 @@ def _read_trials(folder: Path) -> tuple[list[Trial], list[Unreadable]]:
 
 
 def _read_trial(folder: Path) -> Trial | Unreadable:
-    # A record written by a newer or broken program can fail in ways its reader does not foresee
-    # (a list where a mapping belongs); each of these is a reason to list it.
     try:
-        record = read_record(folder)
-        _check_types(record)
+        record = _checked_record(folder)
         counts = None
         if record.status == "finished":
             lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
             if lacking:
                 raise InputError(folder / "record.json", "metrics", lacking, "to be there")
             counts = read_counts(folder / "counts.parquet", len(record.class_names))
-    except (InputError, TypeError, AttributeError, KeyError, OSError) as error:
+    except (InputError, OSError) as error:
         return Unreadable(folder, _reason(error))
     return Trial(study_folder=folder.parent.parent, arm=record.arm, record=record, counts=counts)
+
+
+def readable_records(study_folder: Path) -> list[TrialRecord]:
+    """The records of a study that can be read, in order of id; a report names the others."""
+    records = []
+    for folder in sorted((study_folder / "trials").glob("*/record.json")):
+        with suppress(InputError):
+            records.append(_checked_record(folder.parent))
+    return records
+
+
+def _checked_record(folder: Path) -> TrialRecord:
+    # A record written by a newer or broken program can fail in ways its reader does not foresee
+    # (a list where a mapping belongs).
+    try:
+        record = read_record(folder)
+        _check_types(record)
+    except (TypeError, AttributeError, KeyError, OSError) as error:
+        raise InputError(
+            folder / "record.json", "content", _reason(error), "a trial record"
+        ) from error
+    if record.trial_id != folder.name:  # a copy would count twice
+        raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
+    return record
 
 
 def _check_types(record: TrialRecord) -> None:
@@ -274,16 +352,25 @@ def _check_types(record: TrialRecord) -> None:
         "parameters": dict,
         "metrics": dict,
         "probes": dict,
+        "smaller_batches": dict,
         "durations_s": dict,
         "versions": dict,
         "per_class": list,
         "per_room": list,
         "class_names": list,
+        **dict.fromkeys(_TEXTS, str),
     }
     for name, kind in expected.items():
         value = getattr(record, name)
         if not isinstance(value, kind):
             raise InputError("record.json", name, value, f"of type {kind}")
+    if record.status not in get_args(Status):
+        raise InputError("record.json", "status", record.status, f"one of {get_args(Status)}")
+    for number, row in enumerate(record.per_room):
+        error = row.get(SELD_ERROR.name) if isinstance(row, dict) and "room" in row else None
+        if not isinstance(error, (int, float)):
+            wanted = f"a room and its {SELD_ERROR.name}"
+            raise InputError("record.json", f"per_room[{number}]", row, wanted)
     for name, numbers in (("metrics", record.metrics), ("probes", record.probes)):
         for key, value in numbers.items():
             if not isinstance(value, (int, float)):
@@ -294,19 +381,37 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _is_under_way(folder: Path, planned: Set[str]) -> bool:
-    """Whether a planned trial has begun and not ended: neither its tables nor its record."""
+def _is_under_way(folder: Path, study: StudyRecord) -> bool:
+    """Whether a trial has begun and not ended: neither its tables nor its record.
+
+    Of a grid that is one it plans; a sweep plans none, but names them all alike.
+    """
+    planned = {cell["trial_id"] for cell in study.cells}
+    known = folder.name in planned if planned else _TRIAL_ID.match(folder.name)
     ended = ("counts.parquet", "record.json")
-    return folder.name in planned and not any((folder / name).exists() for name in ended)
+    return bool(known) and not any((folder / name).exists() for name in ended)
+
+
+def _proposed_trial(study_folder: Path, trial_id: str) -> MissingTrial:
+    """What the name of a sweep's trial says of it."""
+    named = _TRIAL_ID.match(trial_id)
+    assert named is not None
+    return MissingTrial(
+        study_folder=study_folder,
+        trial_id=trial_id,
+        arm=named["arm"],
+        seed=int(named["seed"]),
+        annotation_minutes=float(named["minutes"]),
+    )
 
 
 def _missing(
-    study: StudyRecord, trials: list[Trial], broken: list[Unreadable]
+    folder: Path, study: StudyRecord, trials: list[Trial], broken: list[Unreadable]
 ) -> list[MissingTrial]:
     there = {trial.record.trial_id for trial in trials} | {item.path.name for item in broken}
     return [
         MissingTrial(
-            study=study.name,
+            study_folder=folder,
             trial_id=cell["trial_id"],
             arm=cell["arm"],
             seed=cell["seed"],
@@ -317,9 +422,44 @@ def _missing(
     ]
 
 
+def _one_per_place(trials: list[Trial], study: StudyRecord) -> tuple[list[Trial], list[Trial]]:
+    """The trials that count, and those in whose place another one does.
+
+    Of a grid's (arm, seed, budget) the planned trial counts, run or not; where none is planned,
+    the one that has finished last. A sweep, which plans no cells, has no places.
+    """
+    planned = {_place(cell): cell["trial_id"] for cell in study.cells}
+    if not planned:
+        return trials, []
+    counted = set(planned.values())
+    latest: dict[Any, str] = {}
+    for trial in sorted(trials, key=lambda trial: (trial.finished, trial.record.finished_at)):
+        latest[_place_of(trial)] = trial.record.trial_id
+    counted |= {trial_id for place, trial_id in latest.items() if place not in planned}
+    return (
+        [trial for trial in trials if trial.record.trial_id in counted],
+        [trial for trial in trials if trial.record.trial_id not in counted],
+    )
+
+
+def _place(cell: Mapping[str, Any]) -> tuple[str, int, float]:
+    return cell["arm"], cell["seed"], cell["annotation_minutes"]
+
+
+def _place_of(trial: Trial) -> tuple[str, int, float]:
+    return trial.record.arm, trial.record.seed, trial.budget_minutes
+
+
 def _settings(trial: Trial) -> str:
     """The trial's settings apart from those that place it within its arm, comparable."""
     return json.dumps(_without_cell(trial.record.config), sort_keys=True, default=str)
+
+
+def differing_settings(trials: Sequence[Trial]) -> list[str]:
+    """Names of the settings in which trials of one arm and budget differ, but for their seeds."""
+    flat = [flat_mapping(_without_cell(trial.record.config)) for trial in trials]
+    names = sorted({name for settings in flat for name in settings})
+    return [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
 
 
 def _without_cell(config: Any) -> Any:
@@ -328,8 +468,8 @@ def _without_cell(config: Any) -> Any:
     return config
 
 
-def _with_distinct_arms(trials: list[Trial]) -> list[Trial]:
-    """Prefix arm names that two studies use for different settings or for the same trials."""
+def _ambiguous_arms(trials: list[Trial]) -> set[str]:
+    """Arm names that two studies use for different settings or for the same trials."""
     folders: dict[str, dict[Path, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         folders[trial.arm][trial.study_folder].append(trial)
@@ -338,24 +478,44 @@ def _with_distinct_arms(trials: list[Trial]) -> list[Trial]:
         if len(by_folder) < 2:
             continue
         settings = {_settings(trial) for group in by_folder.values() for trial in group}
-        places = Counter(
-            (trial.record.seed, trial.budget_minutes)
-            for group in by_folder.values()
-            for trial in group
-        )
+        places = Counter(_place_of(trial) for group in by_folder.values() for trial in group)
         if len(settings) > 1 or max(places.values()) > 1:
             ambiguous.add(arm)
-    return [
-        replace(trial, arm=f"{trial.record.study}: {trial.arm}")
-        if trial.arm in ambiguous
-        else trial
-        for trial in trials
-    ]
+    return ambiguous
 
 
-def _swept_arms(studies: list[Study], trials: list[Trial]) -> frozenset[str]:
-    """Arms of sweeps, which plan no cells, and others that repeat a seed and budget."""
+def _labels(studies: list[Study]) -> dict[Path, str]:
+    """What tells the studies apart: their names, or as much of their folders as differs."""
+    names = {one.folder: one.record.name if one.record else one.folder.name for one in studies}
+    labels = {}
+    for folder, name in names.items():
+        alike = [other for other in names if names[other] == name and other != folder]
+        ends = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts) + 1)]
+        labels[folder] = (
+            name
+            if not alike
+            else next(
+                end for end in ends if not any(f"/{other}".endswith(f"/{end}") for other in alike)
+            )
+        )
+    return labels
+
+
+def _with_label(item: Labelled, ambiguous: Set[str], labels: Mapping[Path, str]) -> Labelled:
+    if item.arm not in ambiguous:
+        return item
+    return replace(item, arm=f"{labels[item.study_folder]}: {item.arm}")
+
+
+def _swept_arms(studies: Sequence[Study], trials: Sequence[Trial]) -> frozenset[str]:
+    """Arms of sweeps, which plan no cells.
+
+    Where study.json says nothing, those are taken for a sweep's that repeat a seed and budget.
+    """
     sweeps = {study.folder for study in studies if study.record and not study.record.cells}
-    places = Counter((trial.arm, trial.record.seed, trial.budget_minutes) for trial in trials)
-    repeated = {arm for (arm, _, _), count in places.items() if count > 1}
+    unknown = {study.folder for study in studies if study.record is None}
+    places = Counter(
+        (trial.arm, *_place_of(trial)) for trial in trials if trial.study_folder in unknown
+    )
+    repeated = {arm for (arm, *_), count in places.items() if count > 1}
     return frozenset(repeated | {trial.arm for trial in trials if trial.study_folder in sweeps})

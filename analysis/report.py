@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 from rich.console import Console
+from rich.text import Text
 
 from analysis import figures, tables
 from analysis.answer import answer, sweep_answer
@@ -76,6 +78,7 @@ class Analysis:
             tables.failures_table(results),
             tables.unreadable_table(results),
             tables.missing_table(results),
+            tables.other_settings_table(results),
         )
         findings = find_signatures(comparison, chosen)
         return cls(
@@ -89,33 +92,33 @@ class Analysis:
             probes=probes_table(results),
             signatures=signatures_table(findings),
             findings=tuple(finding for finding in findings if finding.triggered),
-            records=tuple(table for table in listed if table.rows),
+            records=listed,
         )
 
     @property
     def all_tables(self) -> list[tables.Table]:
-        """Those that have rows, in order of reading."""
-        listed = (
+        """In order of reading, those without rows as well."""
+        return [
             self.scores,
             self.differences,
             self.sweep,
             self.probes,
             self.signatures,
             *self.records,
-        )
-        return [table for table in listed if table.rows]
+        ]
 
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
-        console.print(f"[bold]{self.answer}[/bold]", highlight=False)
+        console.print(Text(self.answer, "bold"))
         for table in (self.scores, self.differences, self.sweep, *self.records):
             if table.rows:
                 console.print()
                 console.print(table.screen(console))
         for finding in self.findings:
             console.print(
-                f"[bold]{finding.signature.title}[/bold]: {finding.arm}, {finding.evidence}",
-                highlight=False,
+                Text.assemble(
+                    (finding.signature.title, "bold"), f": {finding.arm}, {finding.evidence}"
+                )
             )
 
     def write(self, out: Path) -> Path:
@@ -132,13 +135,12 @@ class Analysis:
             for folder in (out / "tables", out / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
             for table in self.all_tables:
-                for suffix, text in (
-                    ("md", table.markdown()),
-                    ("tex", table.latex()),
-                    ("csv", table.csv()),
-                ):
-                    (out / "tables" / f"{table.name}.{suffix}").write_text(text, encoding="utf-8")
+                _write_table(table, out / "tables")
+            # What an earlier report has drawn may have nothing to show any more.
+            for name, suffix in itertools.product(figures.NAMES, ("svg", "png")):
+                (out / "figures" / f"{name}.{suffix}").unlink(missing_ok=True)
             for picture in pictures:
+                assert picture.name in figures.NAMES
                 picture.write(out / "figures")
             path = out / "index.html"
             path.write_text(page, encoding="utf-8")
@@ -168,13 +170,23 @@ class Analysis:
             minutes=tables.minutes,
             remarks=remarks,
             pictures=[(picture, _data_uri(picture)) for picture in pictures],
-            records=self.records,
+            records=[table for table in self.records if table.rows],
             counts=_trial_counts(results),
             notes=[n for study in results.studies if study.record for n in study.record.notes],
             reproduction=_reproduction(results, self.baseline),
             resamples=RESAMPLES,
             baseline=self.baseline,
         )
+
+
+def _write_table(table: tables.Table, folder: Path) -> None:
+    """The table's files; none of an earlier report where it has no rows any more."""
+    for suffix, text in (("md", table.markdown), ("tex", table.latex), ("csv", table.csv)):
+        path = folder / f"{table.name}.{suffix}"
+        if table.rows:
+            path.write_text(text(), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _symbols(text: str) -> Markup:
@@ -211,6 +223,7 @@ def _trial_counts(results: Results) -> dict[str, int]:
         "stopped": statuses.count("stopped"),
         "not finished": len(results.missing),
         "unreadable": len(results.unreadable),
+        "of other settings, not counted": len(results.other_settings),
     }
 
 
@@ -219,7 +232,12 @@ def _reproduction(results: Results, baseline: str) -> list[tuple[str, list[str]]
     records = [trial.record for trial in results.trials]
     folders = [str(study.folder) for study in results.studies]
     report = shlex.join(["python", "-m", "analysis", *folders, "--baseline", baseline])
-    commands = [study.record.command for study in results.studies if study.record]
+    commands = [
+        line
+        for study in results.studies
+        if study.record
+        for line in study.record.command.splitlines()
+    ]
     versions = sorted({f"{k} {v}" for record in records for k, v in record.versions.items()})
     commits = {
         record.git_commit[:12] + (" with uncommitted changes" if record.git_dirty else "")

@@ -55,7 +55,7 @@ def swept_trials(results: Results) -> pd.DataFrame:
     if results.swept_arms:
         table = table.loc[table["arm"].isin(list(results.swept_arms))]
     table = table.loc[table["annotation_minutes"] == table["annotation_minutes"].max()]
-    table = _without_unused(table)
+    table = _without_unused(_with_plain_values(table))
     varied = [
         column
         for column in table.columns
@@ -69,6 +69,16 @@ def swept_trials(results: Results) -> pd.DataFrame:
     named = {column: column.removeprefix(_PREFIX) for column in varied}
     chosen = table.loc[:, [*varied, SELD_ERROR.name]].rename(columns=named)
     return chosen.dropna(subset=[SELD_ERROR.name]).reset_index(drop=True)
+
+
+def _with_plain_values(table: pd.DataFrame) -> pd.DataFrame:
+    """Lists, as of channels, by their text: pandas counts no lists."""
+    table = table.copy()
+    for column in table.columns[table.columns.str.startswith(_PREFIX)]:
+        is_list = [isinstance(value, list) for value in table[column]]
+        if any(is_list):
+            table[column] = table[column].astype(str).where(table[column].notna())
+    return table
 
 
 def _without_unused(table: pd.DataFrame) -> pd.DataFrame:

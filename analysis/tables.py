@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
@@ -200,8 +201,8 @@ class Table:
         shown = len(columns) - left_out
         columns, rows = columns[:shown], tuple(row[:shown] for row in rows)
         table = ScreenTable(
-            title=self.title,
-            caption=caption,
+            title=escape(self.title),
+            caption=escape(caption),
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
@@ -211,7 +212,7 @@ class Table:
             numeric = place in self.numeric
             label, unit = _label_and_unit(column) if self.grouped else (column, "")
             table.add_column(
-                f"{label}\n{unit}" if unit else label,
+                escape(f"{label}\n{unit}" if unit else label),
                 justify="right" if numeric else "left",
                 # Of a table of numbers, only names may be folded.
                 no_wrap=self.grouped and place != 1,
@@ -454,8 +455,36 @@ def missing_table(results: Results) -> Table:
     columns = ("Arm", "Annotated", "Seed", "Trial")
     return Table(
         name="missing",
-        title="Planned trials without a record",
+        title="Trials without a record",
         note="Not begun, under way, or stopped before the end.",
+        columns=columns,
+        rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
+        numeric=frozenset({1, 2}),
+        groups=frozenset(),
+        values=tuple(dict(zip(map(str.lower, columns), row, strict=True)) for row in rows),
+    )
+
+
+def other_settings_table(results: Results) -> Table:
+    """Every trial in whose place one of other settings counts."""
+    rows = [
+        (
+            item.arm,
+            minutes(item.budget_minutes),
+            str(item.record.seed),
+            item.record.status,
+            item.record.trial_id,
+        )
+        for item in results.other_settings
+    ]
+    columns = ("Arm", "Annotated", "Seed", "Status", "Trial")
+    return Table(
+        name="other_settings",
+        title="Trials of other settings, not counted",
+        note=(
+            "Of the same arm, budget and seed as a trial that counts: the one that the study's "
+            "last command for it planned."
+        ),
         columns=columns,
         rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
         numeric=frozenset({1, 2}),

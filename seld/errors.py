@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -32,7 +32,13 @@ class InputError(ValueError):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like every other input error."""
+    """An argument parser whose errors are one line, like every other input error.
+
+    Options are not abbreviated: who passes a command line on must find them in it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for whatever it cannot parse."""

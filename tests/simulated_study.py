@@ -69,7 +69,11 @@ VARIANTS: Mapping[str, ArmTruth] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedStudy:
-    """How much is simulated, and how strongly seeds and recordings vary (standard deviations)."""
+    """How much is simulated, and how strongly seeds and recordings vary (standard deviations).
+
+    Attributes:
+        planned: study.json lists the trials, as a grid's does and a sweep's does not.
+    """
 
     name: str = "variants"
     arms: Mapping[str, ArmTruth] = field(default_factory=lambda: VARIANTS)
@@ -82,6 +86,7 @@ class SimulatedStudy:
     recording_spread: float = 0.08
     unannotated_classes: Sequence[str] | None = STARSS_CLASSES
     predictions: bool = True
+    planned: bool = True
     random_seed: int = 0
 
     @property
@@ -167,7 +172,7 @@ def write_simulated_study(
             seeds=list(study.seeds),
             scale="simulated",
             command=f"python ablations/run_grid.py {study.name}",
-            cells=cells,
+            cells=cells if study.planned else [],
         ),
         folder,
     )

@@ -187,3 +187,16 @@ def test_other_code_and_uncommitted_changes_are_flagged(tmp_path: Path) -> None:
     (difference,) = compared(tmp_path, change=change).differences("scratch")
     assert difference.estimates
     assert difference.caveats == ("code differs", "uncommitted code")
+
+
+def test_other_settings_of_some_seeds_are_flagged(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        steps = 1000 if record.arm == "better" and record.seed > 1 else 500
+        pretrain = {"steps": steps, "seed": record.seed, "arm": record.arm}
+        return replace(record, config={**record.config, "pretrain": pretrain})
+
+    comparison = compared(tmp_path, change=change)
+    assert comparison.cells["better", 30.0].caveats == ("settings differ: pretrain.steps",)
+    assert comparison.cells["scratch", 30.0].caveats == ()
+    (difference,) = comparison.differences("scratch")
+    assert difference.caveats == ("settings differ: pretrain.steps",)

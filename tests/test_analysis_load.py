@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def test_no_record_is_fatal(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("metrics", {}), ("metrics", None), ("metrics", {"seld_error": "high"}), ("seed", "one"),
-     ("stages", None), ("failure", []), ("probes", 3), ("class_names", None)],
+     ("stages", None), ("failure", []), ("probes", 3), ("class_names", None),
+     ("status", "skipped"), ("smaller_batches", None), ("code_fingerprint", None),
+     ("per_room", [{"room": 1}]), ("per_room", [3])],
 )  # fmt: skip
 def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value: object) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY)
@@ -60,6 +63,20 @@ def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     results = load_studies([folder])
     assert [item.path.name for item in results.unreadable] == ["avc-30min-seed0"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cells": None}, {"cells": [{"arm": "avc"}]}, {"cells": [3]}, {"arms": None}, {"arms": [[]]},
+     {"notes": None}, {"seeds": ["one"]}, {"name": None}],
+)  # fmt: skip
+def test_a_plan_of_the_wrong_shape_is_listed(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    path = folder / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    results = load_studies([folder])
+    assert len(results.trials) == 4
+    assert [item.path.name for item in results.unreadable] == ["study.json"]
 
 
 def test_study_without_its_question_is_still_read(tmp_path: Path) -> None:
@@ -112,13 +129,63 @@ def test_a_folder_of_studies_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_points_of_a_sweep_are_no_repetitions(tmp_path: Path) -> None:
+    def same_seed(record: TrialRecord) -> TrialRecord:
+        return replace(record, seed=0)
+
+    sweep = replace(STUDY, planned=False)
+    results = load_studies([write_simulated_study(tmp_path / "s", sweep, same_seed)])
+    assert results.swept_arms == {"scratch", "avc"}
+    assert not results.other_settings
+
+
+def add_trial(folder: Path, name: str, trial_id: str, **changes: object) -> None:
+    """A copy of a trial under another name, with changes to its record."""
+    shutil.copytree(folder / "trials" / name, folder / "trials" / trial_id)
+    path = folder / "trials" / trial_id / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trial_id": trial_id} | changes))
+
+
+def test_of_a_place_in_a_grid_the_planned_trial_counts(tmp_path: Path) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY)
-    for number in range(2):
-        path = trial(folder, "avc", number) / "record.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 0}))
+    add_trial(folder, "avc-30min-seed0", "avc-30min-seed0-later", finished_at="2027")
+    # In a place that nobody planned, the one that finished last does.
+    add_trial(folder, "avc-30min-seed0", "avc-30min-seed7-a", seed=7, finished_at="2027-01-02")
+    add_trial(folder, "avc-30min-seed0", "avc-30min-seed7-b", seed=7, finished_at="2027-01-01")
     results = load_studies([folder])
-    assert results.swept_arms == {"avc"}
-    assert results.arms == ["scratch"]
+    assert not results.swept_arms
+    assert [trial.record.trial_id for trial in results.cells["avc", 30.0]] == [
+        "avc-30min-seed0", "avc-30min-seed1", "avc-30min-seed7-a",
+    ]  # fmt: skip
+    assert {trial.record.trial_id for trial in results.other_settings} == {
+        "avc-30min-seed0-later", "avc-30min-seed7-b",
+    }  # fmt: skip
+
+    # A planned trial that has not run yet is missing: no other takes its place.
+    shutil.rmtree(trial(folder, "avc", 0))
+    results = load_studies([folder])
+    assert [item.trial_id for item in results.missing] == ["avc-30min-seed0"]
+    assert len(results.cells["avc", 30.0]) == 2
+
+
+def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [write_simulated_study(tmp_path / name / "variants", STUDY) for name in "ab"]
+    shutil.rmtree(trial(folders[1], "avc", 1))
+    results = load_studies(folders)
+    assert not results.swept_arms
+    assert results.arms == [
+        "a/variants: avc", "a/variants: scratch", "b/variants: avc", "b/variants: scratch",
+    ]  # fmt: skip
+    assert [item.arm for item in results.missing] == ["b/variants: avc"]
+
+
+def test_a_trial_of_a_sweep_that_is_under_way_is_no_broken_record(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, planned=False))
+    for name in ("doa_wise-1.5min-seed0-93a1f0", "notes"):
+        (folder / "trials" / name).mkdir()
+    results = load_studies([folder])
+    assert [item.path.name for item in results.unreadable] == ["notes"]
+    (missing,) = results.missing
+    assert (missing.arm, missing.seed, missing.annotation_minutes) == ("doa_wise", 0, 1.5)
 
 
 def test_a_sweep_of_few_points_compares_no_arms(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from analysis.load import load_studies
 from analysis.report import Analysis
 from analysis.sweeps import swept_trials
 from seld.errors import InputError
-from seld.records import TrialRecord
+from seld.records import TrialRecord, read_record, write_record
 
 STUDY = SimulatedStudy(
     arms={name: VARIANTS[name] for name in ("scratch", "doa_wise", "recording_wise")},
@@ -148,10 +149,24 @@ def test_settings_without_effect_are_no_response(tmp_path: Path) -> None:
         seeds=range(12),
         budgets_minutes=(30.0,),
         predictions=False,
+        planned=False,
     )
     trials = swept_trials(load_studies([write_simulated_study(tmp_path / "s", study, swept)]))
     assert set(trials["pretrain.directions.grid.count"].dropna()) == {5, 7, 9, 11, 13, 15}
     assert len(trials["pretrain.temperature"].dropna()) == 8
+
+
+def test_settings_that_are_lists_are_told_apart(tmp_path: Path) -> None:
+    def swept(record: TrialRecord) -> TrialRecord:
+        channels = [[8, 16], [16, 32], [32, 64]][record.seed]
+        values = {"pretrain.audio.stage_channels": channels, "pretrain.temperature": record.seed}
+        return replace(record, parameters=values if record.arm != "scratch" else {})
+
+    study = replace(STUDY, predictions=False, planned=False)
+    trials = swept_trials(load_studies([write_simulated_study(tmp_path / "s", study, swept)]))
+    assert set(trials["pretrain.audio.stage_channels"].dropna()) == {
+        "[8, 16]", "[16, 32]", "[32, 64]",
+    }  # fmt: skip
 
 
 def test_summary_prints_tables(study_folder: Path) -> None:
@@ -237,9 +252,70 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
         seeds=range(20),
         budgets_minutes=(30.0,),
         predictions=False,
+        planned=False,
     )
     folder = write_simulated_study(tmp_path / "s", study, swept)
     page = write_report([folder], tmp_path / "out")
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert names == {"responses", "importances"}
     assert "Of 20 settings" in page.read_text()
+
+
+def test_trials_of_other_settings_are_listed_and_not_counted(tmp_path: Path) -> None:
+    """The commands of the README: a study, and again with other settings."""
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, predictions=False))
+    before = Analysis.of([folder], None)
+    for path in sorted(folder.glob("trials/doa_wise-15min-*")):
+        shutil.copytree(path, path.with_name(f"{path.name}-other"))
+        record = read_record(path)
+        write_record(
+            replace(record, trial_id=f"{path.name}-other", config={"pretrain": {"steps": 9}}),
+            folder,
+        )
+    after = Analysis.of([folder], None)
+    assert after.differences == before.differences
+    assert len(after.results.other_settings) == 3
+    text = after.write(tmp_path / "out").read_text()
+    assert "3 of other settings, not counted" in text
+    assert (tmp_path / "out/tables/other_settings.csv").read_text().count("-other") == 3
+
+
+def test_square_brackets_of_names_are_printed(tmp_path: Path) -> None:
+    """Rich would take them for markup: leave out "[doa]"."""
+    arms = {"scratch": VARIANTS["scratch"], "x[doa]": VARIANTS["doa_wise"]}
+    study = replace(STUDY, arms=arms, baseline="x[doa]", predictions=False)
+    folder = write_simulated_study(tmp_path / "s", study)
+    console = Console(width=200)
+    with console.capture() as capture:
+        print_summary([folder], console)
+    printed = capture.get()
+    assert "Differences to x[doa]" in printed
+    assert "Arm minus x[doa]" in printed
+    assert "above x[doa]'s" in printed.splitlines()[0]
+
+
+def test_what_has_become_empty_leaves_the_report(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY, with_a_failure)
+    out = tmp_path / "out"
+    write_report([folder], out)
+    assert (out / "tables/failures.csv").exists()
+    assert (out / "figures/confusion.svg").exists()
+    own = out / "tables/mine.csv"
+    own.touch()
+    shutil.rmtree(folder)
+    write_simulated_study(folder, replace(STUDY, predictions=False))
+    write_report([folder], out)
+    assert not list((out / "tables").glob("failures.*"))
+    assert not list((out / "figures").glob("confusion.*"))
+    assert own.exists()
+
+
+def test_missing_trials_are_told_of_beside_another_study(tmp_path: Path) -> None:
+    study = replace(STUDY, predictions=False, recordings=4, budgets_minutes=(15.0,))
+    folders = [
+        write_simulated_study(tmp_path / name, replace(study, name=name)) for name in ("one", "two")
+    ]
+    shutil.rmtree(folders[1] / "trials/doa_wise-15min-seed1")
+    remarks = {row[1].text: row[-1].text for row in Analysis.of(folders, None).scores.rows}
+    assert "1 not run to the end" in remarks["two: doa_wise"]
+    assert "not run" not in remarks["one: doa_wise"]

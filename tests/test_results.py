@@ -9,8 +9,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import ray
 
 from ablations import run_grid, run_sweep
+from ablations.places import stages_root
 from seld.errors import exit_on_input_error
 from seld.records import (
     LOG_FILE,
@@ -108,6 +110,12 @@ def test_one_command_shows_log_and_failure_of_any_trial(
     assert "finetune 0123: computed, 12.5 s" in shown
     assert "seld_error 0.500" in shown
     assert "no record: under way" in shown
+    (tmp_path / "results/variants/trials/doa_wise-2min-seed0-cccccc/record.json").write_text("{")
+    if place == "bucket":
+        upload_folder(tmp_path / "results", f"{bucket}/results")
+    code, shown = run(run_grid.main, *where, "--show", "failed")
+    assert (code, "the node died" in shown) == (0, True)
+    assert "a record that cannot be read" in shown
     code, shown = run(run_grid.main, *where, "--show", "x")
     assert code == 2
     assert "--show is 'x'" in shown
@@ -150,3 +158,71 @@ def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> N
     assert set(files_below(bucket)) == {"a.txt", "below/b.txt"}
     fetch_folder(bucket, tmp_path / "again")
     assert (tmp_path / "again/a.txt").read_text() == "other"
+
+
+def test_stages_are_kept_where_every_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = Path("results")
+    assert stages_root("stages", results) == str(tmp_path / "stages")
+    assert stages_root(f"file://{tmp_path}/a/../b", results) == str(tmp_path / "b")
+    assert stages_root("s3://bucket/run", results) == "s3://bucket/run/stages"
+    assert stages_root(None, results) == str(tmp_path / "results/stages")
+
+
+def test_options_are_not_abbreviated(run: Run) -> None:
+    """A job started by ``--det`` would keep the word, and start the next."""
+    code, printed = run(run_grid.main, "--det", "--address", "http://127.0.0.1:1")
+    assert (code, "unrecognized arguments: --det" in printed) == (2, True)
+
+
+def test_addresses_that_are_none_are_refused_in_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import job_submission
+    from ray.exceptions import AuthenticationError
+
+    dashboard = ("--address", "http://127.0.0.1:8265")
+    refused: dict[tuple[str, ...], str] = {
+        ("--plan", *dashboard): "a dashboard's address goes with --detach",
+        ("--plan", "--address", "foo"): "Invalid address format: foo",
+        ("--status", "--address", "foo"): "Invalid address format: foo",
+    }
+    for arguments, words in refused.items():
+        code, printed = run(run_grid.main, *arguments, "--data", str(tmp_path))
+        assert (code, words in printed) == (2, True), printed
+        assert len(printed.strip().splitlines()) == 1
+
+    def without_token(*_: object, **__: object) -> None:
+        raise AuthenticationError("no token")
+
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", without_token)
+    monkeypatch.setattr(ray, "init", without_token)
+    for action in ("--status", "--plan"):
+        code, printed = run(run_grid.main, action, "--address", "auto", "--data", str(tmp_path))
+        assert (code, "no token" in printed) == (2, True), printed
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (run_grid.main, ("--show", "")),
+        (run_grid.main, ("--attach", "", "--address", "http://127.0.0.1:1")),
+        (run_grid.main, ("--arms", "")),
+        (run_grid.main, ("--budgets", "nan")),
+        (run_grid.main, ("--budgets", "1,inf")),
+        (run_grid.main, ("--gpus-per-worker", "nan")),
+        (run_grid.main, ("--budget-hours", "inf")),
+        (run_sweep.main, ("--objectives", "")),
+        (run_sweep.main, ("--minimise", ",")),
+        (run_sweep.main, ("--name", "")),
+    ],
+)
+def test_values_that_say_nothing_are_refused(
+    main: Callable[[], int], arguments: tuple[str, ...], run: Run
+) -> None:
+    code, printed = run(main, *arguments)
+    assert code == 2
+    assert f"argument {arguments[0]}: " in printed
+    assert len(printed.strip().splitlines()) == 1

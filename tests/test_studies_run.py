@@ -115,7 +115,7 @@ def test_a_study_runs_from_its_definition_to_its_report(
     for cell in cells:
         write_record(run_cell(cell, run), folder)
 
-    assert report_on(study, folder, console) == 0
+    assert report_on(folder, console) == 0
     results = load_studies([folder])
     assert not results.unreadable
     assert not results.missing

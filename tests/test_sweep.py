@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,19 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
-from ablations.sweep import OptunaSearcher, Sweep, ask, done_trials, grid_command, open_study
+from ablations import run_grid, run_sweep
+from ablations.sweep import (
+    OptunaSearcher,
+    Sweep,
+    ask,
+    done_trials,
+    grid_command,
+    open_study,
+    report_on,
+    write_sweep_record,
+)
 from search_spaces.scales import find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
@@ -190,7 +205,28 @@ def test_what_cannot_be_searched_is_refused(changes: dict[str, Any], words: str)
         replace(SWEEP, **changes)
 
 
-def test_the_finding_can_be_typed_into_a_grid() -> None:
+def test_a_best_trial_without_its_record_is_named(tmp_path: Path) -> None:
+    sweep = replace(SWEEP, rungs=1)
+    write_sweep_record(sweep, tmp_path)
+    study = open_study(sweep, tmp_path)
+    trial = ask(study, sweep.seed)
+    sweep.propose(trial)
+    trial.set_user_attr("trial_id", "avc-1.5min-seed0-abcdef")
+    study.tell(trial, 0.5)
+    console = Console(file=io.StringIO(), width=200)
+    assert report_on(sweep, tmp_path, console) == 0
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "avc-1.5min-seed0-abcdef" in printed
+    assert "record is missing" in printed
+
+
+def sweep_arguments(monkeypatch: pytest.MonkeyPatch, *typed: str) -> argparse.Namespace:
+    monkeypatch.setattr(sys, "argv", ["run_sweep.py", *typed])
+    return run_sweep.parse_arguments()
+
+
+def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     record = TrialRecord(
         study="s",
         trial_id="t",
@@ -200,7 +236,37 @@ def test_the_finding_can_be_typed_into_a_grid() -> None:
         status="finished",
         parameters={"pretrain.objective": "doa_wise", "pretrain.temperature": 0.1},
     )
-    assert grid_command(record) == (
-        "python ablations/run_grid.py --arms scratch,doa_wise --budgets 6"
-        " --set pretrain.temperature=0.1"
+    arguments = sweep_arguments(
+        monkeypatch, "--scale", "small", "--set", "pretrain.steps=500", "--data", "/my data",
+        "--annotated", "starss22=/s", "--unannotated", "yt360=/y", "--storage", "s3://b/run",
+    )  # fmt: skip
+    command = grid_command(record, run_sweep.grid_options(arguments))
+    assert command == (
+        "python ablations/run_grid.py --arms scratch,doa_wise --budgets 6 --scale small"
+        " --set pretrain.steps=500 --data '/my data' --annotated starss22=/s"
+        " --unannotated yt360=/y --storage s3://b/run --set pretrain.temperature=0.1"
     )
+    # The grid takes it, and its arms have the settings of the trial.
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+    typed = run_grid.parse_arguments()
+    study = run_grid.study_of(typed)
+    (_, pretrained) = study.arms
+    assert pretrained.pretrain is not None
+    assert (pretrained.pretrain.steps, pretrained.pretrain.temperature) == (500, 0.1)
+    assert (study.scale.name, typed.sound_bank) == ("small", None)
+
+
+def test_what_is_searched_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {name for parameters in proposals(200) for name in parameters}
+    searched = run_sweep.searched_names(OBJECTIVES)
+    assert drawn - {"annotation_minutes"} == searched
+    assert "pretrain.rotation_axes" not in run_sweep.searched_names(["avc"])
+    for name in searched:
+        with pytest.raises(InputError, match="one that the sweep does not search"):
+            run_sweep.sweep_of(sweep_arguments(monkeypatch, "--set", f"{name}=0.07"))
+
+
+@pytest.mark.parametrize("rungs", ["0", "-1"])
+def test_no_rungs_are_not_three(monkeypatch: pytest.MonkeyPatch, rungs: str) -> None:
+    with pytest.raises(InputError, match="--rungs is"):
+        run_sweep.sweep_of(sweep_arguments(monkeypatch, "--rungs", rungs))

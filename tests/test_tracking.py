@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ablations import grid, sweep
+from ablations.cluster import ClusterOptions
+from ablations.data import DataOptions
 from ablations.tracking import Mlflow, TensorBoard, Tracker, Tracking, trackers
+from search_spaces.scales import find_scale
+from search_spaces.studies import variants
+from seld.errors import InputError
 from trainables.cells import Cell
 from trainables.finetune import FinetuneSettings
 
@@ -88,3 +96,25 @@ def test_mlflow_has_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_mlflow_is_one_flag(tmp_path: Path) -> None:
     assert len(trackers("s", tmp_path / "s", also=None)) == 1
     assert len(trackers("s", tmp_path / "s", also="mlflow")) == 2
+
+
+SCALE = find_scale("demo")
+SWEEP = sweep.Sweep(name="s", scale=SCALE, objectives=("avc",), budgets_minutes=(1.5,), trials=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "what", "room"),
+    [(grid.run_study, variants(SCALE), grid), (sweep.run_sweep, SWEEP, sweep)],
+)
+def test_a_tracker_that_is_not_installed_is_missed_before_any_work(
+    run: Callable[..., int], what: object, room: ModuleType,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def work(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(room, "ray_cluster", work)
+    places = {"data": DataOptions(folder=tmp_path / "data"), "results": tmp_path / "results"}
+    with pytest.raises(InputError, match="pip install mlflow"):
+        run(what, **places, cluster=ClusterOptions(), track="mlflow")

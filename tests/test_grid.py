@@ -1,0 +1,154 @@
+"""A grid around its trials: what it says of them, and its folder after several commands."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from simulated_study import failed, simulated_counts, write_trial
+
+from ablations.console import StudyProgress
+from ablations.data import show_rejected
+from ablations.grid import record_study, report_on
+from analysis.load import load_studies, read_plan
+from search_spaces.studies import Study, find_study
+from seld.classes import STARSS_CLASSES
+from seld.decoding import Rejected
+from seld.metrics import METRIC_VERSION
+from seld.records import TrialRecord, trial_folder
+
+VARIANTS = replace(find_study("variants", "demo"), seeds=(0, 1), budgets_minutes=(1.5,))
+RECORDINGS = [f"fold4_room{n}_mix001" for n in range(3)]
+
+
+def only(study: Study, *arms: str) -> Study:
+    """As ``--arms`` makes it."""
+    kept = tuple(arm for arm in study.arms if arm.name in arms)
+    return replace(study, arms=kept, baseline=study.baseline if "scratch" in arms else arms[0])
+
+
+def longer(study: Study) -> Study:
+    """As ``--set finetune.steps=7`` makes it."""
+    arms = (replace(arm, finetune=replace(arm.finetune, steps=7)) for arm in study.arms)
+    return replace(study, arms=tuple(arms))
+
+
+def run(study: Study, folder: Path, fails: Sequence[str] = ()) -> tuple[int, str]:
+    """A command without its training; exit code and what it printed."""
+    generator = np.random.default_rng(0)
+    record_study(study, study.cells(), folder)
+    for cell in study.cells():
+        if trial_folder(folder, cell.trial_id).exists():
+            continue
+        record = TrialRecord(
+            study=study.name,
+            trial_id=cell.trial_id,
+            arm=cell.arm,
+            seed=cell.seed,
+            annotation_minutes=cell.annotation_minutes,
+            status="finished",
+            config=cell.config(),
+            parameters=cell.parameters,
+            class_names=list(STARSS_CLASSES),
+            metric_version=METRIC_VERSION,
+        )
+        load = generator.integers(2, 30, size=(3, len(STARSS_CLASSES)))
+        counts = simulated_counts(generator, load, np.full(load.shape, 0.6), 0.7)
+        write_trial(folder, failed(record) if cell.arm in fails else record, RECORDINGS, counts)
+    console = Console(file=io.StringIO(), width=200)
+    code = report_on(folder, console)
+    assert isinstance(console.file, io.StringIO)
+    return code, console.file.getvalue()
+
+
+def test_a_further_arm_seed_and_budget_add_to_what_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "variants"
+    assert run(only(VARIANTS, "scratch", "doa_wise"), folder)[0] == 0
+    code, printed = run(only(VARIANTS, "avc"), folder)
+    assert code == 0
+    assert "Differences to scratch" in printed
+    run(replace(only(VARIANTS, "avc"), seeds=(2,), budgets_minutes=(3.0,)), folder)
+    plan = read_plan(folder)
+    assert (plan.baseline, plan.arms) == ("scratch", ["scratch", "doa_wise", "avc"])
+    assert (plan.seeds, plan.budgets_minutes) == ([0, 1, 2], [1.5, 3.0])
+    table = pd.read_csv(folder / "trials.csv")
+    assert list(table["trial_id"]) == [cell["trial_id"] for cell in plan.cells]
+    assert dict(table["arm"].value_counts()) == {"avc": 3, "doa_wise": 2, "scratch": 2}
+    assert not load_studies([folder]).missing
+
+
+def test_other_settings_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "variants"
+    study = only(VARIANTS, "scratch", "avc")
+    run(study, folder)
+    code, printed = run(replace(longer(study), seeds=(0, 1, 2)), folder)
+    assert "Differences to scratch" in printed
+    results = load_studies([folder])
+    assert {trial.record.config["finetune"]["steps"] for trial in results.trials} == {7}
+    assert len(results.trials) == 6
+    assert len(results.other_settings) == 4
+    # And back: the third seed stays, with its settings named.
+    code, printed = run(study, folder)
+    assert (code, len(load_studies([folder]).other_settings)) == (0, 4)
+    assert "settings differ: finetune.steps" in printed
+
+
+def test_a_broken_record_is_listed_and_the_others_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "variants"
+    study = only(VARIANTS, "scratch", "avc")
+    run(study, folder)
+    broken = study.cells()[0].trial_id
+    (trial_folder(folder, broken) / "record.json").write_text('{"schema_version": 2}')
+    code, printed = run(study, folder)
+    assert (code, "schema_version is 2" in printed) == (0, True)
+    assert len(pd.read_csv(folder / "trials.csv")) == 3
+
+
+def test_of_another_scale_a_plan_starts_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "variants"
+    record_study(VARIANTS, VARIANTS.cells(), folder)
+    scaled = replace(find_study("variants", "small"), seeds=(0,), budgets_minutes=(5.0,))
+    record_study(scaled, scaled.cells(), folder)
+    assert len(read_plan(folder).cells) == len(scaled.arms)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_failed_trial_is_told_of_until_another_takes_its_place(
+    tmp_path: Path, replaced: bool
+) -> None:
+    folder = tmp_path / "variants"
+    assert run(only(VARIANTS, "scratch", "avc"), folder, fails=["avc"])[0] == 1
+    following = longer(only(VARIANTS, "avc")) if replaced else only(VARIANTS, "scratch")
+    assert run(following, folder)[0] == (0 if replaced else 1)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_messages_are_printed_as_they_are(terminal: bool) -> None:
+    """Rich would take square brackets for markup, swallow some and fail at others."""
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+    message = "[/pytorch/gloo/pair.cc:534] Connection closed by peer [take two]"
+    trial = SimpleNamespace(
+        trial_id="t",
+        config={"cell": SimpleNamespace(trial_id="x[doa]-1")},
+        last_result={"status": "failed", "message": message},
+    )
+    with StudyProgress(console, planned=1) as progress:
+        progress.on_trial_start(0, [], trial)
+        progress.on_trial_result(0, [], trial, {"stage": "waits for [/x]"})
+        progress.on_trial_complete(0, [], trial)
+    rejected = Rejected(
+        recording_id="clip [take two].mp4", reason="unreadable", detail="[/x]", path="p"
+    )
+    show_rejected([rejected], "data/[/x]", console)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    for words in (message, "x[doa]-1", "clip [take two].mp4", "data/[/x]/rejected.csv"):
+        assert words in printed
+    assert terminal or "waits for [/x]" in printed
