@@ -126,6 +126,8 @@ def with_assignments(study: Study, assignments: list[str]) -> Study:
         stage, _, rest = assignment.partition(".")
         if stage not in by_stage:
             raise InputError("--set", "stage", stage, "pretrain or finetune")
+        if rest.partition("=")[0] == "seed":
+            raise InputError("--set", f"{stage}.seed", assignment, "--seeds, of all stages at once")
         by_stage[stage].append(rest)
     arms = tuple(
         replace(

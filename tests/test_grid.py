@@ -17,10 +17,12 @@ from simulated_study import failed, simulated_counts, write_trial
 from ablations.console import StudyProgress
 from ablations.data import show_rejected
 from ablations.grid import record_study, report_on
+from ablations.run_grid import with_assignments
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
 from seld.classes import STARSS_CLASSES
 from seld.decoding import Rejected
+from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
 from seld.records import TrialRecord, trial_folder
 
@@ -152,3 +154,10 @@ def test_messages_are_printed_as_they_are(terminal: bool) -> None:
     for words in (message, "x[doa]-1", "clip [take two].mp4", "data/[/x]/rejected.csv"):
         assert words in printed
     assert terminal or "waits for [/x]" in printed
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_seed_of_one_stage_alone_is_refused(stage: str) -> None:
+    """Trials have one seed, and would overwrite it without a word."""
+    with pytest.raises(InputError, match=rf"--set: {stage}\.seed .* expected --seeds"):
+        with_assignments(VARIANTS, [f"{stage}.seed=3"])
