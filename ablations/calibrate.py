@@ -94,6 +94,7 @@ def _evaluation_share(settings: FinetuneSettings, class_count: int, device: str)
         )
     ).to(device)
     sound = _noise(1, EVALUATED_S)[0].numpy()
+    predict_waveform(network, sound)  # the first call of a process starts libraries
     started = time.perf_counter()
     predict_waveform(network, sound)
     return (time.perf_counter() - started) / EVALUATED_S

@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -69,6 +72,8 @@ CLIP_SCHEMA = pa.schema(
 _PAYLOAD_COLUMNS = ("foa", "frames", "events")
 _FOOTER_KEY = b"seld.shard"
 _OPEN_SHARDS = 256
+#: Of a disk, what copies of remote shards leave free.
+_FREE_DISK_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +344,9 @@ class _StoredClip(NamedTuple):
 class ClipReader:
     """Reads windows of clips at random; keeps the shards it used last open.
 
-    Local shards are memory-mapped, URIs are read by ranges. An instance may be pickled to
+    Local shards are memory-mapped, those of URIs copied to this machine when first asked for, as
+    training reads each again and again; where the disk has no room they are read by ranges. An
+    instance may be pickled to
     another process, where it opens its own files; it is not for sharing between threads.
     """
 
@@ -461,7 +468,7 @@ class ClipReader:
         name = stored.shard
         shard = self._shards.pop(name, None)
         if shard is None:
-            shard = _open_parquet(join(self.index.folder, name))
+            shard = _open_parquet(_copy_here(join(self.index.folder, name)))
         self._shards[name] = shard
         if len(self._shards) > _OPEN_SHARDS:
             _, oldest = self._shards.popitem(last=False)
@@ -474,6 +481,25 @@ def _open_parquet(path: str) -> pq.ParquetFile:
         return pq.ParquetFile(path.removeprefix("file://"), memory_map=True)
     files, inner = file_system(path)
     return pq.ParquetFile(files.open(inner, "rb", cache_type="none"), pre_buffer=True)
+
+
+def _copy_here(path: str) -> str:
+    """Path of a copy of a remote shard on this machine's disk; ``path`` itself without room."""
+    if is_local(path):
+        return path
+    files, inner = file_system(path)
+    info = files.info(inner)
+    version = info.get("ETag") or info.get("mtime") or info.get("created")
+    digest = hashlib.sha256(f"{path} {info['size']} {version}".encode()).hexdigest()[:32]
+    temporary_files = Path(tempfile.gettempdir())
+    copy = temporary_files / "seld-shards" / f"{digest}{SHARD_SUFFIX}"
+    if not copy.exists():
+        disk = shutil.disk_usage(temporary_files)
+        if disk.free - info["size"] < _FREE_DISK_SHARE * disk.total:
+            return path
+        with written_whole(str(copy)) as half_made:
+            files.get_file(inner, str(half_made))
+    return str(copy)
 
 
 def _clips_from_footers(folder: str, shards: Iterable[str]) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData
 from trainables.provenance import Provenance
 from trainables.resources import plan_placement
-from trainables.stages import StageKey, StageStore
+from trainables.stages import STATE_FILE, StageKey, StageStore
 from trainables.trial import StudyRun
 
 
@@ -138,6 +138,15 @@ def test_what_ray_itself_reports_is_known() -> None:
     assert failure_kind(OSError(errno.EACCES, "not allowed")) == "code_error"
 
 
+def test_a_group_that_nccl_cannot_join_is_not_a_lost_machine() -> None:
+    lost = torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0")
+    assert failure_kind(WorkerGroupError("rank 0", {0: lost})) == "lost_node"
+    shared = torch.distributed.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp, invalid usage (run with NCCL_DEBUG=WARN for details)"
+    )
+    assert failure_kind(WorkerGroupError("rank 0", {0: shared})) == "code_error"
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -239,6 +248,31 @@ def test_a_failing_trial_is_tried_by_policy_and_recorded(
     for batch in batches:
         with run.store._lease(finetune_key(run, batch)) as held:
             assert held
+
+
+def test_tries_count_from_the_last_progress(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage of many hours may lose its machine more often than it may fail on the spot."""
+    progress = [True] * 8 + [False] * 10
+    tries = 0
+
+    def losing_its_machine(
+        job: Any, placement: Any, *, provenance: Any, folder: Path, report: Any
+    ) -> dict[str, Any]:
+        nonlocal tries
+        state = Path(run.store.partial_uri(finetune_key(run, 3))) / STATE_FILE
+        if progress[tries]:
+            state.parent.mkdir(parents=True, exist_ok=True)
+            state.write_text("x" * (tries + 1))
+        tries += 1
+        raise ray.exceptions.NodeDiedError("planted")
+
+    monkeypatch.setattr(trial_module, "run_as_task", losing_its_machine)
+    monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
+    trial_module.run_trial({"cell": CELL, "run": run})
+    record = read_record(run.study_folder / "trials" / CELL.trial_id)
+    assert record.failure is not None
+    assert record.failure.kind == "lost_node"
+    assert tries == 8 + RETRIES["lost_node"]
 
 
 def finetune_key(run: StudyRun, batch_size: int) -> StageKey:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,8 @@ def test_all_lanes_with_their_data_share_fit_the_cluster(
     except InputError:
         lowest_cpus = 2 * SMALLEST_CPU_SHARE * train_workers
         wanted_gpus = gpus_per_worker or 0 if gpus_per_worker is not None else min(gpus, 1.0)
-        assert cpus < lowest_cpus or wanted_gpus * train_workers > gpus
+        shared = 0 < wanted_gpus < 1 and train_workers > 1
+        assert cpus < lowest_cpus or wanted_gpus * train_workers > gpus or shared
         return
     lane_cpus = placement.train_workers * placement.worker_cpus + placement.data_cpus
     assert placement.lanes * lane_cpus <= cpus + 1e-9
@@ -87,20 +89,26 @@ def test_a_fraction_is_of_one_gpu(gpus_per_worker: float, lanes: int) -> None:
     assert plan_placement(cluster, gpus_per_worker=gpus_per_worker).lanes == lanes
 
 
-@given(workers=st.integers(1, 40), gpus=st.integers(1, 5))
+@given(workers=st.integers(1, 40), gpus=st.integers(0, 5))
 def test_what_is_advised_fits(workers: int, gpus: int) -> None:
     cluster = {"CPU": 64, "GPU": gpus}
     try:
-        plan_placement(cluster, train_workers=workers)
+        plan_placement(cluster, train_workers=workers, gpus_per_worker=1.0)
     except InputError as error:
-        advised = re.search(r"--gpus-per-worker ([\d.]+) would fit", error.expected)
+        advised = re.search(r"--(train-workers|gpus-per-worker) (\d+) would fit", error.expected)
         assert advised is not None
-        share = float(advised[1])
-        assert plan_placement(cluster, train_workers=workers, gpus_per_worker=share).lanes >= 1
+        options: dict[str, Any] = {"train_workers": workers, "gpus_per_worker": 1.0}
+        options[advised[1].replace("-", "_")] = int(advised[2])
+        assert plan_placement(cluster, **options).lanes >= 1
+
+
+def test_workers_of_one_group_do_not_share_a_gpu() -> None:
+    with pytest.raises(InputError, match="a whole GPU for each of 2 train workers"):
+        plan_placement({"CPU": 8, "GPU": 2}, train_workers=2, gpus_per_worker=0.5)
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
-    with pytest.raises(InputError, match=r"room for 4 train workers.*per-worker 0.5 would"):
+    with pytest.raises(InputError, match=r"room for 4 train workers.*--train-workers 2 would"):
         plan_placement({"CPU": 8, "GPU": 2}, train_workers=4)
     with pytest.raises(InputError, match="CPUs is '0'"):
         plan_placement({"CPU": 0})

@@ -8,9 +8,11 @@ import os
 import pickle
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import corpus_writers as writers
@@ -783,6 +785,55 @@ def test_few_shards_stay_open(shards: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # URIs
 
 
+@pytest.fixture
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies of remote shards are kept."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_remote_shards_are_copied_once(
+    shards: Path, temporary_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shards), "/copied", recursive=True)
+    fetched: list[str] = []
+    get_file = type(memory).get_file
+    monkeypatch.setattr(
+        type(memory),
+        "get_file",
+        lambda self, path, *a, **k: (fetched.append(path), get_file(self, path, *a, **k)),
+    )
+    expected = ClipReader(str(shards)).read([4, 9], window_s=1.5)["foa"]
+    for _ in range(2):  # processes of one machine
+        read = ClipReader("memory://copied").read([4, 9], window_s=1.5)["foa"]
+        assert np.array_equal(read, expected)
+    copies = list((temporary_files / "seld-shards").iterdir())
+    assert len(fetched) == len(copies) == 2
+    # Another file under the same name is another shard.
+    index = ClipReader("memory://copied").index
+    name = str(index.clips["shard"].loc[4])
+    content = memory.cat_file(f"/copied/{name}")
+    memory.rm_file(f"/copied/{name}")
+    memory.pipe_file(f"/copied/{name}", content)
+    ClipReader("memory://copied").read([4], window_s=1.5)
+    assert len(fetched) == 3
+
+
+def test_without_room_for_copies_remote_shards_are_read_where_they_are(
+    shards: Path, temporary_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.filesystem("memory").put(str(shards), "/large", recursive=True)
+    full = SimpleNamespace(total=1 << 40, used=0, free=1 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    expected = ClipReader(str(shards)).read([4, 9], window_s=1.5)["foa"]
+    assert np.array_equal(ClipReader("memory://large").read([4, 9], window_s=1.5)["foa"], expected)
+    assert not (temporary_files / "seld-shards").exists()
+
+
+@pytest.mark.usefixtures("temporary_files")
 def test_memory_uris_work_throughout(starss23: Path, shards: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(starss23), "/corpus", recursive=True)
@@ -819,6 +870,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.usefixtures("temporary_files")
 def test_s3_uris_work_throughout(bucket: str, starss23: Path, shards: Path) -> None:
     fsspec.filesystem("s3").put(f"{starss23}/", f"{bucket}/corpus/", recursive=True)
     index, rejected = build("starss23", f"{bucket}/corpus", f"{bucket}/shards")

@@ -8,7 +8,7 @@ with those it has not seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -187,6 +187,37 @@ def local_batches(
             if step + ahead < steps:
                 waiting.append(pool.submit(read_step, step + ahead))
             yield {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def batches_on(device: torch.device | str, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches on ``device``; a GPU's next one is copied from pinned memory during a step."""
+    source, device = iter(batches), torch.device(device)
+    if device.type != "cuda":
+        yield from source
+        return
+
+    def copied() -> Batch | None:
+        with torch.cuda.device(device):  # each thread has its own
+            return next(
+                (
+                    {
+                        name: values.pin_memory().to(device, non_blocking=True)
+                        for name, values in batch.items()
+                    }
+                    for batch in source
+                ),
+                None,
+            )
+
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        waiting = pool.submit(copied)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(copied)
+            yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def batch_spectra(batch: Batch, encoder: AudioEncoder, device: torch.device | str) -> Tensor:

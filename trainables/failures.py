@@ -103,9 +103,9 @@ def _kind_of(error: BaseException) -> str | None:
 
 def _is_lost_peer(error: BaseException) -> bool:
     """A collective operation whose other end has gone; Gloo has only words for it."""
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-    )
+    if isinstance(error, torch.distributed.DistError):
+        return "invalid usage" not in str(error)  # NCCL's word for what no other try makes right
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
 def _gpu_library_is_short_of_memory(error: BaseException) -> bool:

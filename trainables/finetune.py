@@ -21,17 +21,18 @@ from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import AudioEncoderSettings
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.spatial_spectra import turned_features
-from trainables.clips import Batch, batch_spectra
+from trainables.clips import Batch, batch_spectra, batches_on
 from trainables.optimizer import AdamW
 from trainables.steps import (
     BestState,
     Metrics,
-    NonFiniteLossError,
     Precision,
     Report,
+    RunningMeans,
     TrainState,
     detached,
     network_precision,
+    require_finite,
     schedule,
     seed_step,
     train_state,
@@ -169,9 +170,10 @@ def finetune(
         best = start.get("best", best)
 
     metrics: Metrics = {}
-    loss_sum, counted = 0.0, 0
+    means = RunningMeans()
     state = start
-    for step, batch in zip(range(first_step, settings.steps), batches, strict=False):
+    on_device = batches_on(device, batches)
+    for step, batch in zip(range(first_step, settings.steps), on_device, strict=False):
         network.train()
         generator = seed_step(settings.seed, step)
         factor = schedule(step, settings.steps, settings.warmup_steps)
@@ -179,16 +181,13 @@ def finetune(
             group["lr"] = settings.learning_rate * group["rate"] * factor
 
         loss = seld_loss(network, batch, settings, generator, device)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(step, "loss")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteLossError(step, "gradient")
+        require_finite(step, loss, norm)
         optimizer.step()
 
-        loss_sum, counted = loss_sum + loss.item(), counted + 1
+        means.add(loss=loss)
         done = step + 1
         last = done == settings.steps
         validation: Metrics = {}
@@ -207,8 +206,7 @@ def finetune(
             last |= 0 < settings.patience <= waited
         state_due = last or done % settings.state_every == 0
         if state_due or validation or done % settings.report_every == 0:
-            metrics = {"loss": loss_sum / counted, **validation}
-            loss_sum, counted = 0.0, 0
+            metrics = means.take() | validation
             state = train_state(done, network, optimizer, best) if state_due else None
             # The last state is not for going on from: what would follow it is the end.
             report(done, metrics, None if last else state)

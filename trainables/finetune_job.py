@@ -24,12 +24,11 @@ from trainables.jobs import (
     ENCODER_FILE,
     HISTORY_FILE,
     NETWORK_FILE,
-    STATE_FILE,
     History,
     Progress,
     ShardFolder,
 )
-from trainables.stages import StageFiles
+from trainables.stages import STATE_FILE, StageFiles
 from trainables.steps import Metrics, TrainState
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -18,6 +19,7 @@ import ray.data
 import torch
 from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.clips import Batch
 
@@ -90,14 +92,26 @@ def stream_batches(
     task_cpus = min(1.0, cpus / 2) if holds_cpus else 0.0
     most_tasks = None if holds_cpus else ray.data.TaskPoolStrategy(size=max(1, math.floor(cpus)))
 
+    # Else every task would receive the reader, whose index may take megabytes, and open its shards.
+    reader = ray.put(read_step)
+
     def read_block(block: Any) -> Any:
         step = int(block["step"][0])
-        return read_step(step) | {"step": np.full(batch_size, step)}
+        return _kept(reader)(step) | {"step": np.full(batch_size, step)}
+
+    # Where its batches are used and its shards are kept, as long as there are CPUs.
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True, _spill_on_unavailable=True
+    )
 
     def prepared(stretch: range) -> ray.data.Dataset:
         blocks = [pd.DataFrame({"step": [step]}) for step in stretch]
         return ray.data.from_blocks(blocks).map_batches(
-            read_block, batch_size=1, num_cpus=task_cpus, compute=most_tasks
+            read_block,
+            batch_size=1,
+            num_cpus=task_cpus,
+            compute=most_tasks,
+            scheduling_strategy=here,
         )
 
     def begun(dataset: ray.data.Dataset) -> Iterator[Any]:
@@ -132,6 +146,12 @@ def stream_batches(
                 stream = begun(dataset.result())
 
     return batches()
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(handle: ray.ObjectRef) -> Any:
+    """What a handle stands for, once in a process."""
+    return ray.get(handle)
 
 
 def _quiet() -> None:

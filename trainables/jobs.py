@@ -26,7 +26,6 @@ Progress = dict[str, Any]
 ENCODER_FILE = "audio_encoder.pt"
 NETWORK_FILE = "seld_network.safetensors"
 HISTORY_FILE = "history.csv"
-STATE_FILE = "state.pt"
 COUNTS_FILE = "counts.parquet"
 PREDICTIONS_FOLDER = "predictions"
 REFERENCE_FOLDER = "reference"

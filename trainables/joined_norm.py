@@ -1,8 +1,8 @@
 """Batch normalisation over the batch of all ranks, on any device.
 
-``torch.nn.SyncBatchNorm`` does the same on GPUs only. Without it the negatives of a joined batch
-would be normalised by the statistics of different parts of it, and ranks' running statistics
-would drift apart.
+Without it the negatives of a joined batch would be normalised by the statistics of different parts
+of it, and ranks' running statistics would drift apart. On GPUs it is ``torch.nn.SyncBatchNorm``,
+which knows no CPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ def join_batch_norms(module: nn.Module) -> None:
     """Replace every batch normalisation below ``module``; names and states stay the same."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
+            if child.weight.is_cuda:
+                setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+                continue
             joined = JoinedBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
             joined.load_state_dict(child.state_dict())
             setattr(module, name, joined.to(child.weight.device))
@@ -43,17 +46,17 @@ class JoinedBatchNorm(_BatchNorm):
         )
         mean, mean_square = (sums[:-1] / sums[-1]).chunk(2)
         variance = (mean_square - mean.square()).clamp(min=0.0)
-        self._follow(mean.detach(), variance.detach(), sums[-1].item())
+        self._follow(mean.detach(), variance.detach(), sums[-1].detach())
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shape = [1, -1] + [1] * (input.ndim - 2)
         shift = self.bias - mean * scale
         return (values * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor, rows: float) -> None:
+    def _follow(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * rows / max(rows - 1.0, 1.0), self.momentum)
+        self.running_var.lerp_(variance * rows / (rows - 1.0).clamp(min=1.0), self.momentum)

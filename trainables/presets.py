@@ -166,7 +166,8 @@ def paper() -> Recipe:
         learning_rate=1e-4,
         weight_decay=1e-5,
         warmup_steps=1000,
-        state_every=5000,
+        # Half an hour on the smallest GPU, which is what a lost spot machine costs.
+        state_every=1000,
     )
     finetune = FinetuneSettings(
         steps=30_000, batch_size=32, window_s=5.0, warmup_steps=500, audio=audio

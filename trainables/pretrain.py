@@ -36,7 +36,7 @@ from seld.models.r2plus1d import VisualEncoder, VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoder, AudioEncoderSettings
 from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
-from trainables.clips import Batch, batch_spectra
+from trainables.clips import Batch, batch_spectra, batches_on
 from trainables.directions import (
     DirectionSettings,
     choose_directions,
@@ -47,14 +47,15 @@ from trainables.joined_norm import join_batch_norms
 from trainables.optimizer import AdamW
 from trainables.steps import (
     Metrics,
-    NonFiniteLossError,
     Precision,
     Report,
+    RunningMeans,
     TrainState,
     average_gradients,
     detached,
     distributed,
     network_precision,
+    require_finite,
     schedule,
     seed_step,
     train_state,
@@ -323,10 +324,10 @@ def pretrain(
         optimizer.load_state_dict(start["optimizer"])
 
     metrics: Metrics = {}
-    sums: dict[str, float] = {}
-    counted = 0
+    means = RunningMeans()
     state = start
-    for step, batch in zip(range(first_step, settings.steps), batches, strict=False):
+    on_device = batches_on(device, batches)
+    for step, batch in zip(range(first_step, settings.steps), on_device, strict=False):
         networks.train()
         generator = seed_step(settings.seed, step)
         learning_rate = settings.learning_rate * schedule(
@@ -336,27 +337,21 @@ def pretrain(
             group["lr"] = learning_rate
 
         loss = contrastive_loss(networks, batch, settings, generator, device)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(step, "loss")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(networks)
         norm = nn.utils.clip_grad_norm_(networks.parameters(), settings.gradient_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteLossError(step, "gradient")
+        require_finite(step, loss, norm)
         optimizer.step()
 
-        sums["loss"] = sums.get("loss", 0.0) + loss.item()
-        sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + norm.item()
-        counted += 1
+        means.add(loss=loss, gradient_norm=norm)
         done = step + 1
         last = done == settings.steps
         state_due = last or done % settings.state_every == 0
         if state_due or done % settings.report_every == 0:
-            metrics = {name: value / counted for name, value in sums.items()}
+            metrics = means.take()
             metrics["learning_rate"] = learning_rate
             metrics["temperature"] = networks.log_temperature.exp().item()
-            sums, counted = {}, 0
             state = None
             if state_due:
                 state = train_state(done, networks, optimizer)

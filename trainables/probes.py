@@ -163,10 +163,10 @@ def retrieval_metrics(
     event_latents = latents[windows.event_window].to(device)
     sound = networks.project_sound(event_latents, asked).float().cpu()  # (event, 2, embed)
     others = torch.from_numpy(_OTHER_DIRECTIONS.vectors()).expand(len(at), -1, 3)
-    crops = _crops(windows.pictures[windows.event_window], torch.cat([at, others], 1), settings)
-    pictures = torch.cat(
-        [networks.embed_pictures(part.to(device)).float().cpu() for part in crops.split(16)]
-    )  # (event, 17, embed)
+    event_pictures = windows.pictures[windows.event_window]
+    pictures = _embedded_crops(
+        networks, event_pictures, torch.cat([at, others], 1), settings
+    ).cpu()  # (event, 17, embed)
 
     sound_at, sound_elsewhere = standardise(sound[:, 0]), standardise(sound[:, 1])
     own = standardise(pictures[:, 0])
@@ -210,10 +210,7 @@ def empty_direction_metrics(
     level = windows.spectra[:, 0].float().to(features.device)
     chosen = choose_directions(features[:, 4:], level, settings.directions, generator)
     sound = networks.project_sound(latents.to(features.device), chosen.vectors).float()
-    crops = _crops(windows.pictures, chosen.vectors.cpu(), settings)
-    pictures = torch.cat(
-        [networks.embed_pictures(part.to(features.device)).float() for part in crops.split(16)]
-    )
+    pictures = _embedded_crops(networks, windows.pictures, chosen.vectors, settings)
     present = torch.zeros(chosen.vectors.shape[:2], dtype=torch.bool)
     near = torch.cos(torch.deg2rad(torch.tensor(_EMPTY_DEG)))
     for window, direction in zip(windows.event_window, windows.event_direction, strict=True):
@@ -236,14 +233,21 @@ def empty_direction_metrics(
     }
 
 
-def _crops(pictures: Tensor, directions: Tensor, settings: PretrainSettings) -> Tensor:
-    crops = perspective_crops(
-        pictures,
-        camera_matrices(directions),
-        field_of_view_deg=settings.field_of_view_deg,
-        size_px=settings.crop_px,
-    )
-    return crops / 255.0
+def _embedded_crops(
+    networks: PretrainNetworks, pictures: Tensor, directions: Tensor, settings: PretrainSettings
+) -> Tensor:
+    """Embeddings (window, K, embed) of the crops at directions (window, K, 3), a few at a time."""
+    device = next(networks.parameters()).device
+    embedded = []
+    for part, at in zip(pictures.split(16), directions.split(16), strict=True):
+        crops = perspective_crops(
+            part.to(device),
+            camera_matrices(at.to(device)),
+            field_of_view_deg=settings.field_of_view_deg,
+            size_px=settings.crop_px,
+        )
+        embedded.append(networks.embed_pictures(crops.div_(255.0)).float())
+    return torch.cat(embedded)
 
 
 def _ridge(inputs: Tensor, targets: Tensor, test_inputs: Tensor) -> Tensor:

@@ -111,17 +111,21 @@ def plan_placement(
         raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "0 or more")
     if worker_gpus > 1 and worker_gpus != int(worker_gpus):
         raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "a fraction or a whole number")
+    if 0 < worker_gpus < 1 and train_workers > 1:
+        raise InputError(
+            "--gpus-per-worker",
+            "GPUs",
+            f"{worker_gpus:g}",
+            f"a whole GPU for each of {train_workers} train workers: NCCL joins none on one GPU",
+        )
     slots = _gpu_slots(gpus, worker_gpus) if worker_gpus else train_workers
     if slots < train_workers:
-        per_gpu = math.ceil(train_workers / gpus) if gpus >= 1 else 0
-        # Rounded down, so that as many as are meant have room on one GPU.
-        fitting_gpus = math.floor(10_000 / per_gpu) / 10_000 if per_gpu else 0
         raise InputError(
             "cluster",
             "GPUs",
             f"{gpus:g}",
-            f"room for {train_workers} train workers with {worker_gpus:g} GPU each; fewer workers "
-            f"or --gpus-per-worker {fitting_gpus:g} would fit",
+            f"room for {train_workers} train workers with {worker_gpus:g} GPU each; "
+            f"{f'--train-workers {slots}' if slots else '--gpus-per-worker 0'} would fit",
         )
     # A worker and its feeding need room even on one CPU; then both take fractions of it.
     smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE

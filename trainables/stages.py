@@ -37,7 +37,7 @@ from typing import Any
 import fsspec
 
 from seld.errors import InputError
-from seld.storage import absolute, written_whole
+from seld.storage import absolute, files_below, join, stamps, written_whole
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
@@ -45,7 +45,12 @@ LEASE_EXPIRY_S = 45.0
 CLOCKS_DIFFER_S = 600.0
 HEARTBEAT_S = 5.0
 POLL_S = 0.5
+#: A bucket takes money for every look.
+REMOTE_POLL_S = 5.0
 LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
+
+#: What a computation goes on from.
+STATE_FILE = "state.pt"
 
 OUR_PACKAGES = ("seld", "trainables")
 #: Modules that carry bytes and words from one place to another: no outcome depends on them.
@@ -255,11 +260,17 @@ class StageStore:
                     # It may have been committed between the look and the lease.
                     return self.find(key) or self._compute_and_commit(key, compute)
             waiting(self._holder(key))
-            time.sleep(POLL_S)
+            time.sleep(POLL_S if self._local else REMOTE_POLL_S)
 
     def partial_uri(self, key: StageKey) -> str:
         """Where the computation under way may keep its checkpoints."""
         return f"{self.root.rstrip('/')}/{key.path}/partial"
+
+    def progress_of(self, key: StageKey) -> dict[str, str]:
+        """The states that a computation under way has kept, with their stamps."""
+        partial = self.partial_uri(key)
+        names = [name for name in files_below(partial) if name.rpartition("/")[2] == STATE_FILE]
+        return stamps(join(partial, name) for name in names)
 
     def _drop_checkpoints(self, key: StageKey) -> None:
         """Remove what a committed stage kept while it was under way."""

@@ -269,11 +269,15 @@ class _Trial:
             self.log(f"{key.path}: computes, try {self.attempts}")
             return compute(folder)
 
+        kept: dict[str, str] | None = None
         while True:
             self.attempts += 1
             try:
                 result = self.shared.store.obtain(key, begin, waiting=waiting)
             except Exception as error:
+                before, kept = kept, self.shared.store.progress_of(key)
+                if before is not None and kept != before:
+                    self.attempts = 1  # a long stage may lose its machine often, and gets on
                 if self.attempts > RETRIES[failure_kind(error)]:
                     raise
                 failure = self.failure(error)

@@ -28,11 +28,12 @@ from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob
 from trainables.in_trial import InTrialTrainer, TrialReports
 from trainables.ingest import stream_batches
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, STATE_FILE, History, Progress
+from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History, Progress
 from trainables.pretrain import audio_encoder_of, pretrain
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
+from trainables.stages import STATE_FILE
 from trainables.steps import Metrics, TrainState
 
 METRICS_FILE = "metrics.json"
