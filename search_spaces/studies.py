@@ -161,9 +161,9 @@ def evidence(scale: ScaleSettings) -> Study:
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm. With two minutes scratch's score
-    there has long stopped improving at this length, with six it gains one more point from twice
-    the steps (``--set finetune.steps=8000``), with 18 nobody has looked. The probes in the report
-    say what each encoder had learnt before it saw a label.
+    there has long stopped improving at this length, with six it gains three more points from twice
+    the steps (``--set finetune.steps=8000``, for every arm then), with 18 nobody has looked. The
+    probes in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)
     return replace(
