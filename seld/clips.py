@@ -13,7 +13,8 @@ import json
 import shutil
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -72,6 +73,7 @@ CLIP_SCHEMA = pa.schema(
 _PAYLOAD_COLUMNS = ("foa", "frames", "events")
 _FOOTER_KEY = b"seld.shard"
 _OPEN_SHARDS = 256
+_FOOTERS_AT_ONCE = 16
 #: Of a disk, what copies of remote shards leave free.
 _FREE_DISK_SHARE = 0.1
 
@@ -164,6 +166,12 @@ def read_footer(path: str) -> dict[str, Any]:
         return json.loads(metadata[_FOOTER_KEY])
     except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
         raise InputError(path, "content", str(error), "a clip shard") from error
+
+
+def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Those of many shards, in order and many at a time: a bucket takes its while for each."""
+    with ThreadPoolExecutor(max_workers=_FOOTERS_AT_ONCE) as pool:
+        yield from pool.map(read_footer, paths)
 
 
 def encode_frame(
@@ -503,10 +511,12 @@ def _copy_here(path: str) -> str:
 
 
 def _clips_from_footers(folder: str, shards: Iterable[str]) -> pd.DataFrame:
+    names = sorted(shards)
+    footers = read_footers([join(folder, name) for name in names])
     rows = [
         {**summary, "shard": name, "row_group": row_group}
-        for name in sorted(shards)
-        for row_group, summary in enumerate(read_footer(join(folder, name))["clips"])
+        for name, footer in zip(names, footers, strict=True)
+        for row_group, summary in enumerate(footer["clips"])
     ]
     if not rows:
         raise InputError(folder, "clips", "none", f"*{SHARD_SUFFIX} files that hold clips")

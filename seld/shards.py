@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from seld.clips import SHARD_SUFFIX, ShardIndex, read_footer, write_index
+from seld.clips import SHARD_SUFFIX, ShardIndex, read_footer, read_footers, write_index
 from seld.corpora import CORPORA, Recording
 from seld.decoding import (
     Rejected,
@@ -143,8 +143,9 @@ def build_shards(
     allowed = max_bad_share * len(recordings)
 
     def results_as_they_come() -> Generator[ShardResult]:
-        for job in done:
-            yield ShardResult.from_footer(job.path, read_footer(job.path))
+        footers = read_footers([job.path for job in done])
+        for job, footer in zip(done, footers, strict=True):
+            yield ShardResult.from_footer(job.path, footer)
         if waiting:
             yield from executor.map(decode_shard, waiting, workers=workers)
 
