@@ -80,6 +80,11 @@ class FinishedStudy:
         return study_arguments(self.corpus, self.data, results, where=where)
 
 
+def hear_interrupts() -> None:
+    """Ctrl-C as in a terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """``run_grid.py``, or another command of ours, under way."""
 
@@ -95,6 +100,8 @@ class Command:
                 env=os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1"},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+                preexec_fn=hear_interrupts,
             )
 
     def __enter__(self) -> Command:
