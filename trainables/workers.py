@@ -35,6 +35,7 @@ from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
 from trainables.stages import STATE_FILE
 from trainables.steps import Metrics, TrainState
+from trainables.successors import IMPORTS_AHEAD, start_successor
 
 METRICS_FILE = "metrics.json"
 Message = TypeVar("Message")
@@ -101,6 +102,7 @@ def pretrain_on_workers(
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[TrialReports()],
+            worker_runtime_env=IMPORTS_AHEAD,
         ),
     )
     result = trainer.fit()
@@ -176,8 +178,11 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             probe=job.probe() if rank == 0 else None,
         )
 
-    for step, metrics, state in reports_of(work, silent_for_s=SILENT_FOR_S):
+    reports = reports_of(work, silent_for_s=SILENT_FOR_S)
+    for count, (step, metrics, state) in enumerate(reports):
         say(step, metrics, state)
+        if count == 0:  # not before this one trains, whose start it would slow down
+            start_successor()
 
 
 def run_as_task(

@@ -1,10 +1,12 @@
-"""Ray's own part in one trial: which process a task runs in, in which order batches come."""
+"""Ray's own part in one trial: which process runs what, in which order batches come."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import ray.train
+from ray import cloudpickle
 
 from trainables import ingest, workers
+from trainables.in_trial import InTrialTrainer
 from trainables.ingest import stream_batches
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
+from trainables.successors import IMPORTS_AHEAD, start_successor
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 # Ray's workers cannot import this module: they get what they need of it by value.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 CLUSTER = {"CPU": 2, "GPU": 2}
 
@@ -71,3 +77,49 @@ def test_batches_come_in_order_through_all_streams(monkeypatch: pytest.MonkeyPat
 
     batches = stream_batches(read, start_step=2, steps=10, batch_size=4, cpus=1.0)
     assert [batch["value"].unique().tolist() for batch in batches] == [[n] for n in range(2, 10)]
+
+
+def one_that_is_followed(config: dict[str, Any]) -> dict[str, Any]:
+    """A Train worker: what it finds, and that it asks for a successor."""
+    found = sorted({"torch", "trainables.workers"} & set(config["modules"]()))
+    start_successor()
+    return {"process": os.getpid(), "found": found}
+
+
+def processes_with(variable: str) -> set[int]:
+    """Processes on this machine that were started with this environment variable."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
+
+
+@ray.remote(num_cpus=0)
+class Trial:
+    def fit(self, name: str, folder: Path, environment: dict[str, Any]) -> dict[str, Any]:
+        """What the worker of a Train run returns."""
+        result = InTrialTrainer(
+            one_that_is_followed,
+            train_loop_config={"modules": lambda: list(sys.modules)},
+            scaling_config=ray.train.ScalingConfig(num_workers=1),
+            run_config=ray.train.RunConfig(
+                name=name, storage_path=str(folder), worker_runtime_env=environment
+            ),
+        ).fit()
+        assert result.return_value is not None
+        return result.return_value
+
+
+def test_a_train_worker_finds_its_process_waiting(tmp_path: Path) -> None:
+    """The first worker's process is started for it, the second's was there with all it imports."""
+    mine = {"OF_TEST": str(tmp_path)}
+    environment = {"env_vars": IMPORTS_AHEAD["env_vars"] | mine}
+    trial: Any = Trial.remote()
+    first: Any = ray.get(trial.fit.remote("first", tmp_path, environment))
+    while not (waiting := processes_with(f"OF_TEST={tmp_path}") - {first["process"]}):
+        time.sleep(0.1)
+    second: Any = ray.get(trial.fit.remote("second", tmp_path, environment))
+    assert {second["process"]} == waiting
+    assert second["found"] == ["torch", "trainables.workers"]
