@@ -8,7 +8,8 @@ probes, predictions, scores, records), but a single step of training. No stage i
 
 ``bare`` is what anyone writes: a Tune trial that fits a TorchTrainer, with Train's defaults.
 ``ours`` fits the same as this platform's pretrainings do: Train's controller in the trial's own
-process (:mod:`trainables.in_trial`), looking at its workers more often. These two train nothing.
+process (:mod:`trainables.in_trial`), looking at its workers more often, in a process that the last
+worker has had started (:mod:`trainables.successors`). These two train nothing.
 
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
 include what the machine does besides. Measured on the two threads of one core of an old server
@@ -52,6 +53,7 @@ from trainables.in_trial import InTrialTrainer, TrialReports
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE, plan_placement
 from trainables.stages import StageStore
+from trainables.successors import IMPORTS_AHEAD, start_successor
 from trainables.trial import StudyRun, run_cell
 from trainables.workers import train_environment
 
@@ -64,6 +66,8 @@ ONE_STEP = ["steps=1", "batch_size=4", "warmup_steps=0"]
 def train_nothing(config: dict[str, Any]) -> None:
     """One report and the end."""
     ray.train.report({"loss": 0.0})
+    if config["successor"]:
+        start_successor()
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -100,10 +104,16 @@ def fit_nothing(variant: str) -> None:
     with tempfile.TemporaryDirectory() as storage:
         kind(
             train_nothing,
+            train_loop_config={"successor": variant == "ours"},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, resources_per_worker={"CPU": 0.5}
             ),
-            run_config=ray.train.RunConfig(name="train", storage_path=storage, callbacks=[reports]),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=storage,
+                callbacks=[reports],
+                worker_runtime_env=IMPORTS_AHEAD if variant == "ours" else None,
+            ),
         ).fit()
 
 

@@ -1,12 +1,16 @@
 """Sweeps beside random search at equal cost.
 
-    python -m benchmarks.sweep                                 on a made-up response surface
-    python -m benchmarks.sweep --recorded results/sweep …      on that of sweeps' own trials
+    python -m benchmarks.sweep                             on a made-up response surface
+    python -m benchmarks.sweep --recorded                  on the one of benchmarks/surface.csv
+    python -m benchmarks.sweep --recorded results/sweep …  on that of sweeps' own trials
 
 Training is replaced by a surface that answers at once; everything else is what a sweep runs
 (space, proposals, early stopping, storage). Cost is counted in full trainings, the short ones of
 the lower rungs included. A search ends with the setting that *looked* best; what is compared is
 what that setting is really worth, without the noise of its seed.
+
+``benchmarks/surface.csv`` was recorded by ``benchmarks.surface``: real trainings on the embedded
+benchmark, of settings drawn at random, at every rung.
 
 The made-up surface has the features that make a search hard: a few parameters that matter and
 several that do not, an interaction, conditional parameters, noise of a seed as large as most
@@ -33,6 +37,9 @@ from search_spaces.spaces import OBJECTIVE, OBJECTIVES, Parameters
 #: Standard deviation of a SELD error over seeds.
 SEED_NOISE = 0.01
 NEIGHBOURS = 3
+#: Columns of a recorded surface, followed by the rung's number.
+RUNG_COLUMN = "seld_error.rung"
+RECORDED = Path(__file__).with_name("surface.csv")
 
 #: (parameters, share of the steps) → expected SELD error.
 Surface = Callable[[Parameters, float], float]
@@ -65,13 +72,16 @@ def made_up(parameters: Parameters, fidelity: float) -> float:
 
 
 class Recorded:
-    """Mean of the nearest trials of a finished sweep, in ranks of each parameter.
+    """Mean of the nearest recorded trainings, in ranks of each parameter.
 
-    Lower rungs answer like full trainings: a record has only the last rung of a trial.
+    Args:
+        trials: ``parameter.*`` and ``seld_error.rung1`` … with the last rung's full training, or
+            ``seld_error`` alone. Then lower rungs answer like full trainings.
     """
 
     def __init__(self, trials: pd.DataFrame) -> None:
-        self._errors = trials["seld_error"].to_numpy(float)
+        rungs = sorted(column for column in trials.columns if column.startswith(RUNG_COLUMN))
+        self._errors = trials[rungs or ["seld_error"]].to_numpy(float)  # (setting, rung)
         self._columns = {
             column.removeprefix("parameter."): trials[column].to_numpy()
             for column in trials.columns
@@ -93,7 +103,17 @@ class Recorded:
             # A trial without this parameter is as far away as can be.
             distance += np.where(np.isfinite(numbers), np.abs(ranks - rank), 1.0)
         nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
-        return float(self._errors[nearest].mean())
+        rungs = self._errors.shape[1]
+        rung = max(0, rungs - 1 - round(math.log(1.0 / fidelity, REDUCTION)))
+        return float(self._errors[nearest, rung if rungs > 1 else 0].mean())
+
+
+def trainings(path: Path) -> pd.DataFrame:
+    """A recorded surface, or the finished trials of a sweep's results folder."""
+    if path.is_file():
+        return pd.read_csv(path)
+    trials = pd.read_parquet(path / "trials.parquet")
+    return trials.loc[trials["status"] == "finished"]
 
 
 def searched(sweep: Sweep, surface: Surface, cost: float, folder: Path) -> float:
@@ -144,15 +164,17 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--costs", type=int, nargs="+", default=[10, 20, 40])
-    parser.add_argument("--recorded", type=Path, nargs="+", help="results folders of sweeps")
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        nargs="*",
+        help="results folders of sweeps, or tables (surface.csv)",
+    )
     arguments = parser.parse_args()
     surface: Surface = made_up
-    if arguments.recorded:
-        trials = pd.concat(
-            [pd.read_parquet(folder / "trials.parquet") for folder in arguments.recorded],
-            ignore_index=True,
-        )
-        surface = Recorded(trials.loc[trials["status"] == "finished"])
+    if arguments.recorded is not None:
+        tables = [trainings(path) for path in arguments.recorded or [RECORDED]]
+        surface = Recorded(pd.concat(tables, ignore_index=True))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(f"SELD error points of the chosen setting, {arguments.repeats} repeats, lower is better")
     print("cost    random   sweep    difference (95 % interval)   sweep better")

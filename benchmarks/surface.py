@@ -1,0 +1,180 @@
+"""Record how the SELD error answers to a sweep's parameters, for ``benchmarks.sweep``.
+
+    python -m benchmarks.surface --settings 60 [--folder DIR]
+
+Settings are drawn at random from the whole space of a sweep and trained at every rung of it, none
+stopped early: what a search of any kind would have been told. So that a laptop trains one in a
+minute or two, the embedded benchmark is at its easiest (three classes, one sound at a time,
+nothing moves, no echo) and steps are few. Nothing of it goes into any other result.
+
+Stages are kept below ``--folder``; the same command continues, and adds settings to a table that
+is there. The table is written after every setting. Several can run at once, each with a
+``--first`` and a ``--table`` of its own; ``benchmarks.sweep --recorded`` takes their tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import torch
+from rich.console import Console
+
+from ablations.cluster import ClusterOptions, cluster_limits, ray_cluster
+from ablations.console import quiet_output
+from ablations.data import DataOptions, prepare_data
+from ablations.sweep import Sweep
+from benchmarks.sweep import RECORDED, RUNG_COLUMN
+from search_spaces.scales import ScaleSettings, find_scale
+from search_spaces.spaces import OBJECTIVES
+from search_spaces.studies import variants
+from seld.scenes.settings import PartSettings, SceneSettings
+from trainables.cells import DEFAULT_DATA, Cell, stages_of
+from trainables.clips import local_batches
+from trainables.evaluate_job import EvaluateJob
+from trainables.finetune_job import FinetuneJob
+from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History
+from trainables.prepare import PreparedData
+from trainables.presets import Recipe
+from trainables.pretrain import PretrainSettings, pretrain
+from trainables.pretrain_job import PretrainJob
+from trainables.resources import plan_placement
+from trainables.stages import StageFiles, StageStore
+
+BUDGETS_MINUTES = (3.0,)
+CLASSES = ("clapping", "telephone", "music")
+PRETRAIN_STEPS, FINETUNE_STEPS = 80, 360
+#: At a third of the steps and at all; with fewer still no setting finds a sound.
+RUNGS = 2
+
+
+def easy_scale() -> ScaleSettings:
+    """The demo with easy scenes, few steps and small batches."""
+    scale = find_scale("demo")
+    easy = PartSettings(
+        minutes=4, rooms=4, acoustics="anechoic", classes=CLASSES, unseen_share=0, silent_share=0
+    )
+    scenes = SceneSettings(
+        recording_s=10.0,
+        max_overlap=1,
+        moving_share=0.0,
+        picture=scale.scenes.picture,
+        unannotated=replace(easy, minutes=6),
+        train=easy,
+        test=replace(easy, minutes=0.5, rooms=1),
+    )
+
+    def short(settings: PretrainSettings) -> PretrainSettings:
+        return replace(settings, steps=PRETRAIN_STEPS, batch_size=16, warmup_steps=6)
+
+    recipe = Recipe(
+        doa_wise=short(scale.doa_wise),
+        recording_wise=short(scale.recording_wise),
+        avc=short(scale.avc),
+        finetune=replace(scale.finetune, steps=FINETUNE_STEPS, batch_size=8, warmup_steps=20),
+    )
+    return replace(scale, recipe=recipe, scenes=scenes, budgets_minutes=BUDGETS_MINUTES)
+
+
+def pretrained(job: PretrainJob, folder: Path) -> Mapping[str, Any]:
+    """The audio encoder, into the folder."""
+    history = History("pretrain")
+    result = pretrain(
+        job.settings,
+        local_batches(job.reader(), start_step=0, steps=job.settings.steps),
+        report=lambda step, metrics, state: history.add(step, metrics),
+    )
+    torch.save(result.audio_encoder, folder / ENCODER_FILE)
+    history.write(folder / HISTORY_FILE)
+    return {}
+
+
+def seld_error(cell: Cell, data: PreparedData, store: StageStore) -> float:
+    """A cell's score on the validation rooms, over the classes that there are."""
+    keys = stages_of(cell, data)
+    assert cell.pretrain is not None
+    assert keys.pretrain is not None
+    pretraining = PretrainJob(settings=cell.pretrain, shards=data.unannotated)
+    store.obtain(keys.pretrain, lambda folder: pretrained(pretraining, folder))
+    finetuning = FinetuneJob(
+        settings=cell.finetune,
+        shards=data.annotated,
+        annotation_minutes=cell.annotation_minutes,
+        class_names=data.class_names,
+        encoder=StageFiles(store=store, key=keys.pretrain),
+        validation_rooms=data.validation_rooms,
+    )
+    store.obtain(
+        keys.finetune,
+        lambda folder: finetuning.run(folder, device="cpu", report=lambda progress: None),
+    )
+    evaluation = EvaluateJob(
+        shards=data.annotated,
+        network=StageFiles(store=store, key=keys.finetune),
+        class_names=data.class_names,
+        rooms=data.validation_rooms,
+    )
+    result = store.obtain(
+        keys.evaluate,
+        lambda folder: evaluation.run(folder, device="cpu", report=lambda progress: None),
+    )
+    scores = [row["seld_error"] for row in result.summary["per_class"] if row["references"]]
+    return sum(scores) / len(scores)
+
+
+def main() -> None:
+    """Train every setting at every rung, into the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--settings", type=int, default=60, help="how many (60)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
+    parser.add_argument("--folder", type=Path, default=Path("results/surface"))
+    parser.add_argument("--table", type=Path, default=RECORDED)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    scale = easy_scale()
+    options = DataOptions(folder=arguments.folder / "data")
+    with quiet_output(arguments.folder / "ray.log") as console, ray_cluster(ClusterOptions()):
+        placement = plan_placement(cluster_limits())
+        data = prepare_data(options, variants(scale), placement, console)[DEFAULT_DATA]
+    console = Console()
+    store = StageStore(arguments.folder / "stages")
+    known = pd.read_csv(arguments.table) if arguments.table.exists() else pd.DataFrame()
+    rows = known.to_dict("records")
+    done = {row["setting"] for row in rows}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for number in range(arguments.first, arguments.first + arguments.settings):
+        sweep = Sweep(
+            name="surface",
+            scale=scale,
+            objectives=OBJECTIVES,
+            budgets_minutes=BUDGETS_MINUTES,
+            trials=1,
+            rungs=RUNGS,
+            seed=number,
+        )
+        sampler = optuna.samplers.RandomSampler(seed=number)
+        parameters = sweep.propose(optuna.create_study(sampler=sampler).ask())
+        if number in done:
+            continue
+        started = time.perf_counter()
+        errors = [seld_error(cell, data, store) for cell in sweep.cells(parameters)]
+        row: dict[str, Any] = {"setting": number}
+        row |= {f"parameter.{name}": value for name, value in parameters.items()}
+        row |= {f"{RUNG_COLUMN}{rung}": error for rung, error in enumerate(errors, start=1)}
+        rows.append(row)
+        pd.DataFrame(rows).to_csv(arguments.table, index=False)
+        shown = ", ".join(f"{100 * error:.1f}" for error in errors)
+        took_s = time.perf_counter() - started
+        console.print(f"setting {number}: SELD error {shown} ({took_s:.0f} s)", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
