@@ -39,6 +39,7 @@ SEED_NOISE = 0.01
 NEIGHBOURS = 3
 #: Columns of a recorded surface, followed by the rung's number.
 RUNG_COLUMN = "seld_error.rung"
+DEFAULT_RUNGS = 3
 RECORDED = Path(__file__).with_name("surface.csv")
 
 #: (parameters, share of the steps) → expected SELD error.
@@ -82,6 +83,7 @@ class Recorded:
     def __init__(self, trials: pd.DataFrame) -> None:
         rungs = sorted(column for column in trials.columns if column.startswith(RUNG_COLUMN))
         self._errors = trials[rungs or ["seld_error"]].to_numpy(float)  # (setting, rung)
+        self.rungs = len(rungs) or DEFAULT_RUNGS
         self._columns = {
             column.removeprefix("parameter."): trials[column].to_numpy()
             for column in trials.columns
@@ -103,9 +105,9 @@ class Recorded:
             # A trial without this parameter is as far away as can be.
             distance += np.where(np.isfinite(numbers), np.abs(ranks - rank), 1.0)
         nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
-        rungs = self._errors.shape[1]
-        rung = max(0, rungs - 1 - round(math.log(1.0 / fidelity, REDUCTION)))
-        return float(self._errors[nearest, rung if rungs > 1 else 0].mean())
+        last = self._errors.shape[1] - 1
+        rung = max(0, last - round(math.log(1.0 / fidelity, REDUCTION)))
+        return float(self._errors[nearest, rung].mean())
 
 
 def trainings(path: Path) -> pd.DataFrame:
@@ -172,9 +174,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     surface: Surface = made_up
+    rungs = DEFAULT_RUNGS
     if arguments.recorded is not None:
         tables = [trainings(path) for path in arguments.recorded or [RECORDED]]
         surface = Recorded(pd.concat(tables, ignore_index=True))
+        rungs = surface.rungs
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(f"SELD error points of the chosen setting, {arguments.repeats} repeats, lower is better")
     print("cost    random   sweep    difference (95 % interval)   sweep better")
@@ -187,6 +191,7 @@ def main() -> None:
                 objectives=OBJECTIVES,
                 budgets_minutes=(6.0,),
                 trials=1,
+                rungs=rungs,
                 seed=seed,
             )
             with tempfile.TemporaryDirectory() as folder:
