@@ -60,6 +60,9 @@ class ClusterOptions:
                 "auto or HOST:PORT; a dashboard's address goes with --detach, --attach, --status "
                 "or --show",
             )
+        if self.address is not None and self.cpus is not None:
+            expected = "no --address: a running cluster has the CPUs it has"
+            raise InputError("command line", "--cpus", self.cpus, expected)
         for option, count in (
             ("--cpus", self.cpus),
             ("--train-workers", self.train_workers),

@@ -17,6 +17,7 @@ import gc
 gc.disable()
 
 import argparse
+import itertools
 from dataclasses import replace
 
 from ablations import detached, results
@@ -96,7 +97,12 @@ def parse_arguments() -> argparse.Namespace:
     cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
     cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
     cost.add_argument("--budget-hours", type=hours, help="stop after this long; nothing is lost")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.calibrate and not arguments.plan:
+        parser.error("--calibrate is for --plan")
+    if arguments.plan and arguments.budget_hours is not None:
+        parser.error("--plan runs nothing that --budget-hours could stop")
+    return arguments
 
 
 def study_of(arguments: argparse.Namespace) -> Study:
@@ -138,7 +144,14 @@ def with_assignments(study: Study, assignments: list[str]) -> Study:
         )
         for arm in study.arms
     )
-    return replace(study, arms=arms)
+    assigned = replace(study, arms=arms)
+    settings = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in arms}
+    before = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in study.arms}
+    for one, other in itertools.combinations(settings, 2):
+        if settings[one] == settings[other] and before[one] != before[other]:
+            expected = f"settings in which {one} and {other} do not differ; it makes them the same"
+            raise InputError("--set", "settings", " ".join(assignments), expected)
+    return assigned
 
 
 if __name__ == "__main__":

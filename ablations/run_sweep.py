@@ -30,7 +30,7 @@ from ablations.options import (
     word,
 )
 from ablations.sweep import GOALS, Sweep, run_sweep
-from search_spaces.scales import SCALES, find_scale
+from search_spaces.scales import SCALES, ScaleSettings, find_scale
 from search_spaces.spaces import OBJECTIVE, OBJECTIVES, propose
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
@@ -39,12 +39,13 @@ from seld.settings import override
 def main() -> int:
     """Command line."""
     arguments = parse_arguments()
+    sweep = sweep_of(arguments)
     if detached.is_asked_for(arguments):
         return detached.run_detached(arguments, "ablations/run_sweep.py")
     if results.is_asked_for(arguments):
         return results.run(arguments, arguments.name)
     return run_sweep(
-        sweep_of(arguments),
+        sweep,
         data=data_options(arguments),
         cluster=cluster_options(arguments),
         results=arguments.results,
@@ -90,7 +91,7 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
     """The sweep asked for."""
     scale = find_scale(arguments.scale)
     by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
-    searched = searched_names(arguments.objectives)
+    searched = searched_names(scale, arguments.objectives)
     for assignment in arguments.assignments:
         name = assignment.partition("=")[0]
         if name in searched:
@@ -121,13 +122,13 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
     )
 
 
-def searched_names(objectives: Sequence[str]) -> frozenset[str]:
+def searched_names(scale: ScaleSettings, objectives: Sequence[str]) -> frozenset[str]:
     """Every setting that any trial of these objectives is given a value for."""
     names: set[str] = set()
     for first in (True, False):
         for objective in objectives:
             names |= propose(
-                _Extreme(first), objectives=(objective,), budgets_minutes=(1.0,)
+                _Extreme(first), scale=scale, objectives=(objective,), budgets_minutes=(1.0,)
             ).keys()
     return frozenset(names | {OBJECTIVE})
 

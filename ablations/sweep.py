@@ -111,7 +111,12 @@ class Sweep:
 
     def propose(self, trial: optuna.Trial) -> Parameters:
         """The next point."""
-        return propose(trial, objectives=self.objectives, budgets_minutes=self.budgets_minutes)
+        return propose(
+            trial,
+            scale=self.scale,
+            objectives=self.objectives,
+            budgets_minutes=self.budgets_minutes,
+        )
 
     def cells(self, parameters: Parameters) -> tuple[Cell, ...]:
         """The trial's rungs, from few steps to all; the last is the trial itself."""

@@ -2,8 +2,9 @@
 
 :func:`propose` asks Optuna for one value after the other, so that a parameter is only asked for
 where it means something: rotated negatives where the loss has them, the number of directions where
-they are a grid. :func:`cell_of` turns the answers into a trial. Parameters carry the names that
-``--set`` takes, so that a finding can be typed into a grid.
+they are a grid, other directions than a fixed grid's where the head can be asked for them.
+:func:`cell_of` turns the answers into a trial. Parameters carry the names that ``--set`` takes, so
+that a finding can be typed into a grid.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ class Suggests(Protocol):
 
 
 def propose(
-    trial: Suggests, *, objectives: Sequence[str], budgets_minutes: Sequence[float]
+    trial: Suggests,
+    *,
+    scale: ScaleSettings,
+    objectives: Sequence[str],
+    budgets_minutes: Sequence[float],
 ) -> Parameters:
     """One point of the space.
 
     Args:
         trial: who chooses.
+        scale: whose recipes have the heads.
         objectives: of pretraining; varied where there are several.
         budgets_minutes: of annotation; varied where there are several.
     """
@@ -58,6 +64,9 @@ def propose(
         return chosen[name]
 
     objective = choice(OBJECTIVE, objectives) if len(objectives) > 1 else objectives[0]
+    recipe: PretrainSettings = getattr(scale, objective)
+    # A τ that is learnt would only start where it is set.
+    chosen["pretrain.learn_temperature"] = False
     # Below 0.02 one negative takes all the gradient, above 0.5 none takes any.
     real("pretrain.temperature", 0.02, 0.5, log=True)
     # A crop narrower than 30° misses what is next to its centre, wider than 110° is distorted.
@@ -66,16 +75,20 @@ def propose(
     real("finetune.learning_rate", 1e-4, 3e-3, log=True)
     # Near 0 keeps what pretraining learnt, 1 treats the encoder like the new head.
     real("finetune.encoder_rate", 0.03, 1.0, log=True)
-    gridded = objective != "doa_wise" or (
-        choice("pretrain.directions.sampling", ("grid", "energy_peaks")) == "grid"
+    fixed = recipe.head == "grid"
+    gridded = (
+        objective != "doa_wise"
+        or fixed
+        or choice("pretrain.directions.sampling", ("grid", "energy_peaks")) == "grid"
     )
     if objective != "avc" and gridded:
         # First-order ambisonics cannot tell directions closer than some 40° apart: 4 to 32.
         whole("pretrain.directions.grid.count", 4, 32, log=True)
         choice("pretrain.directions.grid.kind", ("fibonacci", "azimuth_elevation"))
-        choice("pretrain.directions.grid_rotation", ("none", "vertical", "any"))
+        if not fixed:
+            choice("pretrain.directions.grid_rotation", ("none", "vertical", "any"))
     if objective == "recording_wise" and whole("pretrain.rotated_negatives", 0, 4) > 0:
-        choice("pretrain.rotation_axes", ("any", "vertical"))
+        choice("pretrain.negative_axes", ("any", "vertical"))
     if len(budgets_minutes) > 1:
         choice(BUDGET, budgets_minutes)
     return chosen

@@ -7,7 +7,7 @@ should show. :data:`STUDIES` is what ``run_grid.py`` accepts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,9 @@ class Study:
         if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise InputError(where, "seeds", self.seeds, "different numbers from 0")
         for arm in self.arms:
+            for name, pretrained, finetuned in _misfits(arm):
+                expected = f"pretrain.audio.{name}, {pretrained}: what is pretrained is fine-tuned"
+                raise InputError(where, f"{arm.name} finetune.audio.{name}", finetuned, expected)
             if arm.scenes is not None and arm.scenes.test != self.scale.scenes.test:
                 raise InputError(where, f"test part of {arm.name}", arm.scenes.test, "the study's")
         budgets = self.budgets_minutes
@@ -117,6 +120,18 @@ class Study:
             arm: {name: value for name, value in settings.items() if name in varied}
             for arm, settings in flat.items()
         }
+
+
+def _misfits(arm: Arm) -> Iterator[tuple[str, Any, Any]]:
+    """Settings in which an arm's two encoders differ: one's weights mean nothing in the other."""
+    if arm.pretrain is None:
+        return
+    pretrained, finetuned = (
+        flat_mapping(to_mapping(stage.audio)) for stage in (arm.pretrain, arm.finetune)
+    )
+    for name, value in pretrained.items():
+        if finetuned[name] != value and name != "network.dropout":
+            yield name, value, finetuned[name]
 
 
 def variants(scale: ScaleSettings) -> Study:
@@ -208,8 +223,8 @@ def domain(scale: ScaleSettings) -> Study:
     Cost: at ``demo`` about as much as ``variants``, and a rendering per arm.
     Reading: each arm is pretrained DOA-wise in one kind of acoustics; all are fine-tuned and
     tested in the same mixture of small, large and reverberant rooms. ``half_the_classes`` heard
-    and saw only every other class: where its losses concentrate in the others, the per-class
-    table shows it and the report names it as domain mismatch.
+    and saw only every other class: where its losses concentrate in the others, the report names
+    it as domain mismatch.
     """
     scenes = scale.scenes
 
@@ -287,23 +302,25 @@ def doa_resolution(scale: ScaleSettings) -> Study:
     Cost: at ``demo`` about as much as ``variants``; the arm with the most directions costs most.
     Reading: a fixed grid is the paper's setting (its K is not public). First-order ambisonics
     resolves some tens of degrees, so gains should level off; many directions also mean many
-    empty ones, which are false negatives. ``energy_peaks`` is this project's own alternative.
+    empty ones, which are false negatives. ``energy_peaks`` is this project's own alternative; it
+    takes a head that can be asked for any direction, which all arms have therefore.
     """
+    own = scale.doa_wise.directions
+
+    def looking_at(name: str, directions: DirectionSettings) -> Arm:
+        recipe = replace(scale.doa_wise, head="direction_conditioned", directions=directions)
+        return Arm(name=name, pretrain=recipe, finetune=scale.finetune)
 
     def with_grid(kind: GridKind, count: int) -> Arm:
-        directions = DirectionSettings(sampling="grid", grid=DoaGrid(kind=kind, count=count))
-        return Arm(
-            name=f"{kind}_{count}",
-            pretrain=replace(scale.doa_wise, directions=directions),
-            finetune=scale.finetune,
-        )
+        grid = DoaGrid(kind=kind, count=count)
+        return looking_at(f"{kind}_{count}", replace(own, sampling="grid", grid=grid))
 
     return Study(
         name="doa_resolution",
         question="How do the number of directions and their grid change the SELD error?",
         scale=scale,
         arms=(
-            Arm(name="energy_peaks", pretrain=scale.doa_wise, finetune=scale.finetune),
+            looking_at("energy_peaks", replace(own, sampling="energy_peaks")),
             *(with_grid("fibonacci", count) for count in (4, 8, 16, 32)),
             with_grid("azimuth_elevation", 16),
         ),

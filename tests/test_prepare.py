@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import corpus_writers as writers
+import fsspec
 import pytest
 
 from seld.classes import STARSS_CLASSES
@@ -17,7 +18,7 @@ from tests.test_pretrain import TINY
 from trainables.cells import Cell, stages_of
 from trainables.finetune import FinetuneSettings
 from trainables.jobs import ShardFolder
-from trainables.prepare import PreparedData, describe_data
+from trainables.prepare import CorpusSource, PreparedData, class_names_of, describe_data
 from trainables.pretrain_job import PretrainJob, probe_windows
 
 NAMES = (
@@ -41,6 +42,16 @@ def test_a_class_the_corpus_does_not_have_is_found_before_training(tmp_path: Pat
     expected = r"fold3_room2_mix001: class_id is 5, expected 0 to 4"
     with pytest.raises(InputError, match=expected):
         describe_data(shards, shards, tuple("abcde"))
+
+
+def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:
+    """Thirteen others would count as never found, in every mean over classes."""
+    root = f"memory://{tmp_path.name}"
+    with fsspec.open(f"{root}/corpus.json", "w") as listing:
+        listing.write('{"class_names": ["dog", "rain"]}')
+    assert class_names_of(CorpusSource(name="embedded", root=root)) == ("dog", "rain")
+    elsewhere = CorpusSource(name="embedded", root=f"{root}/nothing")
+    assert class_names_of(elsewhere) == STARSS_CLASSES
 
 
 def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -399,3 +400,20 @@ def test_an_embedding_that_ignores_direction_pays_for_every_direction_without_a_
         near=torch.zeros(2, 1, 7, dtype=torch.bool),
     )
     assert loss.item() == pytest.approx(0.5 * math.log(8), rel=1e-5)
+
+
+def test_axes_of_negatives_and_of_the_augmentation_are_two_settings() -> None:
+    """Each changes the loss where its rotations are drawn, and only there."""
+
+    def first_loss(**changes: Any) -> float:
+        settings = dataclasses.replace(OBJECTIVES["recording_wise"], steps=1, **changes)
+        return pretrain(settings, random_batches(settings), report=Reports()).metrics["loss"]
+
+    for augmentation in ("swaps", "rotations"):
+        both = {"augmentation": augmentation}
+        usual = first_loss(**both)
+        assert first_loss(**both, negative_axes="vertical") != usual
+        changed = first_loss(**both, augmentation_axes="vertical") != usual
+        assert changed == (augmentation == "rotations")
+    unrotated = first_loss(rotated_negatives=0)
+    assert first_loss(rotated_negatives=0, negative_axes="vertical") == unrotated

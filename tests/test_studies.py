@@ -131,3 +131,31 @@ def test_impossible_studies_are_refused() -> None:
         find_study("variant", "demo")
     with pytest.raises(InputError, match="--scale is 'tiny'"):
         find_study("variants", "tiny")
+
+
+def test_an_encoder_is_fine_tuned_as_it_was_pretrained() -> None:
+    study = find_study("variants")
+    arm = study.arms[1]
+    assert arm.pretrain is not None
+    network = arm.finetune.audio.network
+
+    def with_network(**changes: Any) -> None:
+        audio = replace(arm.finetune.audio, network=replace(network, **changes))
+        replace(
+            study, arms=(study.arms[0], replace(arm, finetune=replace(arm.finetune, audio=audio)))
+        )
+
+    with_network(dropout=0.3)
+    with pytest.raises(InputError, match=r"avc finetune\.audio\.network\.attention_heads is 2"):
+        with_network(attention_heads=2)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_directions_are_all_that_differs_between_resolutions(scale: str) -> None:
+    varied = find_study("doa_resolution", scale).varied_settings()
+    assert {name for settings in varied.values() for name in settings} == {
+        "pretrain.directions.sampling",
+        "pretrain.directions.grid.count",
+        "pretrain.directions.grid.kind",
+    }
+    assert varied["energy_peaks"]["pretrain.directions.sampling"] == "energy_peaks"

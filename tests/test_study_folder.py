@@ -161,3 +161,22 @@ def test_a_seed_of_one_stage_alone_is_refused(stage: str) -> None:
     """Trials have one seed, and would overwrite it without a word."""
     with pytest.raises(InputError, match=rf"--set: {stage}\.seed .* expected --seeds"):
         with_assignments(VARIANTS, [f"{stage}.seed=3"])
+
+
+@pytest.mark.parametrize(
+    ("study", "assignment", "arms"),
+    [
+        ("temperature", "pretrain.temperature=0.1", "tau_0.03 and tau_0.07"),
+        ("doa_resolution", "pretrain.directions.grid.count=12", "fibonacci_4 and fibonacci_8"),
+        ("variants", "pretrain.rotated_negatives=2", "recording_wise and recording_wise_unrotated"),
+    ],
+)
+def test_a_setting_that_erases_what_is_compared_is_refused(
+    study: str, assignment: str, arms: str
+) -> None:
+    with pytest.raises(
+        InputError, match=rf"--set: settings is '{assignment}'.* in which {arms} do"
+    ):
+        with_assignments(find_study(study), [assignment])
+    # Arms that are alike from the start, as those of other data, stay so.
+    with_assignments(find_study("domain"), ["pretrain.steps=5", "finetune.steps=5"])

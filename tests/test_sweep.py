@@ -26,7 +26,7 @@ from ablations.sweep import (
     report_on,
     write_sweep_record,
 )
-from search_spaces.scales import find_scale
+from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
 from seld.records import TrialRecord
@@ -51,7 +51,7 @@ def test_parameters_are_asked_for_only_where_they_mean_something() -> None:
         objective = parameters["pretrain.objective"]
         negatives = parameters.get("pretrain.rotated_negatives")
         assert (negatives is not None) == (objective == "recording_wise")
-        assert ("pretrain.rotation_axes" in parameters) == bool(negatives)
+        assert ("pretrain.negative_axes" in parameters) == bool(negatives)
         gridded = objective == "recording_wise" or (
             parameters.get("pretrain.directions.sampling") == "grid"
         )
@@ -77,6 +77,18 @@ def test_every_proposal_is_a_valid_trial_that_never_sees_the_test() -> None:
         assert trial.finetune.encoder_rate == parameters["finetune.encoder_rate"]
         assert trial.annotation_minutes == parameters["annotation_minutes"]
         assert trial.parameters == parameters
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_can_be_searched(scale: str) -> None:
+    """``paper`` has a head that answers for its fixed grid only."""
+    sweep = replace(SWEEP, scale=find_scale(scale))
+    drawn = proposals(60, sweep)
+    for parameters in drawn:
+        assert sweep.cells(parameters)[-1].pretrain is not None
+        assert parameters["pretrain.learn_temperature"] is False
+    rotated = any("pretrain.directions.grid_rotation" in parameters for parameters in drawn)
+    assert rotated == (sweep.scale.doa_wise.head != "grid")
 
 
 def error_of(parameters: Parameters) -> float:
@@ -258,9 +270,9 @@ def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_searched_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = {name for parameters in proposals(200) for name in parameters}
-    searched = run_sweep.searched_names(OBJECTIVES)
+    searched = run_sweep.searched_names(SWEEP.scale, OBJECTIVES)
     assert drawn - {"annotation_minutes"} == searched
-    assert "pretrain.rotation_axes" not in run_sweep.searched_names(["avc"])
+    assert "pretrain.negative_axes" not in run_sweep.searched_names(SWEEP.scale, ["avc"])
     for name in searched:
         with pytest.raises(InputError, match="one that the sweep does not search"):
             run_sweep.sweep_of(sweep_arguments(monkeypatch, "--set", f"{name}=0.07"))

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from seld.classes import STARSS_CLASSES
 from seld.clips import ShardIndex
@@ -15,6 +14,7 @@ from seld.decoding import Rejected, ShardSettings
 from seld.errors import InputError
 from seld.settings import to_mapping
 from seld.shards import build_shards
+from seld.storage import join, local_copy
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.pretrain_job import unannotated_clips
@@ -162,10 +162,13 @@ def unprepared_data(
 
 def class_names_of(source: CorpusSource) -> tuple[str, ...]:
     """The corpus's own classes where it lists them, else the thirteen of STARSS."""
-    listing = Path(source.root) / "corpus.json"
-    if source.name != "embedded" or not listing.is_file():
+    if source.name != "embedded":
         return STARSS_CLASSES
-    return tuple(json.loads(listing.read_text(encoding="utf-8"))["class_names"])
+    try:
+        with local_copy(join(source.root, "corpus.json")) as listing:
+            return tuple(json.loads(listing.read_text(encoding="utf-8"))["class_names"])
+    except FileNotFoundError:
+        return STARSS_CLASSES
 
 
 def folder_name(source: CorpusSource, settings: ShardSettings) -> str:

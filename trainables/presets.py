@@ -1,7 +1,9 @@
 """Recipes of pretraining and fine-tuning at the four sizes.
 
 The paper gives no values for any of these; ``ablations/LOG.md`` says what was tried. All arms of
-a size share networks, windows, optimiser and steps, so that they differ by their objective alone.
+a size share networks, windows, optimiser and steps. They differ by their objective and, but at
+``paper``, by what each was found to need: DOA-wise looks at energy peaks and has part of its loss
+within the window, the others look at a grid of the whole sphere through wider crops.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def demo() -> Recipe:
         own_window_share=0.5,
         listening_directions=16,
         augmentation="swaps_and_rotations",
-        rotation_axes="vertical",
+        augmentation_axes="vertical",
         learning_rate=1e-3,
         state_every=200,
     )
@@ -127,7 +129,7 @@ def small() -> Recipe:
         own_window_share=0.5,
         listening_directions=16,
         augmentation="swaps_and_rotations",
-        rotation_axes="vertical",
+        augmentation_axes="vertical",
         learning_rate=5e-4,
         warmup_steps=500,
         state_every=2000,

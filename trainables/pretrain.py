@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +89,12 @@ class PretrainSettings:
         temperature, learn_temperature: τ, or where it starts.
         rotated_negatives: per window, how many randomly rotated copies of its own picture
             ``recording_wise`` gets as further negatives; 0 is "without rotation".
-        rotation_axes: about which those rotations (and ``augmentation="rotations"``) turn.
-        minimum_rotation_deg: the least angle of a rotated negative.
+        negative_axes, minimum_rotation_deg: about which those rotations turn, and how far at least.
         segment_s: ``recording_wise`` and ``avc`` compare pieces of this length instead of whole
             windows (None); a piece is a recording of its own in the loss.
         augmentation: joint transformation of sound and picture: the eight channel ``swaps`` of
             SELD, ``rotations``, both or none.
+        augmentation_axes: about which those rotations turn.
         learning_rate, weight_decay, warmup_steps, gradient_norm: AdamW, linear warm-up, cosine to
             zero, gradients clipped to this norm.
         precision: ``bf16`` runs the networks under autocast, ``auto`` only on machines that have
@@ -119,10 +119,11 @@ class PretrainSettings:
     temperature: float = 0.1
     learn_temperature: bool = True
     rotated_negatives: int = 1
-    rotation_axes: Literal["any", "vertical"] = "any"
+    negative_axes: Literal["any", "vertical"] = "any"
     minimum_rotation_deg: float = 45.0
     segment_s: float | None = None
     augmentation: Literal["none", "swaps", "rotations", "swaps_and_rotations"] = "swaps"
+    augmentation_axes: Literal["any", "vertical"] = "any"
     audio: AudioEncoderSettings = field(default_factory=AudioEncoderSettings)
     visual: VisualEncoderSettings = field(default_factory=VisualEncoderSettings)
     learning_rate: float = 1e-3
@@ -393,7 +394,7 @@ def contrastive_loss(
         for _ in range(settings.rotated_negatives):
             turn = random_rotations(
                 batch_size,
-                axes=settings.rotation_axes,
+                axes=settings.negative_axes,
                 generator=generator,
                 minimum_angle_deg=settings.minimum_rotation_deg,
             ).to(device)
@@ -439,9 +440,13 @@ def contrastive_loss(
             audio, visual, temperature, weights, excluded, heard_only=heard_only, near=near
         )
         return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
-    count = settings.directions.count
-    rotated = visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
-    return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
+    if settings.objective == "recording_wise":
+        count = settings.directions.count
+        rotated = (
+            visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
+        )
+        return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
+    assert_never(settings.objective)
 
 
 def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:
@@ -494,7 +499,7 @@ def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Ge
     """Random (count, 3, 3) rotations and reflections that sound and picture undergo together."""
     transforms = torch.eye(3).expand(count, 3, 3)
     if "rotations" in settings.augmentation:
-        transforms = random_rotations(count, axes=settings.rotation_axes, generator=generator)
+        transforms = random_rotations(count, axes=settings.augmentation_axes, generator=generator)
     if "swaps" in settings.augmentation:
         swaps = channel_swaps().float()
         drawn = torch.randint(len(swaps), (count,), generator=generator)
