@@ -57,7 +57,7 @@ def stall_reason(situation: Situation, placement: Placement) -> str:
         if name == "CPU" and needs_reading and free + 1e-6 < smallest:
             return (
                 f"all {total:g} CPUs are held and none is left to read data: something else runs "
-                "on this cluster, or a worker hangs; --trials-at-once lower leaves more"
+                "on this cluster, or a worker hangs; a lower --trials-at-once leaves more"
             )
     waiting = [trial for trial, said in situation.trials.items() if said.startswith("waits for")]
     if waiting and len(waiting) == len(situation.trials):

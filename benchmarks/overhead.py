@@ -13,10 +13,9 @@ worker has had started (:mod:`trainables.successors`). These two train nothing.
 
 All variants take turns in one run. Times are wall-clock seconds of whole trials, so they
 include what the machine does besides. Measured on the two threads of one core of an old server
-(Ray 2.60), medians of two runs: pretrained 8.9 and 10.2 s, scratch 0.8 and 0.4 s, bare 20.3 and
-17.6 s. On 2 faster cores bare takes 10.9 s and scratch 0.2 s. A trial that shares its pretraining
-costs what scratch costs. Of a pretrained trial's time two thirds go to starting the worker's
-process and importing torch in it.
+(Ray 2.60), medians of five: pretrained 6.8 s, scratch 0.7 s, bare 19.8 s. A trial that shares its
+pretraining costs what scratch costs. As nothing trains here, a pretrained trial also bears the
+start of its successor's process, which else goes on beside the training.
 """
 
 from __future__ import annotations

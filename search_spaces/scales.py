@@ -111,7 +111,7 @@ def small() -> ScaleSettings:
 
 
 def paper() -> ScaleSettings:
-    """Many GPUs, 100 hours. Pictures of 256×512 px give a crop of 80° its 112 px."""
+    """Many GPUs, 100 hours. Pictures of 256×512 px have 92 px across a crop of 65°."""
     return ScaleSettings(
         name="paper",
         recipe=RECIPES["paper"](),

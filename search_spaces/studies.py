@@ -177,7 +177,8 @@ def evidence(scale: ScaleSettings) -> Study:
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm. With two minutes scratch's score
     there has long stopped improving at this length, with six it gains three more points from twice
-    the steps (``--set finetune.steps=8000``, for every arm then), with 18 nobody has looked. The
+    the steps (``--set finetune.steps=8000``, for every arm then) and DOA-wise none, with 18 nobody
+    has looked. The
     probes in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)

@@ -7,10 +7,10 @@ temperature of 0.07 turns into logits that are several hundredths off.
 
 Several workers: every rank passes its embeddings (and weights and masks) through
 :func:`gather_with_gradients` and computes the loss of the joined batch, so that all ranks hold the
-same loss. The gather's backward sums what all ranks say about one rank's embeddings, and
-``DistributedDataParallel`` averages parameter gradients over ranks: together that is exactly the
-gradient of one rank on the joined batch. Without DDP, average the parameter gradients over ranks
-(do not sum them), and in either case do not divide the loss by the number of ranks.
+same loss. The gather's backward sums what all ranks say about one rank's embeddings, and the loop
+averages parameter gradients over ranks (:func:`trainables.steps.average_gradients`, as
+``DistributedDataParallel`` does): together that is exactly the gradient of one rank on the joined
+batch. Do not sum them, and do not divide the loss by the number of ranks.
 """
 
 from __future__ import annotations

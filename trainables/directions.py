@@ -17,7 +17,7 @@ from seld.errors import InputError
 from seld.geometry import DoaGrid, random_rotations
 from trainables.steps import of_first_rank
 
-#: Directions among which energy peaks are looked for (about 13° apart, finer than first-order
+#: Directions among which energy peaks are looked for (about 24° apart, about what first-order
 #: ambisonics resolves).
 _SEARCH_GRID = DoaGrid(kind="fibonacci", count=64)
 

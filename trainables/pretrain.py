@@ -90,8 +90,8 @@ class PretrainSettings:
         rotated_negatives: per window, how many randomly rotated copies of its own picture
             ``recording_wise`` gets as further negatives; 0 is "without rotation".
         negative_axes, minimum_rotation_deg: about which those rotations turn, and how far at least.
-        segment_s: ``recording_wise`` and ``avc`` compare pieces of this length instead of whole
-            windows (None); a piece is a recording of its own in the loss.
+        segment_s: pieces of this length are compared instead of whole windows (None); each is a
+            recording of its own in the loss.
         augmentation: joint transformation of sound and picture: the eight channel ``swaps`` of
             SELD, ``rotations``, both or none.
         augmentation_axes: about which those rotations turn.

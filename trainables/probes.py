@@ -150,7 +150,7 @@ def retrieval_metrics(
     ``retrieval_top1``: of all event crops of other recordings, the nearest to the sound at an
     event's direction shows the event's class. ``retrieval_direction_shuffled_top1``: the same
     when the sound is asked for a random other direction. ``retrieval_direction_top1``: among the
-    crops of the same window at the event's and 16 other directions, the event's own is nearest.
+    crops of the same window at the event's and up to 16 directions off it, its own is nearest.
     """
     if len(windows.event_class) < 2:
         return {}

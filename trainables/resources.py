@@ -16,9 +16,9 @@ from seld.errors import InputError
 
 #: CPUs one GPU's train worker keeps busy itself (launching kernels, collating, moving batches).
 GPU_WORKER_CPUS = 1.0
-#: Shares of a lane's CPUs; a CPU worker computes and is worth more than its feeding.
+#: The part of a lane's CPUs that CPU workers get; the rest feeds them.
 CPU_WORKER_SHARE = 0.5
-#: Below this Ray's bookkeeping of fractional resources rounds to nothing.
+#: Least CPUs for one train worker; a cluster that cannot give them is refused.
 SMALLEST_CPU_SHARE = 0.1
 #: What a trial's own process holds of its machine while its stages compute elsewhere; no share of
 #: a CPU, however small: beside it a stage that needs a whole one would never fit one CPU.
@@ -51,7 +51,7 @@ class Placement:
 
     @property
     def finetune_cpus(self) -> float:
-        """CPUs of a fine-tuning task: what a train worker and its data share hold."""
+        """CPUs of a fine-tuning task: a train worker's, from the data share up to one."""
         return min(self.worker_cpus + self.data_cpus, max(1.0, self.worker_cpus))
 
     @property
