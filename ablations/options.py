@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,20 @@ def cluster_options(arguments: argparse.Namespace) -> ClusterOptions:
         gpus_per_worker=arguments.gpus_per_worker,
         most_trials_at_once=arguments.trials_at_once,
     )
+
+
+def assignments_by_stage(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """``pretrain.key=value`` and ``finetune.key=value``, without the stage, by stage."""
+    by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    for assignment in assignments:
+        stage, _, rest = assignment.partition(".")
+        if stage not in by_stage:
+            raise InputError("--set", "stage", stage, "pretrain or finetune")
+        if rest.partition("=")[0] == "seed":
+            expected = "--seeds (of a sweep: --seed), of all stages at once"
+            raise InputError("--set", f"{stage}.seed", assignment, expected)
+        by_stage[stage].append(rest)
+    return by_stage
 
 
 def names(text: str) -> tuple[str, ...]:

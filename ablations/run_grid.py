@@ -23,6 +23,7 @@ from dataclasses import replace
 from ablations import detached, results
 from ablations.options import (
     add_place_options,
+    assignments_by_stage,
     cluster_options,
     data_options,
     hours,
@@ -127,14 +128,7 @@ def study_of(arguments: argparse.Namespace) -> Study:
 
 def with_assignments(study: Study, assignments: list[str]) -> Study:
     """Every arm with ``pretrain.key=value`` and ``finetune.key=value`` applied."""
-    by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
-    for assignment in assignments:
-        stage, _, rest = assignment.partition(".")
-        if stage not in by_stage:
-            raise InputError("--set", "stage", stage, "pretrain or finetune")
-        if rest.partition("=")[0] == "seed":
-            raise InputError("--set", f"{stage}.seed", assignment, "--seeds, of all stages at once")
-        by_stage[stage].append(rest)
+    by_stage = assignments_by_stage(assignments)
     arms = tuple(
         replace(
             arm,

@@ -20,6 +20,7 @@ from typing import Any
 from ablations import detached, results
 from ablations.options import (
     add_place_options,
+    assignments_by_stage,
     cluster_options,
     data_options,
     hours,
@@ -90,16 +91,12 @@ def parse_arguments() -> argparse.Namespace:
 def sweep_of(arguments: argparse.Namespace) -> Sweep:
     """The sweep asked for."""
     scale = find_scale(arguments.scale)
-    by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
     searched = searched_names(scale, arguments.objectives)
     for assignment in arguments.assignments:
         name = assignment.partition("=")[0]
         if name in searched:
             raise InputError("--set", "setting", name, "one that the sweep does not search")
-        stage, _, rest = assignment.partition(".")
-        if stage not in by_stage:
-            raise InputError("--set", "stage", stage, "pretrain or finetune")
-        by_stage[stage].append(rest)
+    by_stage = assignments_by_stage(arguments.assignments)
     recipe = replace(
         scale.recipe,
         **{

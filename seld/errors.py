@@ -42,7 +42,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for whatever it cannot parse."""
-        raise InputError("command line", "argument", message, f"see {self.prog} --help")
+        raise InputError("command line", "argument", message, f"what {self.prog} --help says")
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> None:

@@ -278,6 +278,11 @@ def test_what_is_searched_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None
             run_sweep.sweep_of(sweep_arguments(monkeypatch, "--set", f"{name}=0.07"))
 
 
+def test_a_seed_of_one_stage_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"pretrain\.seed .* expected --seeds"):
+        run_sweep.sweep_of(sweep_arguments(monkeypatch, "--set", "pretrain.seed=1"))
+
+
 @pytest.mark.parametrize("rungs", ["0", "-1"])
 def test_no_rungs_are_not_three(monkeypatch: pytest.MonkeyPatch, rungs: str) -> None:
     with pytest.raises(InputError, match="--rungs is"):
