@@ -37,7 +37,7 @@ from seld.records import (
     trials_table,
     write_study,
 )
-from trainables.cells import DEFAULT_DATA, Cell, stages_of, with_batches
+from trainables.cells import DEFAULT_DATA, Cell, scored_fingerprint, stages_of, with_batches
 from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE
@@ -109,6 +109,7 @@ def run_missing_trials(
     """
     cells = study.cells()
     check_budgets(study, run.data[DEFAULT_DATA])
+    refuse_results_of_other_data(cells, run)
     record_study(study, cells, run.study_folder)
     missing = [cell for cell in cells if not is_finished(cell, run)]
     if not missing:
@@ -200,6 +201,19 @@ def is_finished(cell: Cell, run: StudyRun) -> bool:
     wanted = stages_of(as_trained, run.data[cell.data]).evaluate.digest
     made = {stage.name: stage.key for stage in record.stages}
     return record.status == "finished" and made.get("evaluate") == wanted
+
+
+def refuse_results_of_other_data(cells: Sequence[Cell], run: StudyRun) -> None:
+    """Trials are named by their settings, so those on other recordings would be replaced."""
+    for cell in cells:
+        try:
+            record = read_record(trial_folder(run.study_folder, cell.trial_id))
+        except InputError:
+            continue
+        scored_on = scored_fingerprint(cell, run.data[cell.data])
+        if record.status == "finished" and record.test_fingerprint != scored_on:
+            expected = f"another: it has results on other test recordings ({cell.trial_id})"
+            raise InputError("command line", "--results", str(run.study_folder.parent), expected)
 
 
 def report_on(study_folder: Path, console: Console) -> int:

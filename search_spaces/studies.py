@@ -170,7 +170,8 @@ def evidence(scale: ScaleSettings) -> Study:
     """Does pretraining lower the SELD error of a fine-tuning that is as good as it gets alone?
 
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
-    asked for); with real sounds ``--sound-bank ../shared/data/esc10``; on a GPU ``--scale small``.
+    asked for); on a GPU ``--scale small``; with real sounds
+    ``--sound-bank ../shared/data/esc10 --results results-esc10``.
     Cost: four to five hours on 2 cores with instructions for bfloat16 (20 pretrainings of seven
     minutes of a core, 75 fine-tunings of five), three times as long on CPUs without.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from simulated_study import failed, simulated_counts, write_trial
 
 from ablations.console import StudyProgress
 from ablations.data import show_rejected
-from ablations.grid import record_study, report_on
+from ablations.grid import record_study, refuse_results_of_other_data, report_on
 from ablations.run_grid import with_assignments
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
@@ -24,7 +26,8 @@ from seld.classes import STARSS_CLASSES
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
-from seld.records import TrialRecord, trial_folder
+from seld.records import TrialRecord, read_record, trial_folder, write_record
+from trainables.cells import DEFAULT_DATA
 
 VARIANTS = replace(find_study("variants", "demo"), seeds=(0, 1), budgets_minutes=(1.5,))
 RECORDINGS = [f"fold4_room{n}_mix001" for n in range(3)]
@@ -180,3 +183,22 @@ def test_a_setting_that_erases_what_is_compared_is_refused(
         with_assignments(find_study(study), [assignment])
     # Arms that are alike from the start, as those of other data, stay so.
     with_assignments(find_study("domain"), ["pretrain.steps=5", "finetune.steps=5"])
+
+
+def test_results_on_other_recordings_are_not_replaced(tmp_path: Path) -> None:
+    """As those of the rendered sounds by ``--sound-bank``: trials are named by their settings."""
+    folder = tmp_path / "results/variants"
+    study = only(VARIANTS, "scratch")
+    run(study, folder)
+
+    def of(test_fingerprint: str) -> Any:
+        data = SimpleNamespace(test_fingerprint=test_fingerprint)
+        return SimpleNamespace(study_folder=folder, data={DEFAULT_DATA: data})
+
+    for cell in study.cells()[1:]:
+        record = read_record(trial_folder(folder, cell.trial_id))
+        write_record(replace(record, test_fingerprint="rendered"), folder)
+    shutil.rmtree(trial_folder(folder, study.cells()[0].trial_id))
+    refuse_results_of_other_data(study.cells(), of("rendered"))
+    with pytest.raises(InputError, match=f"--results is '{folder.parent}', expected another"):
+        refuse_results_of_other_data(study.cells(), of("recorded"))
