@@ -8,8 +8,9 @@ BIN := .venv/bin
 grid: .venv/.run-ready
 	$(BIN)/python ablations/run_grid.py $(ARGS)
 
+# Two at a time: the tests that start Ray, which mostly wait, beside all others.
 test: .venv/.dev-ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 fast-test: .venv/.dev-ready
 	$(BIN)/python -m pytest -m "not slow and not ray" $(ARGS)

@@ -1,10 +1,12 @@
 """What a trial costs beyond its training, beside a bare Tune trial around a Train run.
 
-    python -m benchmarks.overhead [--trials 5] [--cpus 2]
+    python -m benchmarks.overhead [--trials 5] [--cpus 2] [--steps 40]
 
 ``pretrained`` and ``scratch`` are trials of this platform as a study runs them, with the demo's
 networks on a few seconds of sound: all that their stages need (workers, data streams, stores,
-probes, predictions, scores, records), but a single step of training. No stage is shared.
+probes, predictions, scores, records), ``--steps`` of pretraining and one of fine-tuning. No stage
+is shared. ``alone`` is what ``pretrained`` computes, as plain loops in a process that has
+everything imported: what the trial takes beyond it is its fixed cost.
 
 ``bare`` is what anyone writes: a Tune trial that fits a TorchTrainer, with Train's defaults.
 ``ours`` fits the same as this platform's pretrainings do: Train's controller in the trial's own
@@ -31,6 +33,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
@@ -44,6 +47,7 @@ from ablations.cluster import (
 from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
 from ablations.run_grid import with_assignments
+from benchmarks.plain_stages import run_plainly
 from search_spaces.scales import find_scale
 from search_spaces.studies import variants
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
@@ -58,8 +62,7 @@ from trainables.workers import train_environment
 
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 OURS = ("pretrained", "scratch")
-VARIANTS = (*OURS, "bare", "ours")
-ONE_STEP = ["steps=1", "batch_size=4", "warmup_steps=0"]
+VARIANTS = (*OURS, "alone", "bare", "ours")
 
 
 def train_nothing(config: dict[str, Any]) -> None:
@@ -77,6 +80,8 @@ def run_trial(config: dict[str, Any]) -> None:
         cell: Cell = config["cells"][variant]
         record = run_cell(replaced_seed(cell, config["turn"]), config["run"])
         assert record.status == "finished", record.failure
+    elif variant == "alone":
+        alone(replaced_seed(config["cells"]["pretrained"], config["turn"]), config["run"])
     else:
         fit_nothing(variant)
     tune.report({"variant": variant, "trial_s": time.perf_counter() - started})
@@ -86,6 +91,13 @@ def replaced_seed(cell: Cell, seed: int) -> Cell:
     """The cell with stages that no other has."""
     pretrain = replace(cell.pretrain, seed=seed) if cell.pretrain else None
     return replace(cell, seed=seed, pretrain=pretrain, finetune=replace(cell.finetune, seed=seed))
+
+
+def alone(cell: Cell, run: StudyRun) -> None:
+    """What a trial of this cell computes, here."""
+    torch.set_num_threads(run.placement.worker_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        run_plainly(cell, run.data[cell.data], StageStore(Path(folder)))
 
 
 def fit_nothing(variant: str) -> None:
@@ -116,8 +128,8 @@ def fit_nothing(variant: str) -> None:
         ).fit()
 
 
-def smallest_study(folder: Path) -> tuple[dict[str, Cell], StudyRun]:
-    """Trials of one step each, and a run of them on three half minutes of scenes."""
+def smallest_study(folder: Path, steps: int) -> tuple[dict[str, Cell], StudyRun]:
+    """Trials of a few steps, and a run of them on three half minutes of scenes."""
     half = PartSettings(minutes=0.5, rooms=2)
     scenes = SceneSettings(
         unannotated=half,
@@ -129,7 +141,11 @@ def smallest_study(folder: Path) -> tuple[dict[str, Cell], StudyRun]:
     scale = replace(find_scale("demo"), scenes=scenes, budgets_minutes=(0.1,))
     study = with_assignments(
         variants(scale),
-        [f"{stage}.{setting}" for stage in ("pretrain", "finetune") for setting in ONE_STEP],
+        [
+            f"{stage}.{setting}"
+            for stage, stage_steps in (("pretrain", steps), ("finetune", 1))
+            for setting in (f"steps={stage_steps}", "batch_size=4", "warmup_steps=0")
+        ],
     )
     placement = plan_placement(cluster_limits())
     data = prepare_data(DataOptions(folder=folder), study, placement, Console(quiet=True))
@@ -152,15 +168,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5, help="of each variant (5)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=40, help="of a pretraining (40)")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
         quiet_output(Path(folder) / "ray.log") as console,
         ray_cluster(ClusterOptions(cpus=arguments.cpus)),
     ):
-        cells, run = smallest_study(Path(folder) / "data")
+        cells, run = smallest_study(Path(folder) / "data", arguments.steps)
         # The first trials of all start Ray's own services and are not counted.
-        turns = [*VARIANTS[:3], *(arguments.variants * arguments.trials)]
+        warm_up = ("pretrained", "scratch", "alone", "bare")
+        turns = [*warm_up, *(arguments.variants * arguments.trials)]
         results = tune.Tuner(
             tune.with_resources(run_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
             param_space={
@@ -179,20 +197,25 @@ def main() -> None:
         ]
         measured.sort(key=lambda metrics: metrics["config"]["turn"])
         console.print(f"seconds of a whole trial, {arguments.trials} trials each", highlight=False)
+        medians: dict[str, float] = {}
         for variant in arguments.variants:
             seconds = [
                 metrics["trial_s"]
                 for metrics in measured
-                if metrics["variant"] == variant and metrics["config"]["turn"] >= 3
+                if metrics["variant"] == variant and metrics["config"]["turn"] >= len(warm_up)
             ]
             if not seconds:
                 console.print(f"{variant:10s} failed", highlight=False)
                 continue
+            medians[variant] = statistics.median(seconds)
             console.print(
-                f"{variant:10s} median {statistics.median(seconds):6.2f}   "
+                f"{variant:10s} median {medians[variant]:6.2f}   "
                 f"fastest {min(seconds):6.2f}   slowest {max(seconds):6.2f}",
                 highlight=False,
             )
+        if {"pretrained", "alone"} <= medians.keys():
+            fixed_s = medians["pretrained"] - medians["alone"]
+            console.print(f"fixed cost of a pretrained trial {fixed_s:.2f}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,22 +29,18 @@ from ablations.cluster import ClusterOptions, cluster_limits, ray_cluster
 from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
 from ablations.sweep import Sweep
+from benchmarks.plain_stages import run_plainly
 from benchmarks.sweep import RECORDED, RUNG_COLUMN
 from search_spaces.scales import ScaleSettings, find_scale
 from search_spaces.spaces import OBJECTIVES
 from search_spaces.studies import variants
 from seld.scenes.settings import PartSettings, SceneSettings
-from trainables.cells import DEFAULT_DATA, Cell, stages_of
-from trainables.clips import local_batches
-from trainables.evaluate_job import EvaluateJob
-from trainables.finetune_job import FinetuneJob
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History
+from trainables.cells import DEFAULT_DATA, Cell
 from trainables.prepare import PreparedData
 from trainables.presets import Recipe
-from trainables.pretrain import PretrainSettings, pretrain
-from trainables.pretrain_job import PretrainJob
+from trainables.pretrain import PretrainSettings
 from trainables.resources import plan_placement
-from trainables.stages import StageFiles, StageStore
+from trainables.stages import StageStore
 
 BUDGETS_MINUTES = (3.0,)
 CLASSES = ("clapping", "telephone", "music")
@@ -82,48 +77,9 @@ def easy_scale() -> ScaleSettings:
     return replace(scale, recipe=recipe, scenes=scenes, budgets_minutes=BUDGETS_MINUTES)
 
 
-def pretrained(job: PretrainJob, folder: Path) -> Mapping[str, Any]:
-    """The audio encoder, into the folder."""
-    history = History("pretrain")
-    result = pretrain(
-        job.settings,
-        local_batches(job.reader(), start_step=0, steps=job.settings.steps),
-        report=lambda step, metrics, state: history.add(step, metrics),
-    )
-    torch.save(result.audio_encoder, folder / ENCODER_FILE)
-    history.write(folder / HISTORY_FILE)
-    return {}
-
-
 def seld_error(cell: Cell, data: PreparedData, store: StageStore) -> float:
     """A cell's score on the validation rooms, over the classes that there are."""
-    keys = stages_of(cell, data)
-    assert cell.pretrain is not None
-    assert keys.pretrain is not None
-    pretraining = PretrainJob(settings=cell.pretrain, shards=data.unannotated)
-    store.obtain(keys.pretrain, lambda folder: pretrained(pretraining, folder))
-    finetuning = FinetuneJob(
-        settings=cell.finetune,
-        shards=data.annotated,
-        annotation_minutes=cell.annotation_minutes,
-        class_names=data.class_names,
-        encoder=StageFiles(store=store, key=keys.pretrain),
-        validation_rooms=data.validation_rooms,
-    )
-    store.obtain(
-        keys.finetune,
-        lambda folder: finetuning.run(folder, device="cpu", report=lambda progress: None),
-    )
-    evaluation = EvaluateJob(
-        shards=data.annotated,
-        network=StageFiles(store=store, key=keys.finetune),
-        class_names=data.class_names,
-        rooms=data.validation_rooms,
-    )
-    result = store.obtain(
-        keys.evaluate,
-        lambda folder: evaluation.run(folder, device="cpu", report=lambda progress: None),
-    )
+    result = run_plainly(cell, data, store, probed=False)
     scores = [row["seld_error"] for row in result.summary["per_class"] if row["references"]]
     return sum(scores) / len(scores)
 

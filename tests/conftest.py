@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Tests run beside each other's processes; several threads each only get in their own way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +29,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data: {SHARED_DATA} is missing (set SELD_SHARED_DATA to use another)")
     return SHARED_DATA
+
+
+class RayBesideTheRest(LoadScopeScheduling):
+    """Of several processes one runs the tests that start Ray, the others all else.
+
+    Two clusters at once would wait for each other's processes, and ``ray down`` ends every one
+    on a machine.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith("tests/integration/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayBesideTheRest:
+    """Called with ``-n``, as ``make test`` does."""
+    return RayBesideTheRest(config, log)
 
 
 @pytest.hookimpl(trylast=True)

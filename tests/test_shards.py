@@ -46,7 +46,7 @@ from seld.decoding import (
     decode_recording,
 )
 from seld.errors import InputError, exit_on_input_error
-from seld.shards import ProcessExecutor, build_shards, find_executor, main, plan
+from seld.shards import ProcessExecutor, build_shards, main, plan
 
 SMALL = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)
 NAMES = tuple(
@@ -576,15 +576,6 @@ def test_order_and_workers_change_nothing(starss23: Path, shards: Path, tmp_path
 @pytest.mark.slow
 def test_processes_give_the_same_shards(starss23: Path, shards: Path, tmp_path: Path) -> None:
     parallel, _ = build("starss23", starss23, tmp_path / "out", workers=2)
-    assert parallel.fingerprint == ShardIndex.open(str(shards)).fingerprint
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_ray_gives_the_same_shards(starss23: Path, shards: Path, tmp_path: Path) -> None:
-    parallel, _ = build(
-        "starss23", starss23, tmp_path / "out", workers=2, executor=find_executor("ray")
-    )
     assert parallel.fingerprint == ShardIndex.open(str(shards)).fingerprint
 
 

@@ -17,6 +17,10 @@ import ray
 import ray.train
 from ray import cloudpickle
 
+from seld.corpora import CORPORA
+from seld.decoding import ShardSettings
+from seld.shards import ProcessExecutor, build_shards, find_executor
+from tests import corpus_writers as writers
 from trainables import ingest, workers
 from trainables.in_trial import InTrialTrainer
 from trainables.ingest import stream_batches
@@ -123,3 +127,20 @@ def test_a_train_worker_finds_its_process_waiting(tmp_path: Path) -> None:
     second: Any = ray.get(trial.fit.remote("second", tmp_path, environment))
     assert {second["process"]} == waiting
     assert second["found"] == ["torch", "trainables.workers"]
+
+
+def test_shards_are_the_same_by_ray_and_in_one_process(tmp_path: Path) -> None:
+    names = ("dev-train-sony/fold3_room2_mix001", "dev-test-sony/fold4_room8_mix002")
+    corpus = CORPORA["starss23"](
+        str(writers.write_starss(tmp_path / "corpus", names, with_video=True))
+    )
+    settings = ShardSettings(clip_s=2.0, shard_s=4.0)
+    fingerprints = set()
+    for executor in (find_executor("ray"), ProcessExecutor()):
+        index, rejected = build_shards(
+            corpus, settings, str(tmp_path / type(executor).__name__), executor=executor, workers=2
+        )
+        assert rejected == []
+        assert len(index.clips) > 0
+        fingerprints.add(index.fingerprint)
+    assert len(fingerprints) == 1
