@@ -76,6 +76,12 @@ def run_trial(config: dict[str, Any]) -> None:
     """A trial of a variant; reports how long it took."""
     started = time.perf_counter()
     variant = config["turns"][config["turn"]]
+    # Variants take turns in one process: each has its own settings, not those of the one before.
+    os.environ[WATCHER] = "1" if variant == "bare" else "0"
+    for name, value in train_environment(elastic=False).items():
+        os.environ.pop(name, None)
+        if variant != "bare":
+            os.environ[name] = value
     if variant in OURS:
         cell: Cell = config["cells"][variant]
         record = run_cell(replaced_seed(cell, config["turn"]), config["run"])
@@ -102,11 +108,6 @@ def alone(cell: Cell, run: StudyRun) -> None:
 
 def fit_nothing(variant: str) -> None:
     """A Train run that does nothing."""
-    os.environ[WATCHER] = "1" if variant == "bare" else "0"
-    for name, value in train_environment(elastic=False).items():
-        os.environ.pop(name, None)
-        if variant == "ours":
-            os.environ[name] = value
     kind, reports = (
         (InTrialTrainer, TrialReports())
         if variant == "ours"

@@ -30,7 +30,7 @@ from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
 from ablations.sweep import Sweep
 from benchmarks.plain_stages import run_plainly
-from benchmarks.sweep import RECORDED, RUNG_COLUMN
+from benchmarks.sweep import LOSS_COLUMN, RECORDED, RUNG_COLUMN, Outcome
 from search_spaces.scales import ScaleSettings, find_scale
 from search_spaces.spaces import OBJECTIVES
 from search_spaces.studies import variants
@@ -45,8 +45,7 @@ from trainables.stages import StageStore
 BUDGETS_MINUTES = (3.0,)
 CLASSES = ("clapping", "telephone", "music")
 PRETRAIN_STEPS, FINETUNE_STEPS = 80, 360
-#: At a third of the steps and at all; with fewer still no setting finds a sound.
-RUNGS = 2
+RUNGS = 3
 
 
 def easy_scale() -> ScaleSettings:
@@ -77,11 +76,11 @@ def easy_scale() -> ScaleSettings:
     return replace(scale, recipe=recipe, scenes=scenes, budgets_minutes=BUDGETS_MINUTES)
 
 
-def seld_error(cell: Cell, data: PreparedData, store: StageStore) -> float:
-    """A cell's score on the validation rooms, over the classes that there are."""
-    result = run_plainly(cell, data, store, probed=False)
-    scores = [row["seld_error"] for row in result.summary["per_class"] if row["references"]]
-    return sum(scores) / len(scores)
+def outcome(cell: Cell, data: PreparedData, store: StageStore) -> Outcome:
+    """A cell's scores on the validation rooms, over the classes that there are."""
+    result = run_plainly(cell, data, store, probed=False).summary
+    errors = [row["seld_error"] for row in result["per_class"] if row["references"]]
+    return Outcome(sum(errors) / len(errors), result["metrics"]["loss"])
 
 
 def main() -> None:
@@ -121,13 +120,14 @@ def main() -> None:
         if number in done:
             continue
         started = time.perf_counter()
-        errors = [seld_error(cell, data, store) for cell in sweep.cells(parameters)]
+        outcomes = [outcome(cell, data, store) for cell in sweep.cells(parameters)]
         row: dict[str, Any] = {"setting": number}
         row |= {f"parameter.{name}": value for name, value in parameters.items()}
-        row |= {f"{RUNG_COLUMN}{rung}": error for rung, error in enumerate(errors, start=1)}
+        for rung, found in enumerate(outcomes, start=1):
+            row |= {f"{RUNG_COLUMN}{rung}": found.seld_error, f"{LOSS_COLUMN}{rung}": found.loss}
         rows.append(row)
         pd.DataFrame(rows).to_csv(arguments.table, index=False)
-        shown = ", ".join(f"{100 * error:.1f}" for error in errors)
+        shown = ", ".join(f"{100 * found.seld_error:.1f}" for found in outcomes)
         took_s = time.perf_counter() - started
         console.print(f"setting {number}: SELD error {shown} ({took_s:.0f} s)", highlight=False)
 

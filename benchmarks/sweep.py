@@ -23,6 +23,7 @@ import argparse
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,34 @@ SEED_NOISE = 0.01
 NEIGHBOURS = 3
 #: Columns of a recorded surface, followed by the rung's number.
 RUNG_COLUMN = "seld_error.rung"
+LOSS_COLUMN = "loss.rung"
 DEFAULT_RUNGS = 3
 RECORDED = Path(__file__).with_name("surface.csv")
 
-#: (parameters, share of the steps) → expected SELD error.
-Surface = Callable[[Parameters, float], float]
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training is expected to be told of: SELD error, and the loss that decides at rungs."""
+
+    seld_error: float
+    loss: float
+
+    def observed(self, noise: np.random.Generator) -> dict[str, float]:
+        """With the luck of a seed, of which a network that finds nothing has none to speak of."""
+        luck = noise.normal(scale=SEED_NOISE)
+        error = self.seld_error
+        return {
+            "seld_error": error + luck if error < 1.0 else error,
+            "loss": self.loss * (1.0 + luck / error),
+        }
 
 
-def made_up(parameters: Parameters, fidelity: float) -> float:
-    """SELD error between about 0.55 and 0.75."""
+#: (parameters, share of the steps) → what to expect.
+Surface = Callable[[Parameters, float], Outcome]
+
+
+def made_up(parameters: Parameters, fidelity: float) -> Outcome:
+    """SELD error between about 0.55 and 0.75; the loss says the same."""
 
     def off(name: str, best: float, width: float) -> float:
         """Squared distance from the best value, in decades over ``width``."""
@@ -69,20 +89,23 @@ def made_up(parameters: Parameters, fidelity: float) -> float:
     # Short trainings are worse, and flatter small steps less than the full one does.
     missing = 1.0 - fidelity
     steps = math.log10(parameters["pretrain.learning_rate"] / 8e-4)
-    return error + 0.08 * missing - 0.02 * missing * steps
+    error += 0.08 * missing - 0.02 * missing * steps
+    return Outcome(error, error)
 
 
 class Recorded:
     """Mean of the nearest recorded trainings, in ranks of each parameter.
 
     Args:
-        trials: ``parameter.*`` and ``seld_error.rung1`` … with the last rung's full training, or
-            ``seld_error`` alone. Then lower rungs answer like full trainings.
+        trials: ``parameter.*`` and ``seld_error.rung1`` … ``loss.rung1`` … with the last rung's
+            full training, or ``seld_error`` alone. Then lower rungs answer like full trainings.
     """
 
     def __init__(self, trials: pd.DataFrame) -> None:
         rungs = sorted(column for column in trials.columns if column.startswith(RUNG_COLUMN))
+        losses = [column.replace(RUNG_COLUMN, LOSS_COLUMN) for column in rungs]
         self._errors = trials[rungs or ["seld_error"]].to_numpy(float)  # (setting, rung)
+        self._losses = trials[losses or ["seld_error"]].to_numpy(float)
         self.rungs = len(rungs) or DEFAULT_RUNGS
         self._columns = {
             column.removeprefix("parameter."): trials[column].to_numpy()
@@ -90,8 +113,8 @@ class Recorded:
             if column.startswith("parameter.")
         }
 
-    def __call__(self, parameters: Parameters, fidelity: float) -> float:
-        """Expected SELD error."""
+    def __call__(self, parameters: Parameters, fidelity: float) -> Outcome:
+        """Of the neighbourhood."""
         distance = np.zeros(len(self._errors))
         for name, value in parameters.items():
             recorded = self._columns[name]
@@ -107,7 +130,7 @@ class Recorded:
         nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
         last = self._errors.shape[1] - 1
         rung = max(0, last - round(math.log(1.0 / fidelity, REDUCTION)))
-        return float(self._errors[nearest, rung].mean())
+        return Outcome(self._errors[nearest, rung].mean(), self._losses[nearest, rung].mean())
 
 
 def trainings(path: Path) -> pd.DataFrame:
@@ -134,17 +157,16 @@ def searched(sweep: Sweep, surface: Surface, cost: float, folder: Path) -> float
         trial_id = str(number)
         parameters = searcher.suggest(trial_id)["parameters"]
         number += 1
-        seed_noise = noise.normal(scale=SEED_NOISE)
         result: dict[str, Any] = {}
         for rung in range(1, sweep.rungs + 1):
             fidelity = 1.0 / REDUCTION ** (sweep.rungs - rung)
             spent += fidelity
-            error = surface(parameters, fidelity) + seed_noise
-            result = {"rung": rung, "rungs": sweep.rungs, "seld_error": error, "status": "finished"}
+            result = {"rung": rung, "rungs": sweep.rungs, "status": "finished"}
+            result |= surface(parameters, fidelity).observed(noise)
             if searcher.should_stop(trial_id, result):
                 break
         searcher.on_trial_complete(trial_id, result)
-    return surface(proposals[study.best_trial.number], 1.0)
+    return surface(proposals[study.best_trial.number], 1.0).seld_error
 
 
 def drawn(sweep: Sweep, surface: Surface, cost: float) -> float:
@@ -155,7 +177,7 @@ def drawn(sweep: Sweep, surface: Surface, cost: float) -> float:
     for _ in range(int(cost)):
         parameters = sweep.propose(study.ask())
         expected = surface(parameters, 1.0)
-        outcomes.append((expected + noise.normal(scale=SEED_NOISE), expected))
+        outcomes.append((expected.observed(noise)["seld_error"], expected.seld_error))
     return min(outcomes)[1]
 
 

@@ -26,6 +26,7 @@ from seld.annotations import decode_accdoa, decode_multi_accdoa, write_annotatio
 from seld.checkpoints import load_checkpoint
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.media import MediaError, declared_length_s, foa_blocks
+from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import FRAMES_PER_LABEL
 from seld.models.seld_network import SeldNetwork
 from seld.storage import check_writable, files_within
@@ -73,13 +74,30 @@ def predict_waveform(
         settings: windows and thresholds.
     """
     settings = settings or PredictionSettings()
+    vectors = predict_vectors(network, sound, settings)
+    return events_of(vectors, network.settings.output_format, settings)
+
+
+def events_of(
+    pieces: Iterable[NDArray[np.float32]],
+    output_format: OutputFormat,
+    settings: PredictionSettings | None = None,
+) -> pd.DataFrame:
+    """The events that a recording's vectors stand for.
+
+    Args:
+        pieces: consecutive, as :func:`predict_vectors` gives them.
+        output_format: of the network they are from.
+        settings: thresholds.
+    """
+    settings = settings or PredictionSettings()
     # Plain numbers: a table per piece, kept between the network's large temporary arrays, breaks
     # the heap into pieces too small for these, and memory grows with the recording.
     rows: list[tuple[object, ...]] = []
     empty: pd.DataFrame | None = None
     first_frame = 0
-    for vectors in predict_vectors(network, sound, settings):
-        if network.settings.output_format == "accdoa":
+    for vectors in pieces:
+        if output_format == "accdoa":
             table = decode_accdoa(vectors, threshold=settings.threshold)
         else:
             table = decode_multi_accdoa(

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
-from seld.annotations import write_annotations
+from seld.annotations import accdoa_targets, multi_accdoa_targets, write_annotations
 from seld.checkpoints import load_checkpoint
 from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.losses import accdoa_loss, adpit_loss
 from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
-from seld.predict import predict_waveform
+from seld.models.heads import OutputFormat
+from seld.predict import PredictionSettings, events_of, predict_vectors
 from trainables.jobs import (
     COUNTS_FILE,
     NETWORK_FILE,
@@ -53,12 +56,15 @@ class EvaluateJob:
             self.network.folder / NETWORK_FILE, class_names=self.class_names
         )
         network = checkpoint.network.to(device)
+        output_format = network.settings.output_format
         names, references, predictions = [], [], []
+        losses, lengths = [], []
         recordings = index.clips.sort_values("start_s").groupby("recording_id")
         for done, (name, clips) in enumerate(recordings, start=1):
             recording = RecordingClips(self.shards.reader(ShardIndex(index.folder, clips)))
             reference = recording.annotations()
-            prediction = predict_waveform(network, recording.blocks())
+            vectors = list(predict_vectors(network, recording.blocks(), PredictionSettings()))
+            prediction = events_of(vectors, output_format)
             for table, kind in ((reference, REFERENCE_FOLDER), (prediction, PREDICTIONS_FOLDER)):
                 path = folder / kind / f"{name}.csv"
                 path.parent.mkdir(exist_ok=True)
@@ -66,6 +72,8 @@ class EvaluateJob:
             names.append(str(name))
             references.append(reference)
             predictions.append(prediction)
+            losses.append(regression_loss(np.concatenate(vectors), reference, output_format))
+            lengths.append(sum(map(len, vectors)))
             report({"stage": "evaluate", "step": done, "steps": len(recordings)})
         counts = recording_counts(references, predictions, class_count=len(self.class_names))
         counts_table(names, counts).to_parquet(folder / COUNTS_FILE, index=False)
@@ -73,10 +81,33 @@ class EvaluateJob:
         per_class = result.per_class.rename_axis("class_name").reset_index()
         per_room = result.per_room.reset_index()
         return {
-            "metrics": {name: getattr(result, name) for name in SCORE_NAMES},
+            "metrics": {name: getattr(result, name) for name in SCORE_NAMES}
+            | {"loss": float(np.average(losses, weights=lengths))},
             "per_class": per_class.to_dict("records"),
             "per_room": per_room.to_dict("records"),
         }
+
+
+def regression_loss(
+    vectors: NDArray[np.float32], reference: pd.DataFrame, output_format: OutputFormat
+) -> float:
+    """What fine-tuning minimises, of a whole recording.
+
+    It tells networks apart that find nothing yet, whose vectors are all below the threshold.
+
+    Args:
+        vectors: (label frame, [track,] class, 3).
+        reference: the recording's events.
+        output_format: of the network.
+    """
+    frame_count, class_count = len(vectors), vectors.shape[-2]
+    targets, loss = (
+        (accdoa_targets, accdoa_loss)
+        if output_format == "accdoa"
+        else (multi_accdoa_targets, adpit_loss)
+    )
+    target = targets(reference, frame_count=frame_count, class_count=class_count)
+    return loss(torch.from_numpy(vectors)[None], torch.from_numpy(target)[None]).item()
 
 
 @dataclass(frozen=True)
