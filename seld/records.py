@@ -82,9 +82,10 @@ class TrialRecord:
     ``config`` holds every setting, nested; ``parameters`` the few that vary in the study
     (flat, dotted names), which is what sweeps are analysed by. ``metrics`` has the keys of
     :data:`SCORE_COLUMNS`, and the regression ``loss`` before any threshold; ``per_class`` and
-    ``per_room`` rows carry the same scores under a ``class_name`` or ``room``. ``probes`` are diagnostics of the pretrained encoder (retrieval,
-    linear probes, embedding spread; chance levels under ``<name>_chance``). ``smaller_batches``
-    (``finetune.batch_size`` → windows) is what did not fit the accelerator otherwise.
+    ``per_room`` rows carry the same scores under a ``class_name`` or ``room``. ``probes`` are
+    diagnostics of the pretrained encoder (retrieval, linear probes, embedding spread; chance levels
+    under ``<name>_chance``). ``smaller_batches`` (``finetune.batch_size`` → windows) is what did
+    not fit the accelerator otherwise.
     """
 
     study: str
