@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from ablations.sweep import REDUCTION
-from benchmarks.sweep import Recorded
+from benchmarks.sweep import SEED_NOISE, Outcome, Recorded
 
 
 def test_a_recorded_surface_answers_by_rung_and_neighbourhood() -> None:
@@ -17,10 +20,23 @@ def test_a_recorded_surface_answers_by_rung_and_neighbourhood() -> None:
                 "parameter.pretrain.temperature": [0.09, 0.1, 0.11, 0.48, 0.5, 0.52],
                 "seld_error.rung1": [0.90, 0.91, 0.92, 1.0, 1.0, 1.0],
                 "seld_error.rung2": [0.50, 0.60, 0.70, 0.8, 0.8, 0.8],
+                "loss.rung1": [0.01, 0.02, 0.03, 0.05, 0.05, 0.08],
+                "loss.rung2": [0.01, 0.01, 0.01, 0.04, 0.04, 0.04],
             }
         )
     )
     assert surface.rungs == 2
-    assert surface({"pretrain.temperature": 0.1}, 1.0) == pytest.approx(0.6)
-    assert surface({"pretrain.temperature": 0.1}, 1.0 / REDUCTION) == pytest.approx(0.91)
-    assert surface({"pretrain.temperature": 0.5}, 1.0) == pytest.approx(0.8)
+    low, high = {"pretrain.temperature": 0.1}, {"pretrain.temperature": 0.5}
+    assert astuple(surface(low, 1.0)) == pytest.approx((0.6, 0.01))
+    assert astuple(surface(low, 1.0 / REDUCTION)) == pytest.approx((0.91, 0.02))
+    assert astuple(surface(high, 1.0 / REDUCTION)) == pytest.approx((1.0, 0.06))
+
+
+def test_what_finds_nothing_finds_nothing_with_any_seed() -> None:
+    noise = np.random.default_rng(0)
+    nothing = [Outcome(1.0, 0.05).observed(noise) for _ in range(20)]
+    assert {seen["seld_error"] for seen in nothing} == {1.0}
+    assert len({seen["loss"] for seen in nothing}) == 20
+    something = [Outcome(0.6, 0.05).observed(noise)["seld_error"] for _ in range(2000)]
+    assert np.mean(something) == pytest.approx(0.6, abs=0.001)
+    assert np.std(something) == pytest.approx(SEED_NOISE, rel=0.1)

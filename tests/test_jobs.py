@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from seld import metrics
-from seld.annotations import accdoa_targets, multi_accdoa_targets
+from seld.annotations import POLAR_COLUMNS, accdoa_targets, multi_accdoa_targets
 from seld.checkpoints import load_checkpoint
 from seld.classes import STARSS_CLASSES
 from seld.clips import ClipReader, ShardIndex
@@ -21,12 +21,12 @@ from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
 from seld.models.heads import OutputFormat
-from seld.predict import predict_waveform
+from seld.predict import events_of, predict_waveform
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader, WindowSchedule
-from trainables.evaluate_job import EvaluateJob
+from trainables.evaluate_job import EvaluateJob, regression_loss
 from trainables.finetune_job import FinetuneJob, validation_score
 from trainables.jobs import NETWORK_FILE, ShardFolder
 
@@ -138,6 +138,22 @@ def test_validation_scores_only_the_rooms_kept_out(shards: ShardFolder, tmp_path
     result = evaluation.run(scores, device="cpu", report=lambda progress: None)
     assert {path.name for path in (scores / "predictions").iterdir()} == {"fold3_room1_mix001.csv"}
     assert [row["room"] for row in result["per_room"]] == [1]
+
+
+@pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])
+def test_loss_tells_apart_what_the_threshold_does_not(output_format: OutputFormat) -> None:
+    """Two frames, two classes, one source ahead in the second frame: at most a vector of 0.4."""
+    source = pd.DataFrame([(1, 1, 0, 0, 0)], columns=list(POLAR_COLUMNS))
+    losses = []
+    for length in (0.0, 0.4):
+        vectors = np.zeros((2, 2, 3), np.float32)
+        vectors[1, 1, 0] = length
+        if output_format == "multi_accdoa":  # each of the three tracks says the same
+            vectors = np.repeat(vectors[:, None], 3, axis=1)
+        assert events_of([vectors], output_format).empty
+        losses.append(regression_loss(vectors, source, output_format))
+    # One of 2 × 2 × 3 numbers is off, by 1 and by 0.6.
+    assert losses == pytest.approx([1.0 / 12, 0.36 / 12])
 
 
 def test_validation_on_the_way_equals_the_evaluation_of_the_same_rooms(

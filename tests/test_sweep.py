@@ -152,22 +152,27 @@ def searcher_of(folder: Path, sweep: Sweep = SWEEP) -> tuple[OptunaSearcher, opt
     return OptunaSearcher(study, lambda: ask(study, 0), config_of, sweep.goals), study
 
 
-def rung(number: int, error: float) -> dict[str, Any]:
-    return {"rung": number, "rungs": 3, "seld_error": error, "status": "finished"}
+def rung(number: int, error: float, loss: float = 0.02) -> dict[str, Any]:
+    scores = {"seld_error": error, "loss": loss}
+    return {"rung": number, "rungs": 3, "status": "finished"} | scores
 
 
 def test_a_trial_worse_than_two_thirds_at_its_rung_is_stopped(tmp_path: Path) -> None:
+    """None finds a sound so early, and all have the same SELD error: their losses decide."""
     searcher, study = searcher_of(tmp_path)
-    for number, error in enumerate((0.5, 0.6, 0.7)):
+    for number, loss in enumerate((0.02, 0.03, 0.04)):
         searcher.suggest(str(number))
         # Reports in between rungs say nothing of the error.
-        assert not searcher.should_stop(str(number), {"stage": "pretrain", "step": 5})
-        stopped = searcher.should_stop(str(number), rung(1, error))
+        assert not searcher.should_stop(
+            str(number), {"stage": "finetune", "step": 5, "loss": 0.1 - loss}
+        )
+        stopped = searcher.should_stop(str(number), rung(1, 1.0, loss))
         assert stopped == (number > 0)
         if not stopped:
             assert not searcher.should_stop(str(number), rung(2, 0.45))
             assert not searcher.should_stop(str(number), rung(3, 0.4))
-        searcher.on_trial_complete(str(number), rung(1 if stopped else 3, error))
+        searcher.on_trial_complete(str(number), rung(1 if stopped else 3, 0.4))
+    assert study.best_value == 0.4
     states = [trial.state for trial in study.get_trials()]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert len(done_trials(study)) == 3
