@@ -223,7 +223,7 @@ def report_on(study_folder: Path, console: Console) -> int:
         The exit code: 1 where a planned trial failed, of this command or an earlier one.
     """
     # What draws takes a second to import, and plans draw nothing.
-    from analysis import print_summary, write_report
+    from analysis import Analysis
     from analysis.load import read_plan, readable_records
 
     planned = [cell["trial_id"] for cell in read_plan(study_folder).cells]
@@ -233,8 +233,9 @@ def report_on(study_folder: Path, console: Console) -> int:
     table = trials_table(records)
     table.to_parquet(study_folder / "trials.parquet", index=False)
     table.to_csv(study_folder / "trials.csv", index=False)
-    report = write_report([study_folder], study_folder / "report")
-    print_summary([study_folder], console)
+    analysis = Analysis.of([study_folder])
+    report = analysis.write(study_folder / "report")
+    analysis.print(console)
     console.print(sharing(records), highlight=False)
     for record in records:
         if record.smaller_batches:

@@ -38,9 +38,9 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
         raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
     fetch_folder(kept, study_folder)
     if (study_folder / "study.json").is_file():
-        from analysis import print_summary  # what draws takes a second to import
+        from analysis import Analysis  # what draws takes a second to import
 
-        print_summary([study_folder], console)
+        Analysis.of([study_folder]).print(console)
     console.print(
         f"report: {study_folder / 'report/index.html'}",
         markup=False,

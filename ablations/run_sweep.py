@@ -72,7 +72,10 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--budgets", type=numbers(number), help="annotated minutes (the scale's)")
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
-        "--minimise", type=names, default=("seld_error",), help=f"some of {', '.join(GOALS)}"
+        "--minimise",
+        type=names,
+        default=("seld_error",),
+        help="some of " + ", ".join(f"{name} ({what})" for name, what in GOALS.items()),
     )
     what.add_argument("--rungs", type=int, help="stops on the way to all steps (3; 1: none)")
     what.add_argument(

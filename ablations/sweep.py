@@ -61,10 +61,10 @@ from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
 from trainables.trial import StudyRun, keep_record, report_outcome, run_cell
 
-#: What can be minimised: results that every trial reports.
+#: What can be minimised, and what it is: results that every trial reports.
 GOALS: dict[str, str] = {
     "seld_error": "on the validation rooms",
-    "compute_s": "seconds that pretraining and fine-tuning took",
+    "compute_s": "seconds of pretraining and fine-tuning",
     "annotation_minutes": "the annotation budget",
 }
 #: What decides whether a trial goes on, where it is not the goal itself: a network that trained
@@ -483,7 +483,7 @@ def report_on(
     sweep: Sweep, folder: Path, console: Console, grid_options: Sequence[str] = ()
 ) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
-    from analysis import write_report
+    from analysis import Analysis
     from analysis.load import readable_records
 
     records = readable_records(folder)
@@ -507,7 +507,7 @@ def report_on(
             continue
         command = grid_command(record, grid_options)
         console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
-    report = write_report([folder], folder / "report")
+    report = Analysis.of([folder]).write(folder / "report")
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return 0 if best else 1
 

@@ -239,7 +239,7 @@ def read_plan(folder: Path) -> StudyRecord:
     for name, kind in lists.items():
         value = getattr(study, name)
         if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise InputError(path, name, value, f"a list of {kind}")
+            raise InputError(path, name, value, f"a list of {in_words(kind)}")
     for name in ("name", "question", "baseline", "scale", "command"):
         if not isinstance(getattr(study, name), str):
             raise InputError(path, name, getattr(study, name), "text")
@@ -247,7 +247,7 @@ def read_plan(folder: Path) -> StudyRecord:
     for cell in study.cells:
         for name, kind in wanted.items():
             if not isinstance(cell.get(name), kind):
-                raise InputError(path, f"cells, {name}", cell.get(name), f"of type {kind}")
+                raise InputError(path, f"cells, {name}", cell.get(name), in_words(kind))
     return study
 
 
@@ -363,9 +363,10 @@ def _check_types(record: TrialRecord) -> None:
     for name, kind in expected.items():
         value = getattr(record, name)
         if not isinstance(value, kind):
-            raise InputError("record.json", name, value, f"of type {kind}")
+            raise InputError("record.json", name, value, in_words(kind))
     if record.status not in get_args(Status):
-        raise InputError("record.json", "status", record.status, f"one of {get_args(Status)}")
+        known = ", ".join(get_args(Status))
+        raise InputError("record.json", "status", record.status, f"one of {known}")
     for number, row in enumerate(record.per_room):
         error = row.get(SELD_ERROR.name) if isinstance(row, dict) and "room" in row else None
         if not isinstance(error, (int, float)):
@@ -375,6 +376,12 @@ def _check_types(record: TrialRecord) -> None:
         for key, value in numbers.items():
             if not isinstance(value, (int, float)):
                 raise InputError("record.json", f"{name}.{key}", value, "a number")
+
+
+def in_words(kind: type | tuple[type, ...]) -> str:
+    """What a file's author calls the type: JSON's words, not Python's."""
+    words = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
+    return "a number" if isinstance(kind, tuple) else words[kind]
 
 
 def _reason(error: Exception) -> str:

@@ -27,29 +27,6 @@ from seld.errors import InputError
 _HERE = Path(__file__).parent
 
 
-def write_report(study_folders: Sequence[Path], out: Path, baseline: str | None = None) -> Path:
-    """Analyse studies and write ``index.html``, ``tables/`` and ``figures/`` below ``out``.
-
-    Args:
-        study_folders: as :func:`analysis.load.load_studies`.
-        baseline: the arm that others are compared with; the first study's own where None.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        InputError: no study, an unknown baseline, or a folder that cannot be written.
-    """
-    return Analysis.of(study_folders, baseline).write(out)
-
-
-def print_summary(
-    study_folders: Sequence[Path], console: Console, baseline: str | None = None
-) -> None:
-    """Print the answer and the tables of scores and differences."""
-    Analysis.of(study_folders, baseline).print(console)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """What is said about a set of results, before it is printed or written."""
@@ -67,8 +44,16 @@ class Analysis:
     records: tuple[tables.Table, ...]
 
     @classmethod
-    def of(cls, study_folders: Sequence[Path], baseline: str | None) -> Analysis:
-        """Load the studies and compute everything but the figures."""
+    def of(cls, study_folders: Sequence[Path], baseline: str | None = None) -> Analysis:
+        """Load the studies and compute everything but the figures.
+
+        Args:
+            study_folders: as :func:`analysis.load.load_studies`.
+            baseline: the arm that others are compared with; the first study's own where None.
+
+        Raises:
+            InputError: no study, or an unknown baseline.
+        """
         results = load_studies(study_folders)
         chosen = _baseline(results, baseline)
         comparison = Comparison(results)
@@ -122,7 +107,11 @@ class Analysis:
             )
 
     def write(self, out: Path) -> Path:
-        """The page and its files."""
+        """Write ``index.html``, ``tables/`` and ``figures/``; returns the page's path.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
         of_predictions, unreadable = figures.prediction_figures(self.comparison, self.baseline)
         pictures = [
             *figures.score_figures(self.comparison, self.baseline),

@@ -120,7 +120,8 @@ class TrialRecord:
 
     def __post_init__(self) -> None:
         if self.failure is not None and self.failure.kind not in FAILURE_KINDS:
-            raise InputError("trial record", "failure.kind", self.failure.kind, str(FAILURE_KINDS))
+            kinds = f"one of {', '.join(FAILURE_KINDS)}"
+            raise InputError("trial record", "failure.kind", self.failure.kind, kinds)
         if (self.status == "failed") != (self.failure is not None):
             raise InputError("trial record", "failure", self.failure, f"to fit {self.status!r}")
 

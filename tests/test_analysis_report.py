@@ -15,9 +15,8 @@ import pytest
 from rich.console import Console
 from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
-from analysis import print_summary, write_report
+from analysis import Analysis
 from analysis.load import load_studies
-from analysis.report import Analysis
 from analysis.sweeps import swept_trials
 from seld.errors import InputError
 from seld.records import TrialRecord, read_record, write_record
@@ -43,7 +42,7 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(study_folder: Path) -> Path:
-    return write_report([study_folder], study_folder / "report")
+    return Analysis.of([study_folder]).write(study_folder / "report")
 
 
 class Links(HTMLParser):
@@ -172,7 +171,7 @@ def test_settings_that_are_lists_are_told_apart(tmp_path: Path) -> None:
 def test_summary_prints_tables(study_folder: Path) -> None:
     console = Console(record=True, width=150, file=None, quiet=False)
     with console.capture() as capture:
-        print_summary([study_folder], console)
+        Analysis.of([study_folder]).print(console)
     for needed in ("SELD error", "doa_wise", "gpu_memory", "Differences to scratch"):
         assert needed in capture.get()
 
@@ -181,7 +180,7 @@ def test_summary_prints_tables(study_folder: Path) -> None:
 def test_no_number_is_cut_off_on_a_terminal(study_folder: Path, width: int) -> None:
     console = Console(width=width)
     with console.capture() as capture:
-        print_summary([study_folder], console)
+        Analysis.of([study_folder]).print(console)
     printed = capture.get()
     assert "…" not in printed
     for number in ("recording_wise", "(points)", "LE_CD", "Failed", "15 min doa_wise: "):
@@ -227,7 +226,7 @@ def test_nothing_finished_still_reports(tmp_path: Path) -> None:
     folder = write_simulated_study(
         tmp_path / "s", replace(STUDY, predictions=False, recordings=2), failed
     )
-    assert "There is no answer yet" in write_report([folder], tmp_path / "out").read_text()
+    assert "There is no answer yet" in Analysis.of([folder]).write(tmp_path / "out").read_text()
 
 
 def test_one_seed_claims_nothing(tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_one_seed_claims_nothing(tmp_path: Path) -> None:
     analysis = Analysis.of([folder], None)
     assert "no interval can be given" in analysis.answer
     assert not any(entry.bold for row in analysis.scores.rows for entry in row)
-    write_report([folder], tmp_path / "out")
+    Analysis.of([folder]).write(tmp_path / "out")
 
 
 def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
@@ -255,7 +254,7 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
         planned=False,
     )
     folder = write_simulated_study(tmp_path / "s", study, swept)
-    page = write_report([folder], tmp_path / "out")
+    page = Analysis.of([folder]).write(tmp_path / "out")
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert names == {"responses", "importances"}
     assert "Of 20 settings" in page.read_text()
@@ -287,7 +286,7 @@ def test_square_brackets_of_names_are_printed(tmp_path: Path) -> None:
     folder = write_simulated_study(tmp_path / "s", study)
     console = Console(width=200)
     with console.capture() as capture:
-        print_summary([folder], console)
+        Analysis.of([folder]).print(console)
     printed = capture.get()
     assert "Differences to x[doa]" in printed
     assert "Arm minus x[doa]" in printed
@@ -297,14 +296,14 @@ def test_square_brackets_of_names_are_printed(tmp_path: Path) -> None:
 def test_what_has_become_empty_leaves_the_report(tmp_path: Path) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY, with_a_failure)
     out = tmp_path / "out"
-    write_report([folder], out)
+    Analysis.of([folder]).write(out)
     assert (out / "tables/failures.csv").exists()
     assert (out / "figures/confusion.svg").exists()
     own = out / "tables/mine.csv"
     own.touch()
     shutil.rmtree(folder)
     write_simulated_study(folder, replace(STUDY, predictions=False))
-    write_report([folder], out)
+    Analysis.of([folder]).write(out)
     assert not list((out / "tables").glob("failures.*"))
     assert not list((out / "figures").glob("confusion.*"))
     assert own.exists()

@@ -21,7 +21,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
-from analysis import write_report
+from analysis import Analysis
 
 PHONE_PX, DESK_PX = 390, 1280
 #: Taller than any page here, so that a screenshot shows it whole.
@@ -153,7 +153,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         lambda record: failed(record) if record.trial_id == "avc-15min-seed1" else record,
     )
     (folder / "trials/scratch-15min-seed2/record.json").write_text("{")
-    return write_report([folder], folder / "report").read_text(encoding="utf-8")
+    return Analysis.of([folder]).write(folder / "report").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

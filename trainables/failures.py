@@ -139,7 +139,9 @@ def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Fail
         message=str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__,
         traceback="".join(traceback.format_exception(error)),
         stage=stage,
-        policy="not tried again" if retries == 0 else f"tried {retries} more times",
+        policy={0: "not tried again", 1: "tried once more"}.get(
+            retries, f"tried {retries} more times"
+        ),
         attempts=attempts,
     )
 
