@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from search_spaces.studies import Study
-from seld.corpora import CORPORA
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
@@ -25,12 +24,15 @@ from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
+    Corpora,
     CorpusSource,
     PreparedData,
     build_clip_shards,
     class_names_of,
     describe_data,
     folder_name,
+    recordings_of,
+    title_of,
     unprepared_data,
 )
 from trainables.resources import Placement
@@ -46,20 +48,20 @@ class DataOptions:
             them.
         on_cluster: the work is done by machines that may not be this one.
         sound_bank: folder of ``<class>/*.wav|ogg|flac`` for the embedded benchmark's sounds.
-        annotated, unannotated: corpora as ``NAME=PATH``; both or neither.
+        annotated, unannotated: corpora; both or neither.
         max_bad_share: stop where more recordings than this are unusable.
     """
 
     folder: Path
     sound_bank: Path | None = None
-    annotated: CorpusSource | None = None
-    unannotated: CorpusSource | None = None
+    annotated: Corpora = ()
+    unannotated: Corpora = ()
     max_bad_share: float = 0.5
     storage: str | None = None
     on_cluster: bool = False
 
     def __post_init__(self) -> None:
-        if (self.annotated is None) != (self.unannotated is None):
+        if bool(self.annotated) != bool(self.unannotated):
             given, missing = (
                 ("--annotated", "--unannotated")
                 if self.annotated
@@ -91,11 +93,13 @@ class DataOptions:
 
     def check(self, study: Study) -> None:
         """Find out what can be wrong with the data before any long work."""
-        for source in (self.annotated, self.unannotated):
-            if source is not None:
-                CORPORA[source.name](source.root)
+        for corpora in (self.annotated, self.unannotated):
+            if corpora:
+                recordings_of(corpora)
+        if self.annotated:
+            class_names_of(self.annotated)
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
-        if self.annotated is None:
+        if not self.annotated:
             for settings in self.scenes(study).values():
                 _check_budget(study, settings.train.minutes)
             bank_of(self.scenes(study)[DEFAULT_DATA].sound_bank)
@@ -103,7 +107,7 @@ class DataOptions:
             raise InputError(
                 "command line",
                 "--annotated",
-                self.annotated.root,
+                title_of(self.annotated),
                 f"none with study {study.name}, whose arms {own_scenes} change rendered scenes",
             )
         make_writable(self.folder)
@@ -143,15 +147,15 @@ def prepare_data(
     Nothing said about data means the embedded benchmark: the scale's, and one for every arm that
     brings scenes of its own.
     """
-    if options.annotated is not None and options.unannotated is not None:
+    if options.annotated:
         corpora = (options.unannotated, options.annotated)
         return {DEFAULT_DATA: prepare_corpora(*corpora, options, study, placement, console)}
     prepared = {}
     for name, settings in options.scenes(study).items():
-        source = render(settings, options, placement, console)
+        scenes = (render(settings, options, placement, console),)
         prepared[name] = replace(
-            prepare_corpora(source, source, options, study, placement, console),
-            unannotated_classes=list(settings.unannotated.classes or class_names_of(source)),
+            prepare_corpora(scenes, scenes, options, study, placement, console),
+            unannotated_classes=list(settings.unannotated.classes or class_names_of(scenes)),
         )
     tests = {data.test_fingerprint for data in prepared.values()}
     assert len(tests) == 1, "arms with scenes of their own share the test recordings"
@@ -160,14 +164,14 @@ def prepare_data(
 
 def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]:
     """The data sets as far as they are prepared already; nothing is rendered or decoded."""
-    if options.annotated is not None and options.unannotated is not None:
+    if options.annotated:
         sources = {DEFAULT_DATA: (options.unannotated, options.annotated)}
     else:
         embedded = {
-            name: embedded_source(settings, options)
+            name: (embedded_source(settings, options),)
             for name, settings in options.scenes(study).items()
         }
-        sources = {name: (source, source) for name, source in embedded.items()}
+        sources = {name: (scenes, scenes) for name, scenes in embedded.items()}
     prepared = {}
     for name, (unannotated, annotated) in sources.items():
         pretraining = ShardFolder(path=folder_of_shards(options, unannotated, study))
@@ -181,21 +185,21 @@ def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]
 
 
 def prepare_corpora(
-    unannotated: CorpusSource,
-    annotated: CorpusSource,
+    unannotated: Corpora,
+    annotated: Corpora,
     options: DataOptions,
     study: Study,
     placement: Placement,
     console: Console,
 ) -> PreparedData:
-    """Decode both corpora into shards, or one that serves as both, and open them."""
+    """Decode what pretrains and what is annotated into shards, once where it is the same."""
     scale = study.scale
     folders = {}
-    for source in dict.fromkeys((unannotated, annotated)):
-        folder = folder_of_shards(options, source, study)
-        with progress_bar(console, f"decoding {source.name}") as progress:
+    for corpora in dict.fromkeys((unannotated, annotated)):
+        folder = folder_of_shards(options, corpora, study)
+        with progress_bar(console, f"decoding {title_of(corpora)}") as progress:
             _, rejected = build_clip_shards(
-                source,
+                corpora,
                 scale.shards,
                 folder,
                 workers=max(1, int(placement.cluster_cpus)),
@@ -205,7 +209,7 @@ def prepare_corpora(
         show_rejected(rejected, folder, console)
         # On a GPU features are made from the waveform; on CPUs they cost more than the network.
         spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
-        folders[source] = ShardFolder(path=folder, spectra=spectra)
+        folders[corpora] = ShardFolder(path=folder, spectra=spectra)
     for shard_folder in folders.values():
         with progress_bar(console, "computing spectra") as progress:
             shard_folder.store(scale.finetune.audio.features, progress)
@@ -240,9 +244,9 @@ def embedded_source(settings: SceneSettings, options: DataOptions) -> CorpusSour
     return CorpusSource(name="embedded", root=join(options.root, f"scenes/{fingerprint}"))
 
 
-def folder_of_shards(options: DataOptions, source: CorpusSource, study: Study) -> str:
-    """Where the shards of a corpus are, or will be."""
-    return join(options.root, f"shards/{folder_name(source, study.scale.shards)}")
+def folder_of_shards(options: DataOptions, corpora: Corpora, study: Study) -> str:
+    """Where the shards of corpora are, or will be."""
+    return join(options.root, f"shards/{folder_name(corpora, study.scale.shards)}")
 
 
 def show_rejected(rejected: list[Rejected], folder: str, console: Console) -> None:

@@ -19,8 +19,15 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards (data/)")
     data.add_argument("--sound-bank", type=Path, help="folder of <class>/*.wav|ogg|flac")
-    data.add_argument("--annotated", type=corpus, metavar="NAME=PATH", help="e.g. starss22=DIR")
-    data.add_argument("--unannotated", type=corpus, metavar="NAME=PATH", help="e.g. yt360=DIR")
+    for option, example in (("--annotated", "starss22=DIR"), ("--unannotated", "yt360=DIR")):
+        data.add_argument(
+            option,
+            type=corpus,
+            action="append",
+            default=[],
+            metavar="NAME=PATH",
+            help=f"e.g. {example}; again for each further corpus",
+        )
     data.add_argument("--max-bad-share", type=float, default=0.5, help="stop above (0.5)")
     where = parser.add_argument_group("where")
     where.add_argument("--results", type=Path, default=Path("results"), help="(results/)")
@@ -74,8 +81,9 @@ def typed_places(arguments: argparse.Namespace) -> list[str]:
         name = option.removeprefix("--").replace("-", "_")
         value = getattr(arguments, name)
         if value != parser.get_default(name):
-            is_corpus = isinstance(value, CorpusSource)
-            typed += [option, f"{value.name}={value.root}" if is_corpus else str(value)]
+            for one in value if isinstance(value, list) else [value]:
+                is_corpus = isinstance(one, CorpusSource)
+                typed += [option, f"{one.name}={one.root}" if is_corpus else str(one)]
     return typed
 
 
@@ -84,8 +92,8 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
     return DataOptions(
         folder=arguments.data,
         sound_bank=arguments.sound_bank,
-        annotated=arguments.annotated,
-        unannotated=arguments.unannotated,
+        annotated=tuple(arguments.annotated),
+        unannotated=tuple(arguments.unannotated),
         max_bad_share=arguments.max_bad_share,
         storage=arguments.storage,
         on_cluster=arguments.address is not None,

@@ -93,16 +93,17 @@ def find_executor(name: str | None) -> Executor:
 def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> list[ShardJob]:
     """Which shards to make of which recordings: the same every time.
 
-    Recordings whose length the corpus fixes share shards of up to ``shard_s``; each other one
+    Recordings of one corpus whose length it fixes share shards of up to ``shard_s``; each other one
     has its own. A shard's name carries a hash of the settings, of its recordings and of the size
     and time of their files, so that a shard that exists is the shard that is wanted.
     """
     stamp_of = stamps({path for recording in recordings for path in _sources(recording)})
     groups: list[list[Recording]] = []
     group_s = float("inf")
-    for recording in sorted(recordings, key=lambda item: item.recording_id):
+    for recording in sorted(recordings, key=lambda item: (item.corpus, item.recording_id)):
         length_s = recording.duration_s or float("inf")
-        if group_s + length_s > settings.shard_s:
+        alike = bool(groups) and groups[-1][0].corpus == recording.corpus
+        if not alike or group_s + length_s > settings.shard_s:
             groups.append([])
             group_s = 0.0
         groups[-1].append(recording)
@@ -162,10 +163,10 @@ def build_shards(
 
 def _check_superseded(out: str, present: set[str], jobs: Sequence[ShardJob]) -> None:
     """Shards of recordings that have changed will go; any others are not ours to remove."""
-    corpus, settings = jobs[0].recordings[0].corpus, to_mapping(jobs[0].settings)
+    corpora, settings = {job.recordings[0].corpus for job in jobs}, to_mapping(jobs[0].settings)
     for name in sorted(present - {PurePosixPath(job.path).name for job in jobs}):
         footer = read_footer(join(out, name))
-        if (footer["corpus"], footer["settings"]) != (corpus, settings):
+        if footer["corpus"] not in corpora or footer["settings"] != settings:
             found = f"{name}, of {footer['corpus']} with settings {footer['settings']}"
             raise InputError(out, "shards", found, "another folder for other corpora or settings")
 

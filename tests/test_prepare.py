@@ -18,7 +18,14 @@ from tests.test_pretrain import TINY
 from trainables.cells import Cell, stages_of
 from trainables.finetune import FinetuneSettings
 from trainables.jobs import ShardFolder
-from trainables.prepare import CorpusSource, PreparedData, class_names_of, describe_data
+from trainables.prepare import (
+    CorpusSource,
+    PreparedData,
+    class_names_of,
+    describe_data,
+    folder_name,
+    recordings_of,
+)
 from trainables.pretrain_job import PretrainJob, probe_windows
 
 NAMES = (
@@ -49,9 +56,67 @@ def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:
     root = f"memory://{tmp_path.name}"
     with fsspec.open(f"{root}/corpus.json", "w") as listing:
         listing.write('{"class_names": ["dog", "rain"]}')
-    assert class_names_of(CorpusSource(name="embedded", root=root)) == ("dog", "rain")
+    assert class_names_of((CorpusSource(name="embedded", root=root),)) == ("dog", "rain")
     elsewhere = CorpusSource(name="embedded", root=f"{root}/nothing")
-    assert class_names_of(elsewhere) == STARSS_CLASSES
+    assert class_names_of((elsewhere,)) == STARSS_CLASSES
+
+
+def test_synthetic_and_real_scenes_are_one_corpus(tmp_path: Path) -> None:
+    """As the paper fine-tunes: Synth1 adds to STARSS22's training part, whose rooms validate."""
+    real = writers.write_starss(tmp_path / "starss22", NAMES)
+    # Room 3 of Synth1 is another than the room 3 that is tested on.
+    synthetic = writers.write_synth1(
+        tmp_path / "synth1", ("fold1_room3_mix001", "fold2_room2_mix001")
+    )
+    corpora = (
+        CorpusSource(name="starss22", root=str(real)),
+        CorpusSource(name="synth1", root=str(synthetic)),
+    )
+    settings = ShardSettings(clip_s=2.0)
+    folder = str(tmp_path / folder_name(corpora, settings))
+    for _ in range(2):  # and again, where all is decoded already
+        index, rejected = build_shards(
+            recordings_of(corpora), settings, folder, executor=ProcessExecutor(), workers=1
+        )
+    assert rejected == []
+    pictures = writers.write_starss(tmp_path / "starss23", NAMES, with_video=True)
+    pretraining = str(tmp_path / "pretraining")
+    build_shards(
+        CORPORA["starss23"](str(pictures)),
+        settings,
+        pretraining,
+        executor=ProcessExecutor(),
+        workers=1,
+    )
+    data = describe_data(
+        ShardFolder(path=pretraining), ShardFolder(path=folder), class_names_of(corpora)
+    )
+    assert data.validation_rooms == ("room1",)
+    rooms = index.clips.groupby("split")["room"].unique().map(sorted).to_dict()
+    assert rooms == {
+        "train": ["room1", "room2", "synth1-room3"],
+        "validation": ["synth1-room2"],
+        "test": ["room3"],
+    }
+    # Pretraining on STARSS23 does not see the room either: it is the same one.
+    job = PretrainJob(settings=TINY, shards=data.unannotated, validation_rooms=("room1",))
+    assert set(job.reader().reader.index.clips["room"]) == {"room2"}
+    # Three recordings of 6 s: one of STARSS22 and both of Synth1.
+    assert data.trainable_minutes == pytest.approx(3 * 6 / 60)
+
+
+def test_corpora_with_a_recording_in_common_are_refused(tmp_path: Path) -> None:
+    """STARSS23 has all of STARSS22: its test would be trained on, or counted twice."""
+    corpora = tuple(
+        CorpusSource(
+            name=name,
+            root=str(writers.write_starss(tmp_path / name, NAMES, with_video=name == "starss23")),
+        )
+        for name in ("starss22", "starss23")
+    )
+    expected = r"starss22\+starss23: fold3_room1_mix001 is .*expected in one of the corpora only"
+    with pytest.raises(InputError, match=expected):
+        recordings_of(corpora)
 
 
 def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:

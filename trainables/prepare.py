@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from seld.classes import STARSS_CLASSES
 from seld.clips import ShardIndex
-from seld.corpora import CORPORA
+from seld.corpora import CORPORA, Recording
 from seld.decoding import Rejected, ShardSettings
 from seld.errors import InputError
 from seld.settings import to_mapping
@@ -33,6 +34,32 @@ class CorpusSource:
     def __post_init__(self) -> None:
         if self.name not in CORPORA:
             raise InputError("corpus", "name", self.name, f"one of {', '.join(CORPORA)}")
+
+
+#: What serves one purpose: a corpus, or several as one.
+Corpora: TypeAlias = tuple[CorpusSource, ...]
+
+
+def recordings_of(corpora: Corpora) -> list[Recording]:
+    """All recordings, by id.
+
+    Raises:
+        InputError: a corpus has none, or two have a recording in common.
+    """
+    found: dict[str, Recording] = {}
+    for source in corpora:
+        for recording in CORPORA[source.name](source.root):
+            other = found.setdefault(recording.recording_id, recording)
+            if other is not recording:
+                both = f"{other.foa_path} and {recording.foa_path}"
+                expected = "in one of the corpora only"
+                raise InputError(title_of(corpora), recording.recording_id, both, expected)
+    return [found[name] for name in sorted(found)]
+
+
+def title_of(corpora: Corpora) -> str:
+    """The corpora's names, for people."""
+    return "+".join(source.name for source in corpora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +94,7 @@ class PreparedData:
 
 
 def build_clip_shards(
-    source: CorpusSource,
+    corpora: Corpora,
     settings: ShardSettings,
     folder: str,
     *,
@@ -75,7 +102,7 @@ def build_clip_shards(
     max_bad_share: float,
     progress: Callable[[int, int], None],
 ) -> tuple[ShardIndex, list[Rejected]]:
-    """Decode a corpus with Ray Data into ``folder``; what is decoded already is kept.
+    """Decode corpora with Ray Data into ``folder``; what is decoded already is kept.
 
     Args:
         progress: told recordings done and recordings in all.
@@ -83,7 +110,7 @@ def build_clip_shards(
     Raises:
         InputError: no recordings, or more than ``max_bad_share`` of them unusable.
     """
-    recordings = CORPORA[source.name](source.root)
+    recordings = recordings_of(corpora)
     done = 0
 
     def count(result: object) -> None:
@@ -110,9 +137,9 @@ def describe_data(
     """Open the shards and check that there is something to pretrain, fine-tune and test on."""
     annotated_index = ShardIndex.open(annotated.path)
     train = annotated_index.select(splits=["train", "validation"])
-    validation_rooms = _validation_rooms(train)
-    unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path), validation_rooms)
     test = annotated_index.select(splits=["test"])
+    validation_rooms = _validation_rooms(train, test)
+    unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path), validation_rooms)
     for folder, index, part in (
         (unannotated, unannotated_index, "unannotated clips with pictures"),
         (annotated, train, "training clips"),
@@ -160,8 +187,21 @@ def unprepared_data(
     )
 
 
-def class_names_of(source: CorpusSource) -> tuple[str, ...]:
-    """The corpus's own classes where it lists them, else the thirteen of STARSS."""
+def class_names_of(corpora: Corpora) -> tuple[str, ...]:
+    """The corpora's own classes where they list them, else the thirteen of STARSS.
+
+    Raises:
+        InputError: they have different classes.
+    """
+    first, *others = ((source, _class_names(source)) for source in corpora)
+    for source, names in others:
+        if names != first[1]:
+            expected = f"those of {first[0].root}: {', '.join(first[1])}"
+            raise InputError(source.root, "classes", ", ".join(names), expected)
+    return first[1]
+
+
+def _class_names(source: CorpusSource) -> tuple[str, ...]:
     if source.name != "embedded":
         return STARSS_CLASSES
     try:
@@ -171,13 +211,17 @@ def class_names_of(source: CorpusSource) -> tuple[str, ...]:
         return STARSS_CLASSES
 
 
-def folder_name(source: CorpusSource, settings: ShardSettings) -> str:
+def folder_name(corpora: Corpora, settings: ShardSettings) -> str:
     """A name that tells shards of other corpora or settings apart."""
-    text = json.dumps([source.name, source.root, to_mapping(settings)], sort_keys=True)
-    return f"{source.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    places = [part for source in corpora for part in (source.name, source.root)]
+    text = json.dumps([*places, to_mapping(settings)], sort_keys=True)
+    return f"{title_of(corpora)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _validation_rooms(train: ShardIndex) -> tuple[str, ...]:
+def _validation_rooms(train: ShardIndex, test: ShardIndex) -> tuple[str, ...]:
+    # Of what is tested: synthetic rooms say little of progress on real ones.
+    alike = train.select(corpora=sorted(set(test.clips["corpus"])))
+    train = train if alike.clips.empty else alike
     own = sorted(set(train.clips.loc[train.clips["split"] == "validation", "room"]))
     if own:
         return tuple(own)

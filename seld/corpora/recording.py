@@ -22,7 +22,7 @@ class Recording:
     Args:
         recording_id: unique within the corpus; prediction files are named after it.
         room: what must not be shared between training and test: the room of STARSS, the
-            YouTube video of a web corpus.
+            YouTube video of a web corpus. Corpora call the same room the same.
         channel_map: channel on disk that holds each ACN component; None: as the file says
             (its ``SA3D`` box), else already W, Y, Z, X.
         start_s: where in the file the recording starts (None: at its beginning).

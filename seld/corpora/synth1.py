@@ -39,7 +39,8 @@ def read(root: str) -> list[Recording]:
             recording_id=stem,
             corpus="synth1",
             split=_SPLITS[int(match["fold"])],
-            room=f"room{match['room']}",
+            # Others than STARSS's rooms of the same numbers.
+            room=f"synth1-room{match['room']}",
             foa_path=join(root, f"foa/{stem}.wav"),
             annotation_path=join(root, f"metadata/{stem}.csv"),
             origin="rendered",
