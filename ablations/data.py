@@ -9,16 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from search_spaces.studies import Study
-from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import SoundBank, open_bank
+from seld.shards import rejected_table
 from seld.storage import check_writable, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
@@ -206,7 +204,8 @@ def prepare_corpora(
                 max_bad_share=options.max_bad_share,
                 progress=progress,
             )
-        show_rejected(rejected, folder, console)
+        if rejected:
+            console.print(rejected_table(rejected, folder))
         # On a GPU features are made from the waveform; on CPUs they cost more than the network.
         spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
         folders[corpora] = ShardFolder(path=folder, spectra=spectra)
@@ -247,18 +246,6 @@ def embedded_source(settings: SceneSettings, options: DataOptions) -> CorpusSour
 def folder_of_shards(options: DataOptions, corpora: Corpora, study: Study) -> str:
     """Where the shards of corpora are, or will be."""
     return join(options.root, f"shards/{folder_name(corpora, study.scale.shards)}")
-
-
-def show_rejected(rejected: list[Rejected], folder: str, console: Console) -> None:
-    """The recordings that were set aside, with their reasons."""
-    if not rejected:
-        return
-    table = Table(title=f"{len(rejected)} recordings set aside ({escape(folder)}/rejected.csv)")
-    for column in ("recording", "reason", "detail"):
-        table.add_column(column)
-    for item in rejected:
-        table.add_row(*map(escape, (item.recording_id, item.reason, item.detail)))
-    console.print(table)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -20,6 +21,7 @@ from typing import Protocol, TypeVar
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -38,6 +40,8 @@ from seld.storage import absolute, check_writable, file_system, join, stamps, wr
 
 EXECUTOR_GROUP = "seld.shard_executors"
 _REJECTED_NAME = "rejected.csv"
+#: Rejected recordings that are listed on a terminal; a web corpus has thousands.
+MOST_LISTED = 20
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -302,12 +306,26 @@ def main() -> int:
     return 0
 
 
+def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
+    """The recordings that were set aside, with their reasons; of very many the first few."""
+    counts = Counter(item.reason for item in rejected)
+    table = Table(
+        "recording",
+        "reason",
+        "detail",
+        title=f"{len(rejected)} recordings set aside ({escape(join(folder, _REJECTED_NAME))})",
+        caption=", ".join(f"{reason}: {count}" for reason, count in counts.most_common()),
+    )
+    for item in rejected[:MOST_LISTED]:
+        table.add_row(*map(escape, (item.recording_id, item.reason, item.detail)))
+    if len(rejected) > MOST_LISTED:
+        table.add_row(f"… and {len(rejected) - MOST_LISTED} more", "", "")
+    return table
+
+
 def _print_summary(console: Console, index: ShardIndex, rejected: Sequence[Rejected]) -> None:
     if rejected:
-        table = Table("recording", "reason", "detail", title=f"{len(rejected)} set aside")
-        for item in rejected:
-            table.add_row(item.recording_id, item.reason, item.detail)
-        console.print(table)
+        console.print(rejected_table(rejected, index.folder))
     table = Table("split", "recordings", "rooms", "clips", "minutes", title=index.folder)
     for split, clips in index.clips.groupby("split"):
         table.add_row(

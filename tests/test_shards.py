@@ -24,6 +24,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from seld import clips as clips_module
 from seld.clips import (
@@ -46,7 +47,7 @@ from seld.decoding import (
     decode_recording,
 )
 from seld.errors import InputError, exit_on_input_error
-from seld.shards import ProcessExecutor, build_shards, main, plan
+from seld.shards import ProcessExecutor, build_shards, main, plan, rejected_table
 
 SMALL = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)
 NAMES = tuple(
@@ -557,6 +558,23 @@ def test_no_half_written_shard_is_ever_seen(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"):
         write_shard(str(tmp_path / "a.shard.parquet"), clips(), {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_very_many_rejected_recordings_a_few_are_listed() -> None:
+    rejected = [
+        Rejected(
+            recording_id=f"r{n:04d}", reason="static" if n % 3 else "silent", detail="d", path="p"
+        )
+        for n in range(900)
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(rejected_table(rejected, "out"))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert len(printed.splitlines()) < 30
+    for words in ("900 recordings set aside", "r0019", "880 more", "static: 600, silent: 300"):
+        assert words in printed
+    assert "r0020" not in printed
 
 
 # Determinism

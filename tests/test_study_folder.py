@@ -17,7 +17,6 @@ from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
 from ablations.console import StudyProgress
-from ablations.data import show_rejected
 from ablations.grid import record_study, refuse_results_of_other_data, report_on
 from ablations.run_grid import with_assignments
 from analysis.load import load_studies, read_plan
@@ -27,6 +26,7 @@ from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
 from seld.records import TrialRecord, read_record, trial_folder, write_record
+from seld.shards import rejected_table
 from trainables.cells import DEFAULT_DATA
 
 VARIANTS = replace(find_study("variants", "demo"), seeds=(0, 1), budgets_minutes=(1.5,))
@@ -151,7 +151,7 @@ def test_messages_are_printed_as_they_are(terminal: bool) -> None:
     rejected = Rejected(
         recording_id="clip [take two].mp4", reason="unreadable", detail="[/x]", path="p"
     )
-    show_rejected([rejected], "data/[/x]", console)
+    console.print(rejected_table([rejected], "data/[/x]"))
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
     for words in (message, "x[doa]-1", "clip [take two].mp4", "data/[/x]/rejected.csv"):
