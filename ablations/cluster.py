@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ TRIAL_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
+#: How long a cluster may take to take a connection.
+ANSWER_WITHIN_S = 10.0
 #: How often Ray is started here before its failure to start in time is believed.
 RAY_STARTS = 3
 
@@ -148,7 +151,10 @@ def _connect(address: str) -> None:
     Raises:
         InputError: there is none, or it refuses the token.
     """
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself would try for a minute and longer
+            socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
         ray.init(
             address=address,
             # What this process imports is what every worker imports, edits included.
@@ -159,7 +165,7 @@ def _connect(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except (ValueError, ConnectionError, RayError) as error:
+    except (ValueError, OSError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         expected = f"the address of a running cluster that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error

@@ -187,6 +187,7 @@ def test_addresses_that_are_none_are_refused_in_one_line(
     refused: dict[tuple[str, ...], str] = {
         ("--plan", *dashboard): "a dashboard's address goes with --detach",
         ("--plan", "--address", "foo"): "Invalid address format: foo",
+        ("--plan", "--address", "127.0.0.1:1"): "Connection refused",
         ("--plan", "--address", "auto", "--cpus", "4"): "a running cluster has the CPUs it has",
         ("--calibrate",): "--calibrate is for --plan",
         ("--plan", "--budget-hours", "1"): "--plan runs nothing that --budget-hours could stop",
