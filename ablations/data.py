@@ -200,6 +200,7 @@ def prepare_corpora(
                 corpora,
                 scale.shards,
                 folder,
+                executor=RayDataExecutor(),
                 workers=max(1, int(placement.cluster_cpus)),
                 max_bad_share=options.max_bad_share,
                 progress=progress,

@@ -14,9 +14,8 @@ from seld.corpora import CORPORA, Recording
 from seld.decoding import Rejected, ShardSettings
 from seld.errors import InputError
 from seld.settings import to_mapping
-from seld.shards import build_shards
+from seld.shards import Executor, build_shards
 from seld.storage import join, local_copy
-from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.pretrain_job import unannotated_clips
 
@@ -98,11 +97,12 @@ def build_clip_shards(
     settings: ShardSettings,
     folder: str,
     *,
+    executor: Executor,
     workers: int,
     max_bad_share: float,
     progress: Callable[[int, int], None],
 ) -> tuple[ShardIndex, list[Rejected]]:
-    """Decode corpora with Ray Data into ``folder``; what is decoded already is kept.
+    """Decode corpora into ``folder``; what is decoded already is kept.
 
     Args:
         progress: told recordings done and recordings in all.
@@ -122,7 +122,7 @@ def build_clip_shards(
         recordings,
         settings,
         folder,
-        executor=RayDataExecutor(),
+        executor=executor,
         workers=workers,
         max_bad_share=max_bad_share,
         on_result=count,
