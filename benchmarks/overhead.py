@@ -1,6 +1,6 @@
 """What a trial costs beyond its training, beside a bare Tune trial around a Train run.
 
-    python -m benchmarks.overhead [--trials 5] [--cpus 2] [--steps 40]
+    python -m benchmarks.overhead [--trials 5] [--cpus 2] [--steps 120]
 
 ``pretrained`` and ``scratch`` are trials of this platform as a study runs them, with the demo's
 networks on a few seconds of sound: all that their stages need (workers, data streams, stores,
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5, help="of each variant (5)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--cpus", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=40, help="of a pretraining (40)")
+    parser.add_argument("--steps", type=int, default=120, help="of a pretraining (120)")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
