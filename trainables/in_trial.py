@@ -5,7 +5,8 @@ one for a queue that brings the workers' reports from there to the trial, one th
 workers' resources back should the controller be killed. Here the trial's process, which only waits
 otherwise, controls the run and takes its reports, and the driver looks after what killed ones
 leave: half of the fixed cost of a pretraining (``benchmarks/overhead.py``), and it works where
-Train's own cleaner does not, on clusters without a dashboard to ask.
+Train's own cleaner does not, on clusters without a dashboard to ask. A fourth, at which workers
+wait for each other, is kept from one run of a process to the next.
 
 All of it reaches into Ray's private parts, whose version ``constraints.txt`` pins.
 """
@@ -22,12 +23,67 @@ from ray._private.state import state as gcs_state
 from ray.core.generated.gcs_pb2 import (
     PlacementGroupTableData,  # pyright: ignore[reportAttributeAccessIssue]
 )
+from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import state as worker_group_state
+from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+
+class KeptMeetingPoint:
+    """Makes the actor at which Train's workers meet; after a run that ended well, the same again.
+
+    Its process would import for seconds beside a training that begins.
+    """
+
+    def __init__(self) -> None:
+        self._actor: Any = None
+        self._in_use = False
+        self._options: dict[str, Any] = {}
+
+    def options(self, **options: Any) -> KeptMeetingPoint:
+        """As Train calls the actor's class."""
+        self._options = options
+        return self
+
+    def remote(self, **arguments: Any) -> Any:
+        """The actor, as new."""
+        if self._in_use:  # by a group that did not start, and may still be waiting there
+            self.discard()
+        if self._actor is not None:
+            try:
+                ray.get(self._actor.__ray_call__.remote(_begin_anew, arguments))
+            except RayActorError:
+                self._actor = None
+        if self._actor is None:
+            self._actor = SynchronizationActor.options(**self._options).remote(**arguments)
+        self._in_use = True
+        return self._actor
+
+    def give_back(self) -> None:
+        """The run has ended well: nobody waits there any more."""
+        self._in_use = False
+
+    def discard(self) -> None:
+        """Of a run that ended otherwise nothing is kept."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._actor, self._in_use = None, False
+
+
+def _begin_anew(actor: Any, arguments: dict[str, Any]) -> None:
+    actor.__init__(**arguments)
+
+
+MEETING_POINT = KeptMeetingPoint()
+worker_group.SynchronizationActor = MEETING_POINT  # pyright: ignore[reportAttributeAccessIssue]
+# Train ends it with each group of workers.
+worker_group_state._shutdown_sync_actor = lambda sync_actor: None
 
 
 class InTrialTrainer(ray.train.torch.TorchTrainer):
@@ -55,7 +111,16 @@ class InTrialTrainer(ray.train.torch.TorchTrainer):
                 raise
             return controller.get_result()
 
-        return asyncio.run(control())
+        try:
+            result = asyncio.run(control())
+        except BaseException:
+            MEETING_POINT.discard()
+            raise
+        if result.error is None:
+            MEETING_POINT.give_back()
+        else:
+            MEETING_POINT.discard()
+        return result
 
 
 class TrialReports(UserCallback):

@@ -129,6 +129,55 @@ def test_a_train_worker_finds_its_process_waiting(tmp_path: Path) -> None:
     assert second["found"] == ["torch", "trainables.workers"]
 
 
+def two_that_meet(config: dict[str, Any]) -> str:
+    """A Train worker: what the first one says to all, unless it fails."""
+    from ray.train.collective import broadcast_from_rank_zero
+
+    rank = ray.train.get_context().get_world_rank()
+    if config["name"] == "fails" and rank == 0:
+        raise ValueError("planted")  # the other waits for it
+    told = [broadcast_from_rank_zero(f"{config['name']} {n}, by {rank}") for n in range(2)]
+    return ", ".join(told)
+
+
+@ray.remote(num_cpus=0)
+class Meetings:
+    def fit(self, name: str, folder: Path) -> tuple[str, str]:
+        """What was said in a Train run of two workers, and the actor at which they met."""
+        from trainables.in_trial import MEETING_POINT
+
+        trainer = InTrialTrainer(
+            two_that_meet,
+            train_loop_config={"name": name},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=2, resources_per_worker={"CPU": 0.5}
+            ),
+            run_config=ray.train.RunConfig(name=name, storage_path=str(folder)),
+        )
+        try:
+            said = str(trainer.fit().return_value)
+        except ray.train.TrainingFailedError as error:
+            said = str(error)
+        actor = MEETING_POINT._actor
+        return said, actor._actor_id.hex() if actor else "none"
+
+
+def test_workers_of_later_runs_meet_at_the_same_actor_but_after_a_failure(tmp_path: Path) -> None:
+    trial: Any = Meetings.remote()
+    runs = [
+        ray.get(trial.fit.remote(name, tmp_path)) for name in ("first", "second", "fails", "last")
+    ]
+    first, second, failure, last = (said for said, _ in runs)
+    assert first == "first 0, by 0, first 1, by 0"
+    assert second == "second 0, by 0, second 1, by 0"
+    assert "planted" in failure
+    assert last == "last 0, by 0, last 1, by 0"
+    actors = [actor for _, actor in runs]
+    assert actors[0] == actors[1] != "none"
+    assert actors[2] == "none"
+    assert actors[3] not in ("none", actors[0])
+
+
 def test_shards_are_the_same_by_ray_and_in_one_process(tmp_path: Path) -> None:
     names = ("dev-train-sony/fold3_room2_mix001", "dev-test-sony/fold4_room8_mix002")
     corpus = CORPORA["starss23"](
