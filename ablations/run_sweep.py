@@ -5,9 +5,9 @@
     python ablations/run_sweep.py --objectives recording_wise
     python ablations/run_sweep.py --budgets 1.5,6 --minimise seld_error,annotation_minutes
 
-Trials begin with few steps and only the better ones go on to all (asynchronous successive
-halving). Scores are those of rooms held out of the training part; the test is for the grid that
-compares what was found, and the command for that is printed at the end.
+Trials begin with few steps and only the better ones, by their loss, go on to all (asynchronous
+successive halving). Loss and scores are those of rooms held out of the training part; the test is
+for the grid that compares what was found, and the command for that is printed at the end.
 """
 
 from __future__ import annotations
