@@ -67,10 +67,11 @@ GOALS: dict[str, str] = {
     "compute_s": "seconds of pretraining and fine-tuning",
     "annotation_minutes": "the annotation budget",
 }
-#: What decides whether a trial goes on, where it is not the goal itself: a network that trained
-#: briefly finds nothing, whatever it has learnt, and its SELD error is that of all others. After a
-#: third of the steps its loss tells more of the final SELD error (rank correlation 0.85) than its
-#: SELD error does (0.35; 19 settings of ``benchmarks/surface.csv``).
+#: What decides whether a trial goes on, where it is not the goal itself. A network that trained
+#: briefly finds nothing, whatever it has learnt, and its SELD error is that of all others; its loss
+#: tells them apart. Rank correlation with the final SELD error over the 49 settings of
+#: ``benchmarks/surface.csv``: 0.87 after a ninth of the steps and 0.91 after a third, the SELD
+#: error's own 0.18 and 0.67.
 RUNG_GOALS: dict[str, str] = {"seld_error": "loss"}
 #: Successive halving: a rung trains for this many times the steps of the one below, and one in
 #: so many trials of a rung goes on to the next.
