@@ -22,7 +22,7 @@ from search_spaces.scales import ScaleSettings, find_scale
 from search_spaces.studies import STUDIES, Study
 from seld.records import write_record
 from seld.shards import ProcessExecutor
-from trainables import prepare, trial
+from trainables import trial
 from trainables.clips import local_batches
 from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History
 from trainables.pretrain import pretrain
@@ -94,7 +94,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_runs_from_its_definition_to_its_report(
     name: str, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "RayDataExecutor", ProcessExecutor)
+    monkeypatch.setattr("ablations.data.RayDataExecutor", ProcessExecutor)
     monkeypatch.setattr(trial, "pretrain_on_workers", pretrain_here)
     monkeypatch.setattr(trial, "run_as_task", run_here)
     monkeypatch.setattr(trial.tune, "report", lambda *_: None)

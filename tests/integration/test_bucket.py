@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -113,6 +114,9 @@ def test_a_lease_is_taken_by_exactly_one(bucket: str, tmp_path: Path) -> None:
 
 
 def _compute_until_killed(root: str, cache: Path, marker: Path, point: str) -> None:
+    # What a killed process leaves goes where the test's own files go.
+    cache.mkdir()
+    tempfile.tempdir = str(cache)
     store = StageStore(root, cache_dir=cache)
 
     def hang(*arguments: Any, **options: Any) -> Any:
