@@ -1,32 +1,30 @@
-"""From a study to its table: prepare the data, run the missing trials, write the report."""
+"""From a study to its table: which trials are missing, and what is known once they have run."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from ray import tune
 from rich.console import Console
-from rich.text import Text
 
-from ablations.cluster import (
-    ClusterOptions,
-    cluster_limits,
-    driver_resource,
-    placement_of,
-    ray_cluster,
+from ablations.console import StudyProgress
+from ablations.options import RunOptions
+from ablations.runs import (
+    ROUNDS,
+    Deadline,
+    check_budgets,
+    let_tune_run,
+    print_report_path,
+    run_and_report,
+    write_tables,
 )
-from ablations.console import StudyProgress, quiet_output
-from ablations.data import DataOptions, make_writable, prepare_data
-from ablations.places import keep_results, results_uri, stages_root
-from ablations.tracking import trackers
-from ablations.watchdog import Watchdog
 from search_spaces.studies import Study
 from seld.errors import InputError
 from seld.records import (
@@ -34,31 +32,17 @@ from seld.records import (
     TrialRecord,
     read_record,
     trial_folder,
-    trials_table,
     write_study,
 )
 from trainables.cells import DEFAULT_DATA, Cell, scored_fingerprint, stages_of, with_batches
-from trainables.prepare import PreparedData
-from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_SHARE
-from trainables.stages import StageStore
 from trainables.trial import StudyRun, run_trial
 
-#: How often trials are started that end without a record, as when Tune loses one between processes.
-ROUNDS = 3
 
-
-def run_study(
-    study: Study,
-    *,
-    data: DataOptions,
-    cluster: ClusterOptions,
-    results: Path,
-    storage: str | None = None,
-    budget_hours: float | None = None,
-    track: str | None = None,
-) -> int:
+def run_study(study: Study, **options: Unpack[RunOptions]) -> int:
     """Run what is missing of a study and report on all of it.
+
+    Args:
+        options: which data, where; see :class:`RunOptions`.
 
     Returns:
         The exit code: 0, or 1 where trials failed.
@@ -66,46 +50,23 @@ def run_study(
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
-    deadline = deadline_after(budget_hours)
-    study_folder = results / study.name
-    make_writable(study_folder)
-    data.check(study)
-    with quiet_output(study_folder / "logs" / "ray.log") as console:
-        tracking = trackers(study.name, study_folder, also=track)
-        console.print(Text(study.question, "bold"))
-        with ray_cluster(cluster):
-            placement = placement_of(study, cluster_limits(), cluster)
-            console.print(placement.describe(), highlight=False)
-            prepared = prepare_data(data, study, placement, console)
-            run = StudyRun(
-                study_folder=study_folder.resolve(),
-                store=StageStore(stages_root(storage, results)),
-                placement=placement,
-                data=prepared,
-                provenance=current_provenance(),
-                kept_in=results_uri(storage, study.name),
-            )
-            callbacks = [
-                *tracking,
-                Watchdog(placement, partial(console.print, markup=False)),
-            ]
-            run_missing_trials(study, run, console, deadline, callbacks)
-        exit_code = report_on(study_folder, console)
-        keep_results(study_folder, storage, console)
-        return exit_code
+    return run_and_report(
+        study, run_trials=partial(run_missing_trials, study), report=report_on, **options
+    )
 
 
 def run_missing_trials(
     study: Study,
     run: StudyRun,
     console: Console,
-    deadline: float | None = None,
-    callbacks: Sequence[tune.Callback] = (),
+    *,
+    deadline: Deadline,
+    callbacks: Sequence[tune.Callback],
 ) -> None:
     """Run every cell that has no finished record of exactly these settings, data and code.
 
-    Trials still running at ``deadline`` (of ``time.monotonic()``) are stopped; their stages go on
-    from their last checkpoints when the study is run again.
+    Trials still running at the deadline are stopped; their stages go on from their last
+    checkpoints when the study is run again.
     """
     cells = study.cells()
     check_budgets(study, run.data[DEFAULT_DATA])
@@ -121,74 +82,26 @@ def run_missing_trials(
     with progress:
         for _ in range(ROUNDS):
             before = {cell.trial_id: _record_time_ns(cell, run) for cell in missing}
-            _fit(missing, study, run, deadline, [progress, *callbacks])
+            let_tune_run(
+                run_trial,
+                run,
+                name=study.name,
+                param_space={"cell": tune.grid_search(missing)},
+                deadline=deadline,
+                callbacks=[progress, *callbacks],
+            )
             missing = [
                 cell for cell in missing if _record_time_ns(cell, run) == before[cell.trial_id]
             ]
-            if not missing or is_late(deadline):
+            if not missing or deadline.is_over:
                 break
             console.print(f"Ray has lost {len(missing)} trials; they are run again")
-    say_if_late(deadline, console)
-
-
-def _fit(
-    cells: Sequence[Cell],
-    study: Study,
-    run: StudyRun,
-    deadline: float | None,
-    callbacks: list[tune.Callback],
-) -> None:
-    """Let Ray Tune run these cells."""
-    tune.Tuner(
-        # Trials write their records into a folder of the driver's machine.
-        tune.with_resources(run_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
-        param_space={"cell": tune.grid_search(list(cells)), "run": run},
-        tune_config=tune.TuneConfig(
-            # One more, and its train worker could take the CPU that Ray Data feeds another from:
-            # on one CPU both would wait for ever.
-            max_concurrent_trials=run.placement.lanes,
-            time_budget_s=seconds_until(deadline),
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=study.name,
-            storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=callbacks,
-            failure_config=tune.FailureConfig(max_failures=2),
-            verbose=0,
-        ),
-    ).fit()
 
 
 def _record_time_ns(cell: Cell, run: StudyRun) -> int | None:
     """When a cell's record was last written: every trial that ends writes one."""
     path = trial_folder(run.study_folder, cell.trial_id) / "record.json"
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def deadline_after(hours: float | None) -> float | None:
-    """Of ``time.monotonic()``; None without a limit."""
-    if hours is None:
-        return None
-    if not hours > 0:
-        raise InputError("command line", "--budget-hours", hours, "more than 0")
-    return time.monotonic() + hours * 3600
-
-
-def seconds_until(deadline: float | None) -> float | None:
-    """What is left for trials when the data are ready: a moment, where that took too long."""
-    return None if deadline is None else max(1.0, deadline - time.monotonic())
-
-
-def is_late(deadline: float | None) -> bool:
-    """Whether a run's limit has been reached."""
-    return deadline is not None and time.monotonic() >= deadline
-
-
-def say_if_late(deadline: float | None, console: Console) -> None:
-    """Tell that a run ended at its limit."""
-    if is_late(deadline):
-        console.print("the hours given are over; the same command goes on from here")
 
 
 def is_finished(cell: Cell, run: StudyRun) -> bool:
@@ -230,9 +143,7 @@ def report_on(study_folder: Path, console: Console) -> int:
     place = {trial_id: number for number, trial_id in enumerate(planned)}
     records = readable_records(study_folder)
     records.sort(key=lambda record: place.get(record.trial_id, len(planned)))
-    table = trials_table(records)
-    table.to_parquet(study_folder / "trials.parquet", index=False)
-    table.to_csv(study_folder / "trials.csv", index=False)
+    write_tables(records, study_folder)
     analysis = Analysis.of([study_folder])
     report = analysis.write(study_folder / "report")
     analysis.print(console)
@@ -241,7 +152,7 @@ def report_on(study_folder: Path, console: Console) -> int:
         if record.smaller_batches:
             batches = ", ".join(f"{name}={n}" for name, n in record.smaller_batches.items())
             console.print(f"for want of GPU memory: {record.trial_id} with {batches}", markup=False)
-    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+    print_report_path(report, console)
     return int(any(r.status == "failed" and r.trial_id in place for r in records))
 
 
@@ -315,15 +226,3 @@ def _merged(before: StudyRecord, planned: StudyRecord) -> StudyRecord:
         command="\n".join([*earlier, planned.command]),
         cells=list(cells.values()),
     )
-
-
-def check_budgets(study: Study, data: PreparedData) -> None:
-    """Refuse budgets that the annotated part cannot give."""
-    largest = max(study.budgets_minutes)
-    if largest > data.trainable_minutes + 1e-6:
-        raise InputError(
-            f"study {study.name}",
-            "annotation budget (minutes)",
-            largest,
-            f"at most the {data.trainable_minutes:.1f} that {data.annotated.path} has",
-        )

@@ -1,4 +1,4 @@
-"""Command-line options that grids and sweeps share: data, results and cluster."""
+"""What the commands of grids and sweeps have in common: data, results and cluster."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
 from seld.errors import InputError
 from trainables.prepare import CorpusSource
+
+
+class RunOptions(TypedDict):
+    """What a command says about a run beside what is run.
+
+    Attributes:
+        storage: folder or URI of finished stages; by default beside the results.
+        budget_hours: when to stop.
+        track: a tracker beside TensorBoard.
+    """
+
+    data: DataOptions
+    cluster: ClusterOptions
+    results: Path
+    storage: NotRequired[str | None]
+    budget_hours: NotRequired[float | None]
+    track: NotRequired[str | None]
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +114,18 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
         max_bad_share=arguments.max_bad_share,
         storage=arguments.storage,
         on_cluster=arguments.address is not None,
+    )
+
+
+def run_options(arguments: argparse.Namespace) -> RunOptions:
+    """What was said about a run beside what is run."""
+    return RunOptions(
+        data=data_options(arguments),
+        cluster=cluster_options(arguments),
+        results=arguments.results,
+        storage=arguments.storage,
+        budget_hours=arguments.budget_hours,
+        track=arguments.track,
     )
 
 

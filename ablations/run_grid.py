@@ -30,6 +30,7 @@ from ablations.options import (
     names,
     number,
     numbers,
+    run_options,
 )
 from ablations.plan import plan_study
 from search_spaces.scales import SCALES
@@ -48,12 +49,11 @@ def main() -> int:
         return detached.run_detached(arguments, "ablations/run_grid.py")
     if results.is_asked_for(arguments):
         return results.run(arguments, study.name)
-    data, cluster = data_options(arguments), cluster_options(arguments)
     if arguments.plan:
         return plan_study(
             study,
-            data=data,
-            cluster=cluster,
+            data=data_options(arguments),
+            cluster=cluster_options(arguments),
             results=arguments.results,
             storage=arguments.storage,
             calibrate=arguments.calibrate,
@@ -61,15 +61,7 @@ def main() -> int:
     # Ray Tune takes a second to import, and plans run nothing.
     from ablations.grid import run_study
 
-    return run_study(
-        study,
-        data=data,
-        cluster=cluster,
-        results=arguments.results,
-        storage=arguments.storage,
-        budget_hours=arguments.budget_hours,
-        track=arguments.track,
-    )
+    return run_study(study, **run_options(arguments))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -21,12 +21,11 @@ from ablations import detached, results
 from ablations.options import (
     add_place_options,
     assignments_by_stage,
-    cluster_options,
-    data_options,
     hours,
     names,
     number,
     numbers,
+    run_options,
     typed_places,
     word,
 )
@@ -45,16 +44,7 @@ def main() -> int:
         return detached.run_detached(arguments, "ablations/run_sweep.py")
     if results.is_asked_for(arguments):
         return results.run(arguments, arguments.name)
-    return run_sweep(
-        sweep,
-        data=data_options(arguments),
-        cluster=cluster_options(arguments),
-        results=arguments.results,
-        storage=arguments.storage,
-        budget_hours=arguments.budget_hours,
-        track=arguments.track,
-        grid_options=grid_options(arguments),
-    )
+    return run_sweep(sweep, grid_options=grid_options(arguments), **run_options(arguments))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import optuna
 from optuna.storages import JournalStorage
@@ -22,26 +22,17 @@ from ray.tune.search import Searcher
 from rich.console import Console
 from rich.markup import escape
 
-from ablations.cluster import (
-    ClusterOptions,
-    cluster_limits,
-    driver_resource,
-    placement_of,
-    ray_cluster,
-)
-from ablations.console import StudyProgress, quiet_output
-from ablations.data import DataOptions, make_writable, prepare_data
-from ablations.grid import (
+from ablations.console import StudyProgress
+from ablations.options import RunOptions
+from ablations.runs import (
     ROUNDS,
+    Deadline,
     check_budgets,
-    deadline_after,
-    is_late,
-    say_if_late,
-    seconds_until,
+    let_tune_run,
+    print_report_path,
+    run_and_report,
+    write_tables,
 )
-from ablations.places import keep_results, results_uri, stages_root
-from ablations.tracking import trackers
-from ablations.watchdog import Watchdog
 from search_spaces.scales import ScaleSettings
 from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
 from search_spaces.studies import Arm, Study
@@ -50,15 +41,11 @@ from seld.records import (
     StudyRecord,
     TrialRecord,
     trial_folder,
-    trials_table,
     write_atomically,
     write_study,
 )
 from seld.settings import flat_mapping, to_mapping
 from trainables.cells import DEFAULT_DATA, Cell
-from trainables.provenance import current_provenance
-from trainables.resources import TRIAL_SHARE
-from trainables.stages import StageStore
 from trainables.trial import StudyRun, keep_record, report_outcome, run_cell
 
 #: What can be minimised, and what it is: results that every trial reports.
@@ -318,56 +305,24 @@ class OptunaSearcher(Searcher):
 
 
 def run_sweep(
-    sweep: Sweep,
-    *,
-    data: DataOptions,
-    cluster: ClusterOptions,
-    results: Path,
-    storage: str | None = None,
-    budget_hours: float | None = None,
-    track: str | None = None,
-    grid_options: Sequence[str] = (),
+    sweep: Sweep, *, grid_options: Sequence[str] = (), **options: Unpack[RunOptions]
 ) -> int:
     """Run the trials that are missing of a sweep and report on all of them.
 
     Args:
         grid_options: scale, settings and places as the sweep was given them, for the command that
             scores what was found on the test.
+        options: which data, where; see :class:`RunOptions`.
 
     Returns:
         The exit code: 0, or 1 where no trial finished.
     """
-    deadline = deadline_after(budget_hours)
-    folder = results / sweep.name
-    make_writable(folder)
-    study = as_study(sweep)
-    data.check(study)
-    with quiet_output(folder / "logs" / "ray.log") as console:
-        tracking = trackers(sweep.name, folder, also=track)
-        with ray_cluster(cluster):
-            placement = placement_of(study, cluster_limits(), cluster)
-            console.print(placement.describe(), highlight=False)
-            run = StudyRun(
-                study_folder=folder.resolve(),
-                store=StageStore(stages_root(storage, results)),
-                placement=placement,
-                data=prepare_data(data, study, placement, console),
-                provenance=current_provenance(),
-                kept_in=results_uri(storage, sweep.name),
-            )
-            check_budgets(study, run.data[DEFAULT_DATA])
-            if not run.data[DEFAULT_DATA].validation_rooms:
-                raise InputError(
-                    "sweep", "validation rooms", "none", "training clips from at least two rooms"
-                )
-            callbacks = [
-                *tracking,
-                Watchdog(placement, partial(console.print, markup=False)),
-            ]
-            run_missing_trials(sweep, run, console, deadline, callbacks)
-        exit_code = report_on(sweep, folder, console, grid_options)
-        keep_results(folder, storage, console)
-        return exit_code
+    return run_and_report(
+        as_study(sweep),
+        run_trials=partial(run_missing_trials, sweep),
+        report=partial(report_on, sweep, grid_options=grid_options),
+        **options,
+    )
 
 
 def as_study(sweep: Sweep) -> Study:
@@ -391,10 +346,16 @@ def run_missing_trials(
     sweep: Sweep,
     run: StudyRun,
     console: Console,
-    deadline: float | None,
+    *,
+    deadline: Deadline,
     callbacks: Sequence[tune.Callback],
 ) -> None:
     """Let Ray Tune ask and run until the sweep has its trials."""
+    check_budgets(as_study(sweep), run.data[DEFAULT_DATA])
+    if not run.data[DEFAULT_DATA].validation_rooms:
+        raise InputError(
+            "sweep", "validation rooms", "none", "training clips from at least two rooms"
+        )
     study = open_study(sweep, run.study_folder)
     require_same(study, run.study_folder, {"data": run.data[DEFAULT_DATA].fingerprint})
     write_sweep_record(sweep, run.study_folder)
@@ -420,44 +381,23 @@ def run_missing_trials(
             searcher = OptunaSearcher(
                 study, lambda: ask(study, sweep.seed), config_of, sweep.goals, decided
             )
-            _fit(searcher, sweep.trials - done, run, sweep.name, deadline, [progress, *callbacks])
+            let_tune_run(
+                run_sweep_trial,
+                run,
+                name=sweep.name,
+                param_space={},
+                deadline=deadline,
+                callbacks=[progress, *callbacks],
+                stop=searcher.should_stop,
+                search_alg=searcher,
+                num_samples=sweep.trials - done,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            )
             done = len(done_trials(study))
-            if done >= sweep.trials or is_late(deadline):
+            if done >= sweep.trials or deadline.is_over:
                 break
             console.print(f"Ray has lost {sweep.trials - done} trials; they are run again")
             propose_again(study)
-    say_if_late(deadline, console)
-
-
-def _fit(
-    searcher: OptunaSearcher,
-    trials: int,
-    run: StudyRun,
-    name: str,
-    deadline: float | None,
-    callbacks: list[tune.Callback],
-) -> None:
-    """Let Ray Tune run so many trials as the searcher proposes."""
-    tune.Tuner(
-        tune.with_resources(run_sweep_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
-        param_space={"run": run},
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            num_samples=trials,
-            max_concurrent_trials=run.placement.lanes,
-            time_budget_s=seconds_until(deadline),
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=callbacks,
-            stop=searcher.should_stop,
-            failure_config=tune.FailureConfig(max_failures=2),
-            verbose=0,
-        ),
-    ).fit()
 
 
 def write_sweep_record(sweep: Sweep, folder: Path) -> None:
@@ -481,16 +421,14 @@ def write_sweep_record(sweep: Sweep, folder: Path) -> None:
 
 
 def report_on(
-    sweep: Sweep, folder: Path, console: Console, grid_options: Sequence[str] = ()
+    sweep: Sweep, folder: Path, console: Console, *, grid_options: Sequence[str] = ()
 ) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
     from analysis import Analysis
     from analysis.load import readable_records
 
     records = readable_records(folder)
-    table = trials_table(records)
-    table.to_parquet(folder / "trials.parquet", index=False)
-    table.to_csv(folder / "trials.csv", index=False)
+    write_tables(records, folder)
     by_id = {record.trial_id: record for record in records}
     study = open_study(sweep, folder)
     counts = Counter(trial.state.name.lower() for trial in done_trials(study))
@@ -509,7 +447,7 @@ def report_on(
         command = grid_command(record, grid_options)
         console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
     report = Analysis.of([folder]).write(folder / "report")
-    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+    print_report_path(report, console)
     return 0 if best else 1
 
 

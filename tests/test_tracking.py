@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ablations import grid, sweep
+from ablations import runs
 from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
+from ablations.grid import run_study
+from ablations.sweep import Sweep, run_sweep
 from ablations.tracking import Mlflow, TensorBoard, Tracker, Tracking, trackers
 from search_spaces.scales import find_scale
 from search_spaces.studies import variants
@@ -99,22 +101,18 @@ def test_mlflow_is_one_flag(tmp_path: Path) -> None:
 
 
 SCALE = find_scale("demo")
-SWEEP = sweep.Sweep(name="s", scale=SCALE, objectives=("avc",), budgets_minutes=(1.5,), trials=1)
+SWEEP = Sweep(name="s", scale=SCALE, objectives=("avc",), budgets_minutes=(1.5,), trials=1)
 
 
-@pytest.mark.parametrize(
-    ("run", "what", "room"),
-    [(grid.run_study, variants(SCALE), grid), (sweep.run_sweep, SWEEP, sweep)],
-)
+@pytest.mark.parametrize(("run", "what"), [(run_study, variants(SCALE)), (run_sweep, SWEEP)])
 def test_a_tracker_that_is_not_installed_is_missed_before_any_work(
-    run: Callable[..., int], what: object, room: ModuleType,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., int], what: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def work(*_: object) -> None:
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(room, "ray_cluster", work)
+    monkeypatch.setattr(runs, "ray_cluster", work)
     places = {"data": DataOptions(folder=tmp_path / "data"), "results": tmp_path / "results"}
     with pytest.raises(InputError, match="pip install mlflow"):
         run(what, **places, cluster=ClusterOptions(), track="mlflow")

@@ -1,0 +1,195 @@
+"""What grids and sweeps do alike: make everything ready, let Ray Tune run trials, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from rich.console import Console
+from rich.text import Text
+
+from ablations.cluster import (
+    ClusterOptions,
+    cluster_limits,
+    driver_resource,
+    placement_of,
+    ray_cluster,
+)
+from ablations.console import quiet_output
+from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.places import keep_results, results_uri, stages_root
+from ablations.tracking import trackers
+from ablations.watchdog import Watchdog
+from search_spaces.studies import Study
+from seld.errors import InputError
+from seld.records import TrialRecord, trials_table
+from trainables.prepare import PreparedData
+from trainables.provenance import current_provenance
+from trainables.resources import TRIAL_SHARE
+from trainables.stages import StageStore
+from trainables.trial import StudyRun
+
+#: How often trials are started that end without a record, as when Tune loses one between processes.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When a run has to end.
+
+    Attributes:
+        at: of ``time.monotonic()``; None for never.
+    """
+
+    at: float | None = None
+
+    @classmethod
+    def after(cls, hours: float | None) -> Deadline:
+        """So long from now."""
+        if hours is None:
+            return cls()
+        if not hours > 0:
+            raise InputError("command line", "--budget-hours", hours, "more than 0")
+        return cls(time.monotonic() + hours * 3600)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been reached."""
+        return self.at is not None and time.monotonic() >= self.at
+
+    def seconds_left(self) -> float | None:
+        """For trials; a moment, where what came before them took too long."""
+        return None if self.at is None else max(1.0, self.at - time.monotonic())
+
+
+class RunsTrials(Protocol):
+    """Runs the trials that are missing; those that run at the deadline are stopped."""
+
+    def __call__(
+        self,
+        run: StudyRun,
+        console: Console,
+        *,
+        deadline: Deadline,
+        callbacks: Sequence[tune.Callback],
+    ) -> None: ...
+
+
+def run_and_report(
+    study: Study,
+    *,
+    run_trials: RunsTrials,
+    report: Callable[[Path, Console], int],
+    data: DataOptions,
+    cluster: ClusterOptions,
+    results: Path,
+    storage: str | None = None,
+    budget_hours: float | None = None,
+    track: str | None = None,
+) -> int:
+    """Prepare the study's data on its cluster, run its trials, report on its folder.
+
+    Args:
+        data, cluster, results, storage, budget_hours, track: see
+            :class:`ablations.options.RunOptions`.
+
+    Returns:
+        The exit code, as ``report`` gives it.
+
+    Raises:
+        InputError: for everything that can be known to be wrong before the work starts.
+    """
+    deadline = Deadline.after(budget_hours)
+    study_folder = results / study.name
+    make_writable(study_folder)
+    data.check(study)
+    with quiet_output(study_folder / "logs" / "ray.log") as console:
+        tracking = trackers(study.name, study_folder, also=track)
+        console.print(Text(study.question, "bold"))
+        with ray_cluster(cluster):
+            placement = placement_of(study, cluster_limits(), cluster)
+            console.print(placement.describe(), highlight=False)
+            run = StudyRun(
+                study_folder=study_folder.resolve(),
+                store=StageStore(stages_root(storage, results)),
+                placement=placement,
+                data=prepare_data(data, study, placement, console),
+                provenance=current_provenance(),
+                kept_in=results_uri(storage, study.name),
+            )
+            watchdog = Watchdog(placement, partial(console.print, markup=False))
+            run_trials(run, console, deadline=deadline, callbacks=[*tracking, watchdog])
+            if deadline.is_over:
+                console.print("the hours given are over; the same command goes on from here")
+        exit_code = report(study_folder, console)
+        keep_results(study_folder, storage, console)
+        return exit_code
+
+
+def let_tune_run(
+    trainable: Callable[[Mapping[str, Any]], None],
+    run: StudyRun,
+    *,
+    name: str,
+    param_space: Mapping[str, Any],
+    deadline: Deadline,
+    callbacks: Sequence[tune.Callback],
+    stop: Callable[[str, Mapping[str, Any]], bool] | None = None,
+    **tune_settings: Any,
+) -> None:
+    """Let Ray Tune run trials, as many at once as the placement has room for.
+
+    Args:
+        trainable: what Tune runs, on the driver's machine; trials write their records there.
+        stop: called with a trial's id and each of its reports.
+        tune_settings: of :class:`ray.tune.TuneConfig`.
+    """
+    tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
+        param_space={**param_space, "run": run},
+        tune_config=tune.TuneConfig(
+            # One more, and its train worker could take the CPU that Ray Data feeds another from:
+            # on one CPU both would wait for ever.
+            max_concurrent_trials=run.placement.lanes,
+            time_budget_s=deadline.seconds_left(),
+            reuse_actors=True,
+            **tune_settings,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(run.study_folder / "logs" / "tune"),
+            callbacks=list(callbacks),
+            stop=stop,
+            failure_config=tune.FailureConfig(max_failures=2),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def check_budgets(study: Study, data: PreparedData) -> None:
+    """Refuse budgets that the annotated part cannot give."""
+    largest = max(study.budgets_minutes)
+    if largest > data.trainable_minutes + 1e-6:
+        raise InputError(
+            f"study {study.name}",
+            "annotation budget (minutes)",
+            largest,
+            f"at most the {data.trainable_minutes:.1f} that {data.annotated.path} has",
+        )
+
+
+def write_tables(records: list[TrialRecord], study_folder: Path) -> None:
+    """Write ``trials.parquet`` and ``trials.csv``."""
+    table = trials_table(records)
+    table.to_parquet(study_folder / "trials.parquet", index=False)
+    table.to_csv(study_folder / "trials.csv", index=False)
+
+
+def print_report_path(report: Path, console: Console) -> None:
+    """Say where to look, on a line that can be copied."""
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
