@@ -16,12 +16,12 @@ from rich.console import Console
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
+from ablations.places import print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
     check_budgets,
     let_tune_run,
-    print_report_path,
     run_and_report,
     write_tables,
 )

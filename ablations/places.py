@@ -32,3 +32,8 @@ def keep_results(study_folder: Path, storage: str | None, console: Console) -> N
     if kept is not None:
         upload_folder(study_folder, kept)
         console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_report_path(report: Path, console: Console) -> None:
+    """Say where to look, on a line that can be copied."""
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)

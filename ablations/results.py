@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from ablations.places import results_uri
+from ablations.places import print_report_path, results_uri, stages_root
 from seld.errors import InputError
 from seld.records import FAILURE_KINDS, LOG_FILE, TrialRecord, read_record
 from seld.storage import fetch_folder, files_below, join, local_copy
+from trainables.stages import StageStore
 
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
@@ -29,7 +30,8 @@ def run(arguments: argparse.Namespace, study: str) -> int:
     kept = results_uri(arguments.storage, study)
     if arguments.fetch:
         return fetch(kept, arguments.results / study, console)
-    return show(kept or str(arguments.results / study), arguments.show, console)
+    store = StageStore(stages_root(arguments.storage, arguments.results))
+    return show(kept or str(arguments.results / study), store, arguments.show, console)
 
 
 def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
@@ -41,20 +43,16 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
         from analysis import Analysis  # what draws takes a second to import
 
         Analysis.of([study_folder]).print(console)
-    console.print(
-        f"report: {study_folder / 'report/index.html'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_report_path(study_folder / "report/index.html", console)
     return 0
 
 
-def show(study_folder: str, wanted: str, console: Console) -> int:
+def show(study_folder: str, store: StageStore, wanted: str, console: Console) -> int:
     """Print record and log of every trial whose name begins with ``wanted``.
 
     Args:
         study_folder: folder or URI.
+        store: of the stages; where their files are is told.
         wanted: name of a trial or its beginning, ``all``, or ``failed`` for all
             that failed or whose records cannot be read.
     """
@@ -70,7 +68,7 @@ def show(study_folder: str, wanted: str, console: Console) -> int:
         expected = f"the name of a trial or its beginning, 'failed' or 'all'; there: {known}"
         raise InputError(trials, "--show", wanted, expected)
     for name in chosen:
-        print_trial(_record(trials, name), _log(trials, name), name, console)
+        print_trial(_record(trials, name), store, _log(trials, name), name, console)
     if not chosen:
         console.print("no trial has failed" if names else "no trial has begun")
     return 0
@@ -82,9 +80,13 @@ def _has_failed(record: TrialRecord | InputError | None) -> bool:
 
 
 def print_trial(
-    record: TrialRecord | InputError | None, log: str, name: str, console: Console
+    record: TrialRecord | InputError | None,
+    store: StageStore,
+    log: str,
+    name: str,
+    console: Console,
 ) -> None:
-    """What became of a trial, why, and what it said on the way."""
+    """What became of a trial, why, where its networks are, and what it said on the way."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -99,6 +101,7 @@ def print_trial(
         for stage in record.stages:
             how = "computed" if stage.computed else "shared"
             say(f"  {stage.name} {stage.key}: {how}, {stage.duration_s:.1f} s")
+            say(f"    {store.location(stage.name, stage.key) or 'its files are gone'}")
         if record.metrics:
             scores = ", ".join(f"{name} {value:.3f}" for name, value in record.metrics.items())
             say(f"  {scores}")

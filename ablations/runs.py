@@ -188,8 +188,3 @@ def write_tables(records: list[TrialRecord], study_folder: Path) -> None:
     table = trials_table(records)
     table.to_parquet(study_folder / "trials.parquet", index=False)
     table.to_csv(study_folder / "trials.csv", index=False)
-
-
-def print_report_path(report: Path, console: Console) -> None:
-    """Say where to look, on a line that can be copied."""
-    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from seld.checkpoints import save_audio_encoder
 from trainables.cells import Cell, stages_of
 from trainables.clips import local_batches
 from trainables.evaluate_job import EvaluateJob
@@ -28,7 +27,7 @@ def pretrained(job: PretrainJob, folder: Path) -> Mapping[str, Any]:
         report=lambda step, metrics, state: history.add(step, metrics),
         probe=job.probe(),
     )
-    torch.save(result.audio_encoder, folder / ENCODER_FILE)
+    save_audio_encoder(folder / ENCODER_FILE, result.audio_encoder, job.settings.audio)
     history.write(folder / HISTORY_FILE)
     return {"probes": result.metrics}
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from seld.errors import InputError
+from seld.storage import written_whole
 
 SCHEMA_VERSION = 1
 LOG_FILE = "log.txt"
@@ -234,13 +234,13 @@ def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+    with (
+        written_whole(str(path)) as temporary,
+        temporary.open("w", encoding="utf-8") as stream,
+    ):
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def _as_json(record: TrialRecord | StudyRecord) -> str:

@@ -11,7 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from seld.checkpoints import load_checkpoint, save_checkpoint
+from seld.checkpoints import (
+    load_audio_encoder,
+    load_checkpoint,
+    save_audio_encoder,
+    save_checkpoint,
+)
 from seld.errors import InputError
 from seld.models.resnet_conformer import RESNET_CONFORMER_PRESETS, AudioEncoderSettings
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
@@ -113,3 +118,27 @@ def test_weights_that_do_not_fit_are_named(stored: Path, network: SeldNetwork) -
     rewrite(stored, metadata={}, without="head.output.bias")
     with pytest.raises(InputError, match="1 missing"):
         load_checkpoint(stored)
+
+
+def test_the_same_encoder_comes_back(network: SeldNetwork, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_audio_encoder(path, network.encoder.state_dict(), network.settings.encoder)
+    encoder = load_audio_encoder(path)
+    assert encoder.settings == network.settings.encoder
+    sound = torch.randn(2, 4, 24_000)
+    with torch.no_grad():
+        assert torch.equal(encoder(sound), network.encoder(sound))
+
+
+def test_encoders_and_networks_are_told_apart(
+    network: SeldNetwork, stored: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="expected 'seld-audio-encoder'"):
+        load_audio_encoder(stored)
+    path = tmp_path / "encoder.safetensors"
+    save_audio_encoder(path, network.encoder.state_dict(), network.settings.encoder)
+    with pytest.raises(InputError, match="expected 'seld-network'"):
+        load_checkpoint(path)
+    rewrite(path, metadata={"settings": json.dumps({"network": {"blocks": 99}})})
+    with pytest.raises(InputError, match="blocks"):
+        load_audio_encoder(path)

@@ -25,6 +25,7 @@ from seld.records import (
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
+from trainables.stages import StageKey, StageStore
 
 Run = Callable[..., tuple[int, str]]
 
@@ -99,6 +100,8 @@ def test_one_command_shows_log_and_failure_of_any_trial(
     if place == "bucket":
         upload_folder(tmp_path / "results", f"{bucket}/results")
         where = ["--results", str(tmp_path / "nowhere"), "--storage", bucket]
+    store = StageStore(f"{bucket}/stages" if place == "bucket" else tmp_path / "results/stages")
+    store.obtain(StageKey(name="finetune", digest="0123"), lambda folder: {})
     code, shown = run(run_grid.main, *where, "--show", "avc")
     assert code == 0
     assert "the node died (try 4; tried 3 more times)" in shown
@@ -107,7 +110,7 @@ def test_one_command_shows_log_and_failure_of_any_trial(
     assert "scratch" not in shown
     assert run(run_grid.main, *where, "--show", "failed") == (0, shown)
     code, shown = run(run_grid.main, *where, "--show", "all")
-    assert "finetune 0123: computed, 12.5 s" in shown
+    assert f"finetune 0123: computed, 12.5 s\n    {store.root}/finetune/0123/attempt-" in shown
     assert "seld_error 0.500" in shown
     assert "no record: under way" in shown
     (tmp_path / "results/variants/trials/doa_wise-2min-seed0-cccccc/record.json").write_text("{")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from ablations.data import DataOptions, prepare_data
@@ -20,6 +19,7 @@ from ablations.grid import record_study, report_on
 from analysis.load import load_studies
 from search_spaces.scales import ScaleSettings, find_scale
 from search_spaces.studies import STUDIES, Study
+from seld.checkpoints import save_audio_encoder
 from seld.records import write_record
 from seld.shards import ProcessExecutor
 from trainables import trial
@@ -42,7 +42,7 @@ def pretrain_here(job: PretrainJob, *_: object, folder: Path, **__: object) -> d
         report=lambda step, metrics, state: history.add(step, metrics),
         probe=job.probe(),
     )
-    torch.save(result.audio_encoder, folder / ENCODER_FILE)
+    save_audio_encoder(folder / ENCODER_FILE, result.audio_encoder, settings.audio)
     history.write(folder / HISTORY_FILE)
     return result.metrics
 

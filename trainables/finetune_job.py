@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
 from seld.annotations import decode_accdoa, decode_multi_accdoa
-from seld.checkpoints import save_checkpoint
+from seld.checkpoints import load_audio_encoder, save_checkpoint
 from seld.clips import ShardIndex, select_budget
 from seld.errors import InputError
 from seld.metrics import recording_counts, scores_from_counts
@@ -116,7 +116,7 @@ class FinetuneJob:
     def _encoder_state(self) -> dict[str, Tensor] | None:
         if self.encoder is None:
             return None
-        return torch.load(self.encoder.folder / ENCODER_FILE, weights_only=True)
+        return load_audio_encoder(self.encoder.folder / ENCODER_FILE).state_dict()
 
 
 def validation_score(

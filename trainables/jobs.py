@@ -23,7 +23,7 @@ from trainables.stages import code_fingerprint
 #: What a computation says while it runs: ``stage``, ``step``, ``steps`` and metrics.
 Progress = dict[str, Any]
 
-ENCODER_FILE = "audio_encoder.pt"
+ENCODER_FILE = "audio_encoder.safetensors"
 NETWORK_FILE = "seld_network.safetensors"
 HISTORY_FILE = "history.csv"
 COUNTS_FILE = "counts.parquet"

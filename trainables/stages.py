@@ -233,6 +233,11 @@ class StageStore:
         paths = self._files.glob(f"{self._base}/{name}/*/committed.json")
         return {path.split("/")[-2]: json.loads(self._files.cat_file(path)) for path in paths}
 
+    def location(self, name: str, digest: str) -> str | None:
+        """Folder or URI of a committed stage's files; None where there is none."""
+        commit = self._read_json(f"{name}/{digest}/committed.json")
+        return None if commit is None else join(self.root, f"{name}/{digest}/{commit['attempt']}")
+
     def obtain(
         self,
         key: StageKey,

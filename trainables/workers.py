@@ -24,6 +24,7 @@ import ray.train.torch
 import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from seld.checkpoints import save_audio_encoder
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob
 from trainables.in_trial import InTrialTrainer, TrialReports
@@ -151,7 +152,7 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             return
         with tempfile.TemporaryDirectory() as folder:
             torch.save(state, Path(folder) / STATE_FILE)
-            torch.save(audio_encoder_of(state), Path(folder) / ENCODER_FILE)
+            save_audio_encoder(Path(folder) / ENCODER_FILE, audio_encoder_of(state), settings.audio)
             history.write(Path(folder) / HISTORY_FILE)
             (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
             ray.train.report(progress, checkpoint=ray.train.Checkpoint.from_directory(folder))
