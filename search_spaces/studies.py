@@ -20,6 +20,7 @@ from seld.settings import flat_mapping, to_mapping
 from trainables.cells import DEFAULT_DATA, Cell
 from trainables.directions import DirectionSettings
 from trainables.finetune import FinetuneSettings
+from trainables.presets import with_ingredients
 from trainables.pretrain import PretrainSettings
 
 
@@ -363,6 +364,62 @@ def temperature(scale: ScaleSettings) -> Study:
     )
 
 
+def ingredients(scale: ScaleSettings) -> Study:
+    """What makes DOA-wise pretraining learn: the recipe without, or with another, of each part.
+
+    Command: ``python ablations/run_grid.py ingredients --scale evidence``
+    Cost: at ``demo`` about three times ``variants``; at ``evidence`` two to three hours per seed on
+    2 cores with instructions for bfloat16. ``--set pretrain.steps=1000`` halves the pretrainings;
+    the probes tell most differences by then.
+    Reading: first the probes of each arm (what it has learnt before any label), then whether the
+    SELD error follows them. An arm no worse than ``recipe`` names an ingredient that does nothing.
+    ``plain`` has none: the paper's loss on its fixed directions, with a head that knows only these.
+    How many directions and which temperature are studies of their own.
+    """
+    recipe = with_ingredients(scale.doa_wise)
+    own = recipe.directions
+    grid = DirectionSettings(
+        sampling="grid", grid=DoaGrid(kind="fibonacci", count=16), weighting="uniform"
+    )
+    changed = {
+        "recipe": recipe,
+        "plain": replace(
+            recipe,
+            directions=grid,
+            head="grid",
+            windows_per_clip=1,
+            own_window_share=0.0,
+            listening_directions=0,
+            augmentation="swaps",
+        ),
+        "one_window_per_clip": replace(recipe, windows_per_clip=1),
+        "contrast_across_windows": replace(recipe, own_window_share=0.0, listening_directions=0),
+        "no_listening": replace(recipe, listening_directions=0),
+        "no_rotations": replace(recipe, augmentation="swaps"),
+        "no_empty_directions": replace(
+            recipe, directions=replace(own, peak_count=own.count, random_count=0)
+        ),
+        "uniform_weights": replace(recipe, directions=replace(own, weighting="uniform")),
+        "half_the_batch": replace(recipe, batch_size=recipe.batch_size // 2),
+        "half_the_window": replace(recipe, window_s=recipe.window_s / 2),
+        "narrow_crops": replace(recipe, field_of_view_deg=30.0),
+        "wide_crops": replace(recipe, field_of_view_deg=80.0),
+        "more_pictures": replace(recipe, frame_count=2 * recipe.frame_count + 1),
+    }
+    return Study(
+        name="ingredients",
+        question="What makes DOA-wise pretraining learn?",
+        scale=scale,
+        arms=tuple(
+            Arm(name=name, pretrain=settings, finetune=scale.finetune)
+            for name, settings in changed.items()
+        ),
+        baseline="recipe",
+        budgets_minutes=scale.budgets_minutes[:1],
+        seeds=scale.seeds,
+    )
+
+
 STUDIES: dict[str, Callable[[ScaleSettings], Study]] = {
     "variants": variants,
     "evidence": evidence,
@@ -371,6 +428,7 @@ STUDIES: dict[str, Callable[[ScaleSettings], Study]] = {
     "misalignment": misalignment,
     "doa_resolution": doa_resolution,
     "temperature": temperature,
+    "ingredients": ingredients,
 }
 
 

@@ -12,6 +12,7 @@ from search_spaces.scales import SCALES, find_scale
 from search_spaces.studies import STUDIES, find_study
 from seld.errors import InputError
 from seld.scenes.render import plan_recordings
+from seld.settings import flat_mapping, to_mapping
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.pretrain import PretrainSettings, pretrain
 
@@ -97,6 +98,27 @@ def test_the_evidence_is_gathered_at_its_own_scale_unless_another_is_asked_for()
     assert [arm.name for arm in study.arms] == [arm.name for arm in find_study("variants").arms]
     assert find_study("evidence", "small").scale.name == "small"
     assert find_study("variants").scale.name == "demo"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_ingredient_is_taken_from_the_same_recipe(scale: str) -> None:
+    study = find_study("ingredients", scale)
+    recipes = {arm.name: arm.pretrain for arm in study.arms}
+    recipe, plain = recipes.pop("recipe"), recipes.pop("plain")
+    assert recipe is not None
+    assert plain is not None
+    assert (plain.directions.sampling, plain.head, plain.own_window_share) == ("grid", "grid", 0.0)
+    if scale != "paper":
+        assert recipe == find_scale(scale).doa_wise
+    for name, changed in recipes.items():
+        assert changed is not None
+        one, other = (flat_mapping(to_mapping(settings)) for settings in (recipe, changed))
+        differ = {key for key, value in one.items() if other[key] != value}
+        # To ask at listening directions is part of the loss within the window; peaks are taken
+        # where there were random directions, so that K stays.
+        together = {"contrast_across_windows": 2, "no_empty_directions": 2}
+        assert len(differ) == together.get(name, 1), differ
+        assert changed.directions.count == recipe.directions.count
 
 
 def test_neighbours_in_the_queue_need_different_pretrainings() -> None:
