@@ -43,7 +43,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seld.annotations import ParsedFile, parse
-from seld.classes import STARSS_CLASSES
+from seld.classes import STARSS_CLASSES, read_class_names
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.storage import files_within
 
@@ -466,6 +466,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("reference_dir", type=Path, metavar="REFERENCE_DIR")
     parser.add_argument("prediction_dir", type=Path, metavar="PREDICTION_DIR")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes in label order, one per line (the thirteen of STARSS)",
+    )
     parser.add_argument("--average", choices=("macro", "micro"), default="macro")
     parser.add_argument("--jackknife", action="store_true", help="95 %% intervals over recordings")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -476,8 +482,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    class_names = read_class_names(options.classes) if options.classes else STARSS_CLASSES
     references, predictions, problems = read_folders(
-        options.reference_dir, options.prediction_dir, class_count=len(STARSS_CLASSES)
+        options.reference_dir, options.prediction_dir, class_count=len(class_names)
     )
     for problem in problems:
         print(f"{'error' if options.strict else 'warning'}: {problem}", file=sys.stderr)
@@ -490,7 +497,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = score(
         references,
         predictions,
-        class_names=STARSS_CLASSES,
+        class_names=class_names,
         average=options.average,
         jackknife=options.jackknife,
     )

@@ -431,6 +431,20 @@ def test_command_names_problems_and_leaves_them_out(folders: tuple[Path, Path], 
     assert run(capsys, *folders, "--strict")[0] == 2
 
 
+def test_command_scores_other_classes(folders: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    names = tmp_path / "classes.txt"
+    names.write_text("drone\nrain\nwind\nsiren\n")
+    _, text, _ = run(capsys, *folders, "--json", "--strict", "--classes", names)
+    result = json.loads(text)
+    assert list(result["per_class"]) == ["drone", "rain", "wind", "siren"]
+    assert result["f20"] == pytest.approx(2 / 4)
+    names.write_text("drone\nrain\n")
+    _, _, errors = run(capsys, *folders, "--json", "--classes", names)
+    assert "column 2 is '3', expected a class of 0 to 1" in errors
+    with pytest.raises(InputError, match="a text file with a class per line"):
+        main([*map(str, folders), "--classes", str(tmp_path / "nowhere")])
+
+
 def test_recordings_in_linked_folders_are_scored(folders: tuple[Path, Path], capsys) -> None:
     reference_dir = folders[0]
     elsewhere = reference_dir.rename(reference_dir.with_name("disk"))

@@ -61,6 +61,22 @@ def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:
     assert class_names_of((elsewhere,)) == STARSS_CLASSES
 
 
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_corpus_may_bring_classes_of_its_own(kind: str, tmp_path: Path) -> None:
+    root = str(tmp_path) if kind == "folder" else f"memory://{tmp_path.name}"
+    source = CorpusSource(name="starss23", root=root)
+    assert class_names_of((source,)) == STARSS_CLASSES
+    for text, names in (("drone\n\nsiren \n", ("drone", "siren")), ("a b\nc", ("a b", "c"))):
+        with fsspec.open(f"{root}/classes.txt", "w") as listing:
+            listing.write(text)
+        assert class_names_of((source,)) == names
+    for text, message in (("\n", "classes is 'none'"), ("dog\ncat\ndog", "classes is 'dog'")):
+        with fsspec.open(f"{root}/classes.txt", "w") as listing:
+            listing.write(text)
+        with pytest.raises(InputError, match=f"{root}/classes.txt: {message}"):
+            class_names_of((source,))
+
+
 def test_synthetic_and_real_scenes_are_one_corpus(tmp_path: Path) -> None:
     """As the paper fine-tunes: Synth1 adds to STARSS22's training part, whose rooms validate."""
     real = writers.write_starss(tmp_path / "starss22", NAMES)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from seld.classes import STARSS_CLASSES
+from seld.classes import CLASSES_FILE, STARSS_CLASSES, read_class_names
 from seld.clips import ShardIndex
 from seld.corpora import CORPORA, Recording
 from seld.decoding import Rejected, ShardSettings
@@ -188,7 +189,7 @@ def unprepared_data(
 
 
 def class_names_of(corpora: Corpora) -> tuple[str, ...]:
-    """The corpora's own classes where they list them, else the thirteen of STARSS.
+    """The corpora's own classes where they list them (``classes.txt``), else those of STARSS.
 
     Raises:
         InputError: they have different classes.
@@ -202,13 +203,13 @@ def class_names_of(corpora: Corpora) -> tuple[str, ...]:
 
 
 def _class_names(source: CorpusSource) -> tuple[str, ...]:
-    if source.name != "embedded":
-        return STARSS_CLASSES
-    try:
-        with local_copy(join(source.root, "corpus.json")) as listing:
+    own = join(source.root, CLASSES_FILE)
+    with suppress(FileNotFoundError), local_copy(own) as path:
+        return read_class_names(path, known_as=own)
+    if source.name == "embedded":
+        with suppress(FileNotFoundError), local_copy(join(source.root, "corpus.json")) as listing:
             return tuple(json.loads(listing.read_text(encoding="utf-8"))["class_names"])
-    except FileNotFoundError:
-        return STARSS_CLASSES
+    return STARSS_CLASSES
 
 
 def folder_name(corpora: Corpora, settings: ShardSettings) -> str:
