@@ -3,6 +3,7 @@
     python ablations/run_sweep.py                         thirty trials on the embedded benchmark
     python ablations/run_sweep.py --trials 60             thirty more: the study continues
     python ablations/run_sweep.py --objectives recording_wise
+    python ablations/run_sweep.py --name tau --search pretrain.temperature,finetune.learning_rate
     python ablations/run_sweep.py --budgets 1.5,6 --minimise seld_error,annotation_minutes
 
 Trials begin with few steps and only the better ones, by their loss, go on to all (asynchronous
@@ -31,7 +32,14 @@ from ablations.options import (
 )
 from ablations.sweep import GOALS, Sweep, run_sweep
 from search_spaces.scales import SCALES, ScaleSettings, find_scale
-from search_spaces.spaces import OBJECTIVE, OBJECTIVES, propose
+from search_spaces.spaces import (
+    BUDGET,
+    LEARN_TEMPERATURE,
+    OBJECTIVE,
+    OBJECTIVES,
+    TEMPERATURE,
+    propose,
+)
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
 
@@ -59,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
     what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
+    what.add_argument("--search", type=names, help="only these settings of the space (all)")
     what.add_argument("--budgets", type=numbers(number), help="annotated minutes (the scale's)")
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
@@ -74,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="STAGE.KEY=VALUE",
-        help="a setting of every trial that is not searched, as pretrain.steps=500",
+        help="a setting of every trial, which is not searched then, as pretrain.steps=500",
     )
     add_place_options(parser)
     parser.add_argument("--budget-hours", type=hours, help="stop after this long")
@@ -84,17 +93,12 @@ def parse_arguments() -> argparse.Namespace:
 def sweep_of(arguments: argparse.Namespace) -> Sweep:
     """The sweep asked for."""
     scale = find_scale(arguments.scale)
-    searched = searched_names(scale, arguments.objectives)
-    for assignment in arguments.assignments:
-        name = assignment.partition("=")[0]
-        if name in searched:
-            raise InputError("--set", "setting", name, "one that the sweep does not search")
     by_stage = assignments_by_stage(arguments.assignments)
     recipe = replace(
         scale.recipe,
         **{
             name: override(getattr(scale.recipe, name), by_stage["pretrain"], "--set pretrain")
-            for name in OBJECTIVES
+            for name in arguments.objectives
         },
         finetune=override(scale.recipe.finetune, by_stage["finetune"], "--set finetune"),
     )
@@ -109,18 +113,41 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         goals=arguments.minimise,
         rungs=rungs if rungs is not None else (1 if several_goals else 3),
         seed=arguments.seed,
+        fixed=fixed_names(scale, arguments),
     )
 
 
-def searched_names(scale: ScaleSettings, objectives: Sequence[str]) -> frozenset[str]:
-    """Every setting that any trial of these objectives is given a value for."""
+def fixed_names(scale: ScaleSettings, arguments: argparse.Namespace) -> frozenset[str]:
+    """What of the space is not searched: all that is set, or that ``--search`` leaves out."""
+    space = space_names(scale, arguments.objectives)
+    set_names = {text.partition("=")[0] for text in arguments.assignments}
+    if OBJECTIVE in set_names:
+        raise InputError("--set", "setting", OBJECTIVE, "--objectives, which says what is tried")
+    fixed = space & set_names
+    if arguments.search:
+        wanted = frozenset(arguments.search)
+        for name in arguments.search:
+            if name not in space:
+                raise InputError("--search", "setting", name, f"some of {', '.join(sorted(space))}")
+            if name in set_names:
+                raise InputError("--search", "setting", name, "one that --set does not set")
+        if TEMPERATURE in wanted:
+            wanted |= {LEARN_TEMPERATURE}
+        fixed |= space - wanted
+    if len(arguments.objectives) == 1 and space - fixed <= {LEARN_TEMPERATURE}:
+        raise InputError("command line", "--set", "every setting", "something left to search")
+    return fixed
+
+
+def space_names(scale: ScaleSettings, objectives: Sequence[str]) -> frozenset[str]:
+    """Every setting that trials of these objectives may be given a value for."""
     names: set[str] = set()
     for first in (True, False):
         for objective in objectives:
             names |= propose(
                 _Extreme(first), scale=scale, objectives=(objective,), budgets_minutes=(1.0,)
             ).keys()
-    return frozenset(names | {OBJECTIVE})
+    return frozenset(names - {OBJECTIVE, BUDGET})
 
 
 class _Extreme:

@@ -75,6 +75,7 @@ class Sweep:
         budgets_minutes: likewise.
         goals: several make it a search for the Pareto front, without early stopping.
         rungs: 1 trains every trial in full; more first try it with fewer steps.
+        fixed: settings of the space that stay as the scale's recipes have them.
         seed: of the proposals and of every trial.
     """
 
@@ -86,6 +87,7 @@ class Sweep:
     goals: tuple[str, ...] = ("seld_error",)
     rungs: int = 3
     seed: int = 0
+    fixed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -109,6 +111,7 @@ class Sweep:
             scale=self.scale,
             objectives=self.objectives,
             budgets_minutes=self.budgets_minutes,
+            fixed=self.fixed,
         )
 
     def cells(self, parameters: Parameters) -> tuple[Cell, ...]:
@@ -156,6 +159,7 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
             "--rungs": sweep.rungs,
             "--seed": sweep.seed,
             "--scale": sweep.scale.name,
+            "what is not searched": sorted(sweep.fixed),
             **{f"--set {name}": value for name, value in recipe_settings(sweep).items()},
         },
     )

@@ -9,12 +9,12 @@ that a finding can be typed into a grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from search_spaces.scales import ScaleSettings
-from seld.settings import from_mapping, to_mapping
+from seld.settings import flat_mapping, from_mapping, to_mapping
 from trainables.cells import Cell
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
@@ -23,6 +23,8 @@ from trainables.pretrain import PretrainSettings
 OBJECTIVES = ("doa_wise", "recording_wise", "avc")
 OBJECTIVE = "pretrain.objective"
 BUDGET = "annotation_minutes"
+TEMPERATURE = "pretrain.temperature"
+LEARN_TEMPERATURE = "pretrain.learn_temperature"
 Parameters = Mapping[str, Any]
 StageSettings = TypeVar("StageSettings", PretrainSettings, FinetuneSettings)
 
@@ -41,6 +43,7 @@ def propose(
     scale: ScaleSettings,
     objectives: Sequence[str],
     budgets_minutes: Sequence[float],
+    fixed: Collection[str] = (),
 ) -> Parameters:
     """One point of the space.
 
@@ -49,43 +52,54 @@ def propose(
         scale: whose recipes have the heads.
         objectives: of pretraining; varied where there are several.
         budgets_minutes: of annotation; varied where there are several.
+        fixed: settings that stay as the recipes have them.
     """
     chosen: dict[str, Any] = {}
+    objective = objectives[0]
+    if len(objectives) > 1:
+        objective = chosen[OBJECTIVE] = trial.suggest_categorical(OBJECTIVE, objectives)
+    recipe: PretrainSettings = getattr(scale, objective)
+    stages = {"pretrain": to_mapping(recipe), "finetune": to_mapping(scale.finetune)}
+    as_it_is = {name: value for name, value in flat_mapping(stages).items() if name in fixed}
 
     def choice(name: str, options: Sequence[Any]) -> Any:
+        if name in as_it_is:
+            return as_it_is[name]
         chosen[name] = trial.suggest_categorical(name, options)
         return chosen[name]
 
     def real(name: str, low: float, high: float, *, log: bool = False) -> None:
-        chosen[name] = trial.suggest_float(name, low, high, log=log)
+        if name not in as_it_is:
+            chosen[name] = trial.suggest_float(name, low, high, log=log)
 
     def whole(name: str, low: int, high: int, *, log: bool = False) -> int:
+        if name in as_it_is:
+            return as_it_is[name]
         chosen[name] = trial.suggest_int(name, low, high, log=log)
         return chosen[name]
 
-    objective = choice(OBJECTIVE, objectives) if len(objectives) > 1 else objectives[0]
-    recipe: PretrainSettings = getattr(scale, objective)
-    # A τ that is learnt would only start where it is set.
-    chosen["pretrain.learn_temperature"] = False
+    if LEARN_TEMPERATURE not in as_it_is:
+        # A τ that is learnt would only start where it is set.
+        chosen[LEARN_TEMPERATURE] = False
     # Below 0.02 one negative takes all the gradient, above 0.5 none takes any.
-    real("pretrain.temperature", 0.02, 0.5, log=True)
+    real(TEMPERATURE, 0.02, 0.5, log=True)
     # A crop narrower than 30° misses what is next to its centre, wider than 110° is distorted.
     real("pretrain.field_of_view_deg", 30.0, 110.0)
     real("pretrain.learning_rate", 1e-4, 3e-3, log=True)
     real("finetune.learning_rate", 1e-4, 3e-3, log=True)
     # Near 0 keeps what pretraining learnt, 1 treats the encoder like the new head.
     real("finetune.encoder_rate", 0.03, 1.0, log=True)
-    fixed = recipe.head == "grid"
+    fixed_grid = recipe.head == "grid"
     gridded = (
         objective != "doa_wise"
-        or fixed
+        or fixed_grid
         or choice("pretrain.directions.sampling", ("grid", "energy_peaks")) == "grid"
     )
     if objective != "avc" and gridded:
         # First-order ambisonics cannot tell directions closer than some 40° apart: 4 to 32.
         whole("pretrain.directions.grid.count", 4, 32, log=True)
         choice("pretrain.directions.grid.kind", ("fibonacci", "azimuth_elevation"))
-        if not fixed:
+        if not fixed_grid:
             choice("pretrain.directions.grid_rotation", ("none", "vertical", "any"))
     if objective == "recording_wise" and whole("pretrain.rotated_negatives", 0, 4) > 0:
         choice("pretrain.negative_axes", ("any", "vertical"))

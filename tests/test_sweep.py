@@ -273,14 +273,68 @@ def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -
     assert (study.scale.name, typed.sound_bank) == ("small", None)
 
 
-def test_what_is_searched_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def typed_proposals(monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[Parameters]:
+    return proposals(100, run_sweep.sweep_of(sweep_arguments(monkeypatch, *typed)))
+
+
+def test_the_space_is_all_that_trials_are_given() -> None:
     drawn = {name for parameters in proposals(200) for name in parameters}
-    searched = run_sweep.searched_names(SWEEP.scale, OBJECTIVES)
-    assert drawn - {"annotation_minutes"} == searched
-    assert "pretrain.negative_axes" not in run_sweep.searched_names(SWEEP.scale, ["avc"])
-    for name in searched:
-        with pytest.raises(InputError, match="one that the sweep does not search"):
-            run_sweep.sweep_of(sweep_arguments(monkeypatch, "--set", f"{name}=0.07"))
+    space = run_sweep.space_names(SWEEP.scale, OBJECTIVES)
+    assert drawn - {"annotation_minutes", "pretrain.objective"} == space
+    assert "pretrain.negative_axes" not in run_sweep.space_names(SWEEP.scale, ["avc"])
+
+
+def test_what_is_set_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_so = ("--set", "pretrain.temperature=0.2", "--set", "pretrain.directions.sampling=grid")
+    sweep = run_sweep.sweep_of(sweep_arguments(monkeypatch, "--objectives", "doa_wise", *set_so))
+    for parameters in proposals(50, sweep):
+        assert not {"pretrain.temperature", "pretrain.directions.sampling"} & parameters.keys()
+        # What only a grid has is asked for, as the grid is given.
+        assert "pretrain.directions.grid.count" in parameters
+        pretrain = sweep.cells(parameters)[-1].pretrain
+        assert pretrain is not None
+        assert (pretrain.temperature, pretrain.learn_temperature) == (0.2, False)
+        assert pretrain.directions.sampling == "grid"
+
+
+def test_only_what_is_named_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_loss = ("--objectives", "doa_wise", "--budgets", "6")
+    for parameters in typed_proposals(
+        monkeypatch, *one_loss, "--search", "pretrain.temperature,finetune.encoder_rate"
+    ):
+        assert parameters.keys() == {
+            "pretrain.temperature", "finetune.encoder_rate", "pretrain.learn_temperature",
+        }  # fmt: skip
+    for parameters in typed_proposals(monkeypatch, *one_loss, "--search", "finetune.encoder_rate"):
+        assert parameters.keys() == {"finetune.encoder_rate"}  # τ is learnt, as in the recipe
+    negatives = typed_proposals(
+        monkeypatch, "--search", "pretrain.rotated_negatives,pretrain.negative_axes"
+    )
+    assert {parameters.get("pretrain.rotated_negatives") for parameters in negatives} == {
+        None, 0, 1, 2, 3, 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--search", "pretrain.temprature"], r"--search: setting .* expected some of finetune\."),
+        (
+            ["--search", "pretrain.temperature", "--set", "pretrain.temperature=0.1"],
+            "one that --set does not set",
+        ),
+        (["--set", "pretrain.objective=avc"], "--objectives"),
+        (
+            ["--objectives", "avc", "--search", "pretrain.learn_temperature"],
+            "something left to search",
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(
+    typed: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=words):
+        run_sweep.sweep_of(sweep_arguments(monkeypatch, *typed))
 
 
 def test_a_seed_of_one_stage_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
