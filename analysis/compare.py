@@ -39,7 +39,7 @@ from scipy.special import stdtrit
 
 from analysis.load import Results, Trial, differing_settings
 from analysis.scores import SCORES, SELD_ERROR
-from seld.metrics import scores_from_counts
+from seld.metrics import COUNT_COLUMNS, scores_from_counts
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -324,6 +324,14 @@ class Cell:
     caveats: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassEstimates:
+    """One class at one cell; ``references`` as the metric counts them, per second and track."""
+
+    references: int
+    estimates: dict[str, Estimate]
+
+
 class Comparison:
     """All estimates over one set of results; every trial is resampled once."""
 
@@ -358,6 +366,33 @@ class Comparison:
             if (arm, budget) in self.results.cells
         ]
         return {place: self._cell(*place) for place in places}
+
+    @property
+    def largest_budget(self) -> float | None:
+        """Of those at which an arm has scores; None where none has."""
+        budgets = [cell.budget_minutes for cell in self.cells.values() if cell.estimates]
+        return max(budgets, default=None)
+
+    def class_estimates(self, arm: str, budget_minutes: float) -> dict[str, ClassEstimates]:
+        """By class, of those in the reference; the cell must have estimates."""
+        trials = [trial for trial in self.results.cells[arm, budget_minutes] if trial.finished]
+        counts = trials[0].counts
+        assert counts is not None
+        references = counts.values[..., COUNT_COLUMNS.index("references")].sum(axis=0)
+        found = {}
+        for class_id, name in enumerate(trials[0].record.class_names):
+            if not references[class_id]:
+                continue
+            estimates = {}
+            for score in SCORES:
+                values = np.stack(
+                    [self.class_scores(trial)[score.name][:, class_id] for trial in trials], axis=1
+                )
+                estimates[score.name] = estimate(values[0], values[1:], len(counts.recordings))
+            found[name] = ClassEstimates(
+                references=round(references[class_id]), estimates=estimates
+            )
+        return found
 
     def _cell(self, arm: str, budget_minutes: float) -> Cell:
         trials = self.results.cells[arm, budget_minutes]

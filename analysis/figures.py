@@ -204,7 +204,7 @@ def _errors_by_arm(cells: Sequence[Cell], budget: float) -> Picture:
 
 def localisation_against_detection(comparison: Comparison) -> Picture | None:
     """LE_CD against F20 per arm at the largest budget."""
-    budget = _largest_budget(comparison)
+    budget = comparison.largest_budget
     if budget is None:
         return None
 
@@ -242,7 +242,7 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
 
 def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture | None:
     """Per class, the paired difference of F20 and LE_CD of two arms at the largest budget."""
-    budget = _largest_budget(comparison)
+    budget = comparison.largest_budget
     first, second = pair
     if budget is None or comparison.difference(first, second, budget).refusals:
         return None
@@ -305,7 +305,7 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
 
 def rooms(comparison: Comparison) -> Picture | None:
     """SELD error per test room and arm at the largest budget."""
-    budget = _largest_budget(comparison)
+    budget = comparison.largest_budget
     if budget is None:
         return None
     by_arm: dict[str, dict[str, list[float]]] = {}
@@ -363,7 +363,7 @@ def prediction_figures(
     Returns:
         The figures, and the prediction files that could not be read.
     """
-    budget = _largest_budget(comparison)
+    budget = comparison.largest_budget
     if budget is None:
         return [], []
     best = _best_arm(comparison, budget)
@@ -669,7 +669,7 @@ def _of_class(table: pd.DataFrame, class_id: int) -> pd.DataFrame:
 def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None:
     """DOA-wise and recording-wise where the study has both, else the best arm and the baseline."""
     arms = comparison.results.arms
-    budget = _largest_budget(comparison)
+    budget = comparison.largest_budget
     if "doa_wise" in arms and "recording_wise" in arms:
         return "doa_wise", "recording_wise"
     rivals = [
@@ -678,11 +678,6 @@ def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None
         if at == budget and arm != baseline and cell.estimates
     ]
     return (min(rivals)[1], baseline) if rivals else None
-
-
-def _largest_budget(comparison: Comparison) -> float | None:
-    budgets = [cell.budget_minutes for cell in comparison.cells.values() if cell.estimates]
-    return max(budgets, default=None)
 
 
 def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float]]:

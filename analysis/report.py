@@ -37,6 +37,7 @@ class Analysis:
     answer: str
     scores: tables.Table
     differences: tables.Table
+    classes: tables.Table
     sweep: tables.Table
     probes: tables.Table
     signatures: tables.Table
@@ -73,6 +74,7 @@ class Analysis:
             answer=answer(differences, chosen) if results.arms else sweep_answer(swept),
             scores=tables.arms_table(comparison, chosen),
             differences=tables.differences_table(differences, chosen),
+            classes=tables.classes_table(comparison),
             sweep=tables.sweep_table(swept),
             probes=probes_table(results),
             signatures=signatures_table(findings),
@@ -86,6 +88,7 @@ class Analysis:
         return [
             self.scores,
             self.differences,
+            self.classes,
             self.sweep,
             self.probes,
             self.signatures,
@@ -153,7 +156,7 @@ class Analysis:
             questions=[study.record.question for study in results.studies if study.record],
             title=" + ".join(study.folder.name for study in results.studies),
             answer=self.answer,
-            tables=(self.scores, self.differences, self.sweep, self.probes),
+            tables=(self.scores, self.differences, self.classes, self.sweep, self.probes),
             signatures=self.signatures,
             findings=self.findings,
             minutes=tables.minutes,

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from analysis.compare import Cell, Comparison, Difference, Estimate
 from analysis.load import Results
-from analysis.scores import SCORES, SELD_ERROR, Score, p_text
+from analysis.scores import F20, SCORES, SELD_ERROR, Score, p_text
 from seld.records import FAILURE_KINDS
 
 _LATEX = str.maketrans(
@@ -296,6 +296,51 @@ def arms_table(comparison: Comparison, baseline: str) -> Table:
         grouped=True,
     )
     return without_empty_last_column(table)
+
+
+def classes_table(comparison: Comparison) -> Table:
+    """F20 of every class and arm at the largest budget; as CSV all scores.
+
+    The first arm says which classes there are; one scored on others is left out.
+    """
+    budget = comparison.largest_budget
+    by_arm = {
+        arm: comparison.class_estimates(arm, at)
+        for (arm, at), cell in comparison.cells.items()
+        if at == budget and cell.estimates
+    }
+    names = list(next(iter(by_arm.values()), {}))
+    by_arm = {arm: found for arm, found in by_arm.items() if list(found) == names}
+    references = {name: found.references for name, found in next(iter(by_arm.values()), {}).items()}
+    rows = tuple(
+        (
+            Entry(text=name.replace("_", " ")),
+            Entry(text=str(references[name])),
+            *(_entry(found[name].estimates[F20.name], F20) for found in by_arm.values()),
+        )
+        for name in names
+    )
+    values: list[dict[str, object]] = []
+    for name in names:
+        for arm, found in by_arm.items():
+            row: dict[str, object] = {"annotation_minutes": budget, "class": name, "arm": arm}
+            for score in SCORES:
+                row |= _estimate_values(score, found[name].estimates[score.name])
+            values.append(row | {"references": references[name]})
+    return Table(
+        name="classes",
+        title=f"{F20.heading} by class at {minutes(budget or 0.0)}",
+        note=(
+            "Mean over seeds with 95 % interval over seeds and test recordings, not corrected for "
+            "the number of classes; higher is better. References are counted as the metric does: "
+            "once per second and track. The other scores of each class are in classes.csv."
+        ),
+        columns=("Class", "References", *by_arm),
+        rows=rows,
+        numeric=frozenset(range(1, 2 + len(by_arm))),
+        groups=frozenset(),
+        values=tuple(values),
+    )
 
 
 def differences_table(differences: Sequence[Difference], baseline: str) -> Table:

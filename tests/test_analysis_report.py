@@ -18,6 +18,7 @@ from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_st
 from analysis import Analysis
 from analysis.load import load_studies
 from analysis.sweeps import swept_trials
+from seld.classes import STARSS_CLASSES
 from seld.errors import InputError
 from seld.records import TrialRecord, read_record, write_record
 
@@ -90,6 +91,29 @@ def test_files_beside_the_page(page: Path) -> None:
         r for r in rows if r["arm"] == "doa_wise" and r["annotation_minutes"] == "15.0"
     )
     assert (failed_row["seeds"], failed_row["failed"]) == ("2", "1")
+
+
+def test_classes_have_their_own_scores(page: Path, study_folder: Path) -> None:
+    with (page.parent / "tables/classes.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(STARSS_CLASSES) * len({row["arm"] for row in rows})
+    assert {row["annotation_minutes"] for row in rows} == {"60.0"}
+    records = [
+        read_record(path.parent) for path in study_folder.glob("trials/scratch-60min-*/record.json")
+    ]
+    assert len(records) == len(STUDY.seeds)
+    for row in (row for row in rows if row["arm"] == "scratch"):
+        of_class = [
+            entry
+            for record in records
+            for entry in record.per_class
+            if entry["class_name"] == row["class"]
+        ]
+        assert len(of_class) == len(records)
+        mean = sum(entry["f20"] for entry in of_class) / len(of_class)
+        assert float(row["f20"]) == pytest.approx(100 * mean, abs=0.051)
+        assert float(row["f20_low"]) < float(row["f20"]) < float(row["f20_high"])
+        assert int(row["references"]) == of_class[0]["references"]
 
 
 def test_latex_rows_have_as_many_entries_as_columns(page: Path) -> None:
