@@ -405,7 +405,7 @@ class Comparison:
             estimates=estimates,
             seeds=len(finished),
             failed=sum(trial.record.status == "failed" for trial in trials),
-            unfinished=sum(trial.record.status in ("running", "stopped") for trial in trials),
+            unfinished=sum(trial.record.status == "stopped" for trial in trials),
             not_learnt=sum(trial.record.pretraining_learnt is False for trial in finished),
             refusals=tuple(refused),
             caveats=tuple(caveats(finished, [])),

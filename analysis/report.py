@@ -211,7 +211,6 @@ def _trial_counts(results: Results) -> dict[str, int]:
     return {
         "finished": statuses.count("finished"),
         "failed": statuses.count("failed"),
-        "running": statuses.count("running"),
         "stopped": statuses.count("stopped"),
         "not finished": len(results.missing),
         "unreadable": len(results.unreadable),

@@ -20,7 +20,7 @@ from analysis.scores import SELD_ERROR
 
 _PREFIX = "parameter."
 #: These are drawn first where a study has varied them: temperature, and K directions.
-_FIRST = ("temperature", "doa_count", "count")
+_FIRST = ("temperature", "count")
 #: Fewer values than this are arms to compare, not a response.
 _LEAST_VALUES = 3
 #: Importances of fewer trials are luck.

@@ -35,7 +35,7 @@ from seld.storage import written_whole
 SCHEMA_VERSION = 1
 LOG_FILE = "log.txt"
 
-Status = Literal["finished", "failed", "running", "stopped"]
+Status = Literal["finished", "failed", "stopped"]
 
 #: Failure kinds, each with what it means to the reader of a table.
 FAILURE_KINDS: dict[str, str] = {

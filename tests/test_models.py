@@ -36,7 +36,6 @@ from seld.models.resnet_conformer import (
     RESNET_CONFORMER_PRESETS,
     AudioEncoder,
     AudioEncoderSettings,
-    FeatureNormalisation,
     ResNetConformer,
     ResNetConformerSettings,
     SelfAttention,
@@ -163,31 +162,6 @@ def test_features_that_shards_and_labels_do_not_fit_are_refused(changed: dict[st
     (name,) = changed
     with pytest.raises(InputError, match=rf"audio encoder: features\.{name}"):
         AudioEncoderSettings(features=FeatureSettings(**changed))
-
-
-def test_fitted_statistics_normalise_log_mel_and_keep_directions() -> None:
-    encoder = AudioEncoder(AudioEncoderSettings(network=DEMO))
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.as_tensor(unit_vectors(60.0, 20.0), dtype=torch.float32)
-    batches = [encode(torch.randn(2, 24_000, generator=generator), direction) for _ in range(3)]
-    encoder.fit_normalisation(batches)
-    features = encoder.normalised_features(torch.cat(batches))
-    torch.testing.assert_close(features[:, :4].mean((0, 2)), torch.zeros(4, 64), atol=2e-2, rtol=0)
-    axis = F.normalize(features[:, 4:].mean((0, 2)), dim=0)  # per band
-    torch.testing.assert_close(axis, direction[:, None].expand(3, 64), atol=1e-3, rtol=0)
-
-
-def test_statistics_over_batches_are_those_of_the_whole_and_survive_silence() -> None:
-    batches = [3 * features(20, seed=seed) + 1 for seed in range(3)]
-    normalisation = FeatureNormalisation(64)
-    normalisation.fit(iter(batches))
-    whole = torch.cat(batches).numpy().astype(np.float64)
-    np.testing.assert_allclose(normalisation.mean[:4, 0], whole[:, :4].mean((0, 2)), atol=1e-5)
-    np.testing.assert_allclose(normalisation.deviation[:4, 0], whole[:, :4].std((0, 2)), atol=1e-5)
-    normalisation.fit([torch.zeros(1, 7, 10, 64)])
-    assert normalisation(features(10)).abs().max() < 1e3
-    with pytest.raises(InputError, match="batches"):
-        normalisation.fit([])
 
 
 # --- visual encoder -----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ else is convolution or pooling.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -138,8 +137,8 @@ class AudioEncoder(nn.Module):
 
     Features are normalised with fixed statistics rather than with a BatchNorm: they do not
     depend on the batch, so pretraining, fine-tuning and prediction see the same input, and so do
-    one worker and several. The initial statistics are those of ordinary recordings;
-    :meth:`fit_normalisation` replaces them with a corpus' own, and they travel in the state dict.
+    one worker and several. The statistics are those of ordinary recordings, and travel in the state
+    dict.
     """
 
     def __init__(self, settings: AudioEncoderSettings) -> None:
@@ -163,11 +162,6 @@ class AudioEncoder(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             return self.normalisation(self.features(waveform.float()))
 
-    def fit_normalisation(self, waveforms: Iterable[Tensor]) -> None:
-        """Measure the features' statistics over batches of waveforms (batch, 4, time)."""
-        with torch.no_grad():
-            self.normalisation.fit(self.features(waveform.float()) for waveform in waveforms)
-
 
 class FeatureNormalisation(nn.Module):
     """(features - mean) / deviation, per channel and mel band.
@@ -176,10 +170,10 @@ class FeatureNormalisation(nn.Module):
     "from nowhere", and its direction must survive.
     """
 
-    #: Before anything was measured: single sounds with faint noise at ordinary recording levels.
-    initial_log_mel_mean = -4.0
-    initial_log_mel_deviation = 4.0
-    initial_intensity_deviation = 0.3
+    #: Of single sounds with faint noise at ordinary recording levels.
+    log_mel_mean = -4.0
+    log_mel_deviation = 4.0
+    intensity_deviation = 0.3
 
     mean: Tensor
     deviation: Tensor
@@ -187,37 +181,15 @@ class FeatureNormalisation(nn.Module):
     def __init__(self, mel_bands: int) -> None:
         super().__init__()
         mean = torch.zeros(FEATURE_CHANNELS, 1, mel_bands)
-        mean[:LOG_MEL_CHANNELS] = self.initial_log_mel_mean
-        deviation = torch.full_like(mean, self.initial_intensity_deviation)
-        deviation[:LOG_MEL_CHANNELS] = self.initial_log_mel_deviation
+        mean[:LOG_MEL_CHANNELS] = self.log_mel_mean
+        deviation = torch.full_like(mean, self.intensity_deviation)
+        deviation[:LOG_MEL_CHANNELS] = self.log_mel_deviation
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, 7, frame, mel) → the same shape."""
         return (features - self.mean) / self.deviation
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Set the statistics to those of all frames of all batches (batch, 7, frame, mel)."""
-        count = 0
-        total = torch.zeros(self.mean.shape, dtype=torch.float64, device=self.mean.device)
-        total_of_squares = torch.zeros_like(total)
-        for features in batches:
-            count += features.shape[0] * features.shape[2]
-            exact = features.to(total)
-            total += exact.sum((0, 2)).unsqueeze(1)
-            total_of_squares += exact.square().sum((0, 2)).unsqueeze(1)
-        if count == 0:
-            raise InputError("feature normalisation", "batches", "none", "at least one batch")
-        mean = total / count
-        mean[LOG_MEL_CHANNELS:] = 0
-        variance = total_of_squares / count - mean.square()
-        variance[LOG_MEL_CHANNELS:] = variance[LOG_MEL_CHANNELS:].mean(0)
-        # A band without any variation (digital silence) must not be blown up.
-        smallest = torch.full_like(variance, 0.1)
-        smallest[LOG_MEL_CHANNELS:] = 0.01
-        self.mean.copy_(mean)
-        self.deviation.copy_(variance.clamp_min(0).sqrt().maximum(smallest))
 
 
 class ResNetConformer(nn.Module):
