@@ -70,6 +70,10 @@ class DataOptions:
             raise InputError(
                 "command line", "--sound-bank", str(self.sound_bank), "no corpora given beside it"
             )
+        for source in self.annotated:
+            if source.most is not None:
+                expected = "no number: scores of other test recordings cannot be compared"
+                raise InputError("command line", "--annotated", str(source), expected)
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise InputError("command line", "--max-bad-share", self.max_bad_share, "0 to 1")
 

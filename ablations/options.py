@@ -36,7 +36,10 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards (data/)")
     data.add_argument("--sound-bank", type=Path, help="folder of <class>/*.wav|ogg|flac")
-    for option, example in (("--annotated", "starss22=DIR"), ("--unannotated", "yt360=DIR")):
+    for option, example in (
+        ("--annotated", "starss22=DIR"),
+        ("--unannotated", "yt360=DIR, or yt360:5000=DIR of 5000 recordings"),
+    ):
         data.add_argument(
             option,
             type=corpus,
@@ -99,8 +102,7 @@ def typed_places(arguments: argparse.Namespace) -> list[str]:
         value = getattr(arguments, name)
         if value != parser.get_default(name):
             for one in value if isinstance(value, list) else [value]:
-                is_corpus = isinstance(one, CorpusSource)
-                typed += [option, f"{one.name}={one.root}" if is_corpus else str(one)]
+                typed += [option, str(one)]
     return typed
 
 
@@ -212,11 +214,12 @@ def hours(text: str) -> float:
 
 
 def corpus(text: str) -> CorpusSource:
-    """``NAME=PATH`` of a corpus."""
-    name, equals, root = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected NAME=PATH")
+    """``NAME=PATH`` of a corpus, or ``NAME:COUNT=PATH`` of a part of it."""
+    kind, equals, root = text.partition("=")
+    name, colon, count = kind.partition(":")
+    if not equals or (colon and not count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected NAME=PATH or NAME:COUNT=PATH")
     try:
-        return CorpusSource(name=name, root=root)
+        return CorpusSource(name=name, root=root, most=int(count) if colon else None)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

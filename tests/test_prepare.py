@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import corpus_writers as writers
 import fsspec
 import pytest
 
+from ablations.data import DataOptions
+from ablations.options import corpus
 from seld.classes import STARSS_CLASSES
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
@@ -59,6 +62,39 @@ def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:
     assert class_names_of((CorpusSource(name="embedded", root=root),)) == ("dog", "rain")
     elsewhere = CorpusSource(name="embedded", root=f"{root}/nothing")
     assert class_names_of((elsewhere,)) == STARSS_CLASSES
+
+
+def test_a_part_of_a_corpus_is_among_every_larger_one(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "starss23", NAMES, with_video=True)
+
+    def part(most: int | None) -> list[str]:
+        source = CorpusSource(name="starss23", root=str(root), most=most)
+        return [recording.recording_id for recording in recordings_of((source,))]
+
+    whole = part(None)
+    assert len(whole) == 3
+    assert len(part(1)) == 1
+    assert set(part(1)) < set(part(2)) < set(whole)
+    # Nothing is pretrained on what is tested.
+    assert part(5) == part(2) == [name for name in whole if name.startswith("fold3")]
+    settings = ShardSettings()
+    folders = {
+        folder_name((CorpusSource(name="starss23", root=str(root), most=most),), settings)
+        for most in (None, 1, 2)
+    }
+    assert len(folders) == 3
+
+
+def test_part_of_a_corpus_is_typed_as_it_is_read() -> None:
+    assert corpus("yt360:20=/data/x=y:3") == CorpusSource(name="yt360", root="/data/x=y:3", most=20)
+    for text in ("yt360:20=s3://b/yt", "starss22=/data/a:b"):
+        assert str(corpus(text)) == text
+    for text, words in (("yt360:x=/y", "NAME:COUNT=PATH"), ("yt360:0=/y", "at least 1")):
+        with pytest.raises(argparse.ArgumentTypeError, match=words):
+            corpus(text)
+    part = corpus("starss22:3=/s")
+    with pytest.raises(InputError, match=r"--annotated is 'starss22:3=/s', expected no number"):
+        DataOptions(folder=Path("data"), annotated=(part,), unannotated=(part,))
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])

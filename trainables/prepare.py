@@ -26,14 +26,42 @@ ROOMS_PER_VALIDATION_ROOM = 5
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSource:
-    """A corpus on disk or in a bucket, by the name of its reader."""
+    """A corpus on disk or in a bucket, by the name of its reader.
+
+    Attributes:
+        most: so many of its recordings at most, to pretrain on; None for all.
+    """
 
     name: str
     root: str
+    most: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in CORPORA:
             raise InputError("corpus", "name", self.name, f"one of {', '.join(CORPORA)}")
+        if self.most is not None and self.most < 1:
+            raise InputError("corpus", "recordings", self.most, "at least 1")
+
+    def __str__(self) -> str:
+        """As the command line takes it."""
+        return f"{self.name}{'' if self.most is None else f':{self.most}'}={self.root}"
+
+    def recordings(self) -> list[Recording]:
+        """Those of its manifest, or a part: the same ones always, and among those of a larger part.
+
+        A part is of what can be pretrained on.
+        """
+        found = CORPORA[self.name](self.root)
+        if self.most is None:
+            return found
+        pool = [recording for recording in found if recording.split == "unannotated"]
+        pool = pool or [recording for recording in found if recording.split == "train"]
+        return sorted(pool, key=_luck)[: self.most]
+
+
+def _luck(recording: Recording) -> str:
+    """Orders recordings by nothing that they are."""
+    return hashlib.sha256(recording.recording_id.encode()).hexdigest()
 
 
 #: What serves one purpose: a corpus, or several as one.
@@ -48,7 +76,7 @@ def recordings_of(corpora: Corpora) -> list[Recording]:
     """
     found: dict[str, Recording] = {}
     for source in corpora:
-        for recording in CORPORA[source.name](source.root):
+        for recording in source.recordings():
             other = found.setdefault(recording.recording_id, recording)
             if other is not recording:
                 both = f"{other.foa_path} and {recording.foa_path}"
@@ -215,6 +243,7 @@ def _class_names(source: CorpusSource) -> tuple[str, ...]:
 def folder_name(corpora: Corpora, settings: ShardSettings) -> str:
     """A name that tells shards of other corpora or settings apart."""
     places = [part for source in corpora for part in (source.name, source.root)]
+    places += [str(source) for source in corpora if source.most is not None]
     text = json.dumps([*places, to_mapping(settings)], sort_keys=True)
     return f"{title_of(corpora)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
