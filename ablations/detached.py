@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 HEAD_FOLDERS = {"--data": "~/seld-data", "--results": "~/seld-results"}
 #: Not shipped: what a checkout may hold beside its code.
 NOT_SHIPPED = [".git", ".venv", "/data", "/results", "/runs", "/build", "/tests"]
+#: Variables that a job takes from the terminal it was started in.
+FORWARDED = ("MLFLOW_TRACKING_URI",)
 
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
@@ -73,10 +76,18 @@ def submit(address: str, program: str, arguments: Sequence[str]) -> str:
             "working_dir": str(ROOT),
             "excludes": NOT_SHIPPED,
             # The job's folder has no .git to ask.
-            "env_vars": {COMMIT_VARIABLE: code.commit_label},
+            "env_vars": {COMMIT_VARIABLE: code.commit_label} | forwarded_environment(),
         },
         metadata={"commit": code.git_commit},
     )
+
+
+def forwarded_environment() -> dict[str, str]:
+    """What of this terminal's environment the job is to know.
+
+    No passwords or tokens: whoever sees the dashboard sees a job's environment.
+    """
+    return {name: os.environ[name] for name in FORWARDED if name in os.environ}
 
 
 def detached_command(program: str, arguments: Sequence[str]) -> str:

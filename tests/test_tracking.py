@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ablations import runs
 from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
+from ablations.detached import forwarded_environment
 from ablations.grid import run_study
 from ablations.sweep import Sweep, run_sweep
 from ablations.tracking import Mlflow, TensorBoard, Tracker, Tracking, trackers
@@ -98,6 +99,14 @@ def test_mlflow_has_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_mlflow_is_one_flag(tmp_path: Path) -> None:
     assert len(trackers("s", tmp_path / "s", also=None)) == 1
     assert len(trackers("s", tmp_path / "s", also="mlflow")) == 2
+
+
+def test_a_detached_run_knows_the_tracker_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    assert forwarded_environment() == {}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert forwarded_environment() == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
 
 
 SCALE = find_scale("demo")
