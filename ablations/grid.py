@@ -28,6 +28,7 @@ from ablations.runs import (
 from search_spaces.studies import Study
 from seld.errors import InputError
 from seld.records import (
+    RECORD_FILE,
     StudyRecord,
     TrialRecord,
     read_record,
@@ -100,7 +101,7 @@ def run_missing_trials(
 
 def _record_time_ns(cell: Cell, run: StudyRun) -> int | None:
     """When a cell's record was last written: every trial that ends writes one."""
-    path = trial_folder(run.study_folder, cell.trial_id) / "record.json"
+    path = trial_folder(run.study_folder, cell.trial_id) / RECORD_FILE
     return path.stat().st_mtime_ns if path.exists() else None
 
 

@@ -14,7 +14,15 @@ from rich.markup import escape
 
 from ablations.places import print_report_path, results_uri, stages_root
 from seld.errors import InputError
-from seld.records import FAILURE_KINDS, LOG_FILE, TrialRecord, read_record
+from seld.records import (
+    FAILURE_KINDS,
+    LOG_FILE,
+    RECORD_FILE,
+    STUDY_FILE,
+    TRIALS_FOLDER,
+    TrialRecord,
+    read_record,
+)
 from seld.storage import fetch_folder, files_below, join, local_copy
 from trainables.stages import StageStore
 
@@ -39,7 +47,7 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
     if kept is None:
         raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
     fetch_folder(kept, study_folder)
-    if (study_folder / "study.json").is_file():
+    if (study_folder / STUDY_FILE).is_file():
         from analysis import Analysis  # what draws takes a second to import
 
         Analysis.of([study_folder]).print(console)
@@ -56,7 +64,7 @@ def show(study_folder: str, store: StageStore, wanted: str, console: Console) ->
         wanted: name of a trial or its beginning, ``all``, or ``failed`` for all
             that failed or whose records cannot be read.
     """
-    trials = join(study_folder, "trials")
+    trials = join(study_folder, TRIALS_FOLDER)
     files = files_below(trials)
     names = sorted({name.partition("/")[0] for name in files})
     chosen = [name for name in names if wanted == "all" or name.startswith(wanted)]
@@ -113,7 +121,7 @@ def print_trial(
 
 
 def _record(trials: str, name: str) -> TrialRecord | InputError | None:
-    with suppress(FileNotFoundError), local_copy(join(trials, f"{name}/record.json")) as path:
+    with suppress(FileNotFoundError), local_copy(join(trials, f"{name}/{RECORD_FILE}")) as path:
         try:
             return read_record(path.parent)
         except InputError as error:

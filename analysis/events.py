@@ -15,6 +15,7 @@ from analysis.load import Trial
 from seld.annotations import read_annotations, read_predictions
 from seld.errors import InputError
 from seld.metrics import SPATIAL_THRESHOLD_DEG
+from seld.records import PREDICTIONS_FOLDER, REFERENCE_FOLDER
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def match_events(trial: Trial) -> Matches:
             _count_confusions(confusion, ours, theirs)
             errors += _azimuth_errors(ours, theirs)
     if busiest is None:
-        raise InputError(trial.study_folder / "reference", "files", 0, "annotations as csv")
+        raise InputError(trial.study_folder / REFERENCE_FOLDER, "files", 0, "annotations as csv")
     return Matches(
         confusion,
         np.concatenate(errors) if errors else np.zeros(0),
@@ -74,8 +75,8 @@ _NOTHING = np.zeros((0, 5))
 
 
 def _tables(trial: Trial) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    references = trial.study_folder / "reference"
-    for path in sorted((trial.folder / "predictions").glob("*.csv")):
+    references = trial.study_folder / REFERENCE_FOLDER
+    for path in sorted((trial.folder / PREDICTIONS_FOLDER).glob("*.csv")):
         yield path.stem, read_annotations(_there(references / path.name)), read_predictions(path)
 
 

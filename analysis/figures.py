@@ -24,6 +24,7 @@ from analysis.sweeps import importances, is_logarithmic, swept_trials
 from analysis.tables import minutes
 from seld.errors import InputError
 from seld.metrics import COUNT_COLUMNS
+from seld.records import PREDICTIONS_FOLDER
 
 Floats = NDArray[np.float64]
 
@@ -372,13 +373,13 @@ def prediction_figures(
     unreadable = []
     for arm in dict.fromkeys((best, baseline)):
         trial = _typical_trial(comparison, arm, budget)
-        if trial is None or not (trial.folder / "predictions").is_dir():
+        if trial is None or not (trial.folder / PREDICTIONS_FOLDER).is_dir():
             continue
         try:
             matched[arm] = match_events(trial)
             shown[arm] = trial
         except InputError as error:
-            unreadable.append(Unreadable(trial.folder / "predictions", str(error)))
+            unreadable.append(Unreadable(trial.folder / PREDICTIONS_FOLDER, str(error)))
     pictures = []
     if best in matched:
         pictures += [_confusion(shown[best], matched[best])]

@@ -23,7 +23,11 @@ from analysis.scores import SELD_ERROR
 from seld.errors import InputError
 from seld.metrics import COUNT_COLUMNS
 from seld.records import (
+    COUNTS_FILE,
+    RECORD_FILE,
     SCORE_COLUMNS,
+    STUDY_FILE,
+    TRIALS_FOLDER,
     Status,
     StudyRecord,
     TrialRecord,
@@ -73,7 +77,7 @@ class Trial:
     @property
     def folder(self) -> Path:
         """Where the trial's files are."""
-        return self.study_folder / "trials" / self.record.trial_id
+        return self.study_folder / TRIALS_FOLDER / self.record.trial_id
 
     @property
     def finished(self) -> bool:
@@ -194,7 +198,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
         try:
             record = read_plan(folder)
         except InputError as error:
-            unreadable.append(Unreadable(folder / "study.json", _reason(error)))
+            unreadable.append(Unreadable(folder / STUDY_FILE, _reason(error)))
             record = None
         studies.append(Study(folder, record))
         found, broken = _read_trials(folder)
@@ -227,7 +231,7 @@ def read_plan(folder: Path) -> StudyRecord:
     Raises:
         InputError: it is missing, of another schema, or holds what it should not.
     """
-    study, path = read_study(folder), folder / "study.json"
+    study, path = read_study(folder), folder / STUDY_FILE
     number = (int, float)
     lists: dict[str, type | tuple[type, ...]] = {
         "arms": str,
@@ -289,11 +293,11 @@ def _study_folders(folders: Sequence[Path]) -> list[Path]:
 
 
 def _is_study(folder: Path) -> bool:
-    return (folder / "study.json").is_file() or (folder / "trials").is_dir()
+    return (folder / STUDY_FILE).is_file() or (folder / TRIALS_FOLDER).is_dir()
 
 
 def _read_trials(folder: Path) -> tuple[list[Trial], list[Unreadable]]:
-    trials_folder = folder / "trials"
+    trials_folder = folder / TRIALS_FOLDER
     if not trials_folder.is_dir():
         return [], []
     inner = sorted(inner for inner in trials_folder.iterdir() if inner.is_dir())
@@ -310,8 +314,8 @@ def _read_trial(folder: Path) -> Trial | Unreadable:
         if record.status == "finished":
             lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
             if lacking:
-                raise InputError(folder / "record.json", "metrics", lacking, "to be there")
-            counts = read_counts(folder / "counts.parquet", len(record.class_names))
+                raise InputError(folder / RECORD_FILE, "metrics", lacking, "to be there")
+            counts = read_counts(folder / COUNTS_FILE, len(record.class_names))
     except (InputError, OSError) as error:
         return Unreadable(folder, _reason(error))
     return Trial(study_folder=folder.parent.parent, arm=record.arm, record=record, counts=counts)
@@ -320,7 +324,7 @@ def _read_trial(folder: Path) -> Trial | Unreadable:
 def readable_records(study_folder: Path) -> list[TrialRecord]:
     """The records of a study that can be read, in order of id; a report names the others."""
     records = []
-    for folder in sorted((study_folder / "trials").glob("*/record.json")):
+    for folder in sorted((study_folder / TRIALS_FOLDER).glob(f"*/{RECORD_FILE}")):
         with suppress(InputError):
             records.append(_checked_record(folder.parent))
     return records
@@ -334,7 +338,7 @@ def _checked_record(folder: Path) -> TrialRecord:
         _check_types(record)
     except (TypeError, AttributeError, KeyError, OSError) as error:
         raise InputError(
-            folder / "record.json", "content", _reason(error), "a trial record"
+            folder / RECORD_FILE, "content", _reason(error), "a trial record"
         ) from error
     if record.trial_id != folder.name:  # a copy would count twice
         raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
@@ -363,19 +367,19 @@ def _check_types(record: TrialRecord) -> None:
     for name, kind in expected.items():
         value = getattr(record, name)
         if not isinstance(value, kind):
-            raise InputError("record.json", name, value, in_words(kind))
+            raise InputError(RECORD_FILE, name, value, in_words(kind))
     if record.status not in get_args(Status):
         known = ", ".join(get_args(Status))
-        raise InputError("record.json", "status", record.status, f"one of {known}")
+        raise InputError(RECORD_FILE, "status", record.status, f"one of {known}")
     for number, row in enumerate(record.per_room):
         error = row.get(SELD_ERROR.name) if isinstance(row, dict) and "room" in row else None
         if not isinstance(error, (int, float)):
             wanted = f"a room and its {SELD_ERROR.name}"
-            raise InputError("record.json", f"per_room[{number}]", row, wanted)
+            raise InputError(RECORD_FILE, f"per_room[{number}]", row, wanted)
     for name, numbers in (("metrics", record.metrics), ("probes", record.probes)):
         for key, value in numbers.items():
             if not isinstance(value, (int, float)):
-                raise InputError("record.json", f"{name}.{key}", value, "a number")
+                raise InputError(RECORD_FILE, f"{name}.{key}", value, "a number")
 
 
 def in_words(kind: type | tuple[type, ...]) -> str:
@@ -395,7 +399,7 @@ def _is_under_way(folder: Path, study: StudyRecord) -> bool:
     """
     planned = {cell["trial_id"] for cell in study.cells}
     known = folder.name in planned if planned else _TRIAL_ID.match(folder.name)
-    ended = ("counts.parquet", "record.json")
+    ended = (COUNTS_FILE, RECORD_FILE)
     return bool(known) and not any((folder / name).exists() for name in ended)
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from analysis.figures import Picture, arm_style, draw
 from analysis.load import Results, Trial
 from analysis.tables import Entry, Table
+from seld.records import HISTORY_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ def _mean_curve(trials: Sequence[Trial]) -> pd.DataFrame:
     names = [name for _, probe in _CURVES for name in (probe, f"{probe}_chance")]
     tables = []
     for trial in trials:
-        path = trial.folder / "history.csv"
+        path = trial.folder / HISTORY_FILE
         try:
             table = pd.read_csv(path)
         except (OSError, ValueError):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from seld.checkpoints import save_audio_encoder
+from seld.records import HISTORY_FILE
 from trainables.cells import Cell, stages_of
 from trainables.clips import local_batches
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History
+from trainables.jobs import ENCODER_FILE, History
 from trainables.prepare import PreparedData
 from trainables.pretrain import pretrain
 from trainables.pretrain_job import PretrainJob

@@ -33,11 +33,12 @@ from ablations.data import DataOptions, prepare_data
 from ablations.grid import run_study
 from ablations.options import numbers
 from search_spaces.studies import Study, find_study
+from seld.records import HISTORY_FILE
 from trainables.cells import Cell, stages_of
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune import FinetuneSettings
 from trainables.finetune_job import FinetuneJob
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE
+from trainables.jobs import ENCODER_FILE
 from trainables.prepare import PreparedData
 from trainables.pretrain import PretrainSettings
 from trainables.pretrain_job import PretrainJob

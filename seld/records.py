@@ -33,7 +33,17 @@ from seld.errors import InputError
 from seld.storage import written_whole
 
 SCHEMA_VERSION = 1
+
+# The layout of a study's folder: what trials write is what analysis reads.
+STUDY_FILE = "study.json"
+REFERENCE_FOLDER = "reference"
+TRIALS_FOLDER = "trials"
+#: Of each trial.
+RECORD_FILE = "record.json"
 LOG_FILE = "log.txt"
+HISTORY_FILE = "history.csv"
+COUNTS_FILE = "counts.parquet"
+PREDICTIONS_FOLDER = "predictions"
 
 Status = Literal["finished", "failed", "stopped"]
 
@@ -148,17 +158,17 @@ class StudyRecord:
 
 def trial_folder(study_folder: Path, trial_id: str) -> Path:
     """Where the trial's files are."""
-    return study_folder / "trials" / trial_id
+    return study_folder / TRIALS_FOLDER / trial_id
 
 
 def write_study(study: StudyRecord, study_folder: Path) -> None:
     """Write ``study.json``."""
-    write_atomically(study_folder / "study.json", _as_json(study))
+    write_atomically(study_folder / STUDY_FILE, _as_json(study))
 
 
 def read_study(study_folder: Path) -> StudyRecord:
     """Read ``study.json``; :class:`InputError` where it is missing or not of this schema."""
-    path = study_folder / "study.json"
+    path = study_folder / STUDY_FILE
     try:
         return StudyRecord(**_read_json(path, StudyRecord))
     except TypeError as error:
@@ -167,24 +177,24 @@ def read_study(study_folder: Path) -> StudyRecord:
 
 def write_record(record: TrialRecord, study_folder: Path) -> None:
     """Write ``record.json``; the trial's other files must be there already."""
-    write_atomically(trial_folder(study_folder, record.trial_id) / "record.json", _as_json(record))
+    write_atomically(trial_folder(study_folder, record.trial_id) / RECORD_FILE, _as_json(record))
 
 
 def read_record(folder: Path) -> TrialRecord:
     """Read one trial's ``record.json``; :class:`InputError` says what is wrong with it."""
-    values = _read_json(folder / "record.json", TrialRecord)
+    values = _read_json(folder / RECORD_FILE, TrialRecord)
     try:
         if values.get("failure") is not None:
             values["failure"] = Failure(**values["failure"])
         values["stages"] = [StageUse(**stage) for stage in values.get("stages", [])]
         return TrialRecord(**values)
     except TypeError as error:
-        raise InputError(folder / "record.json", "record", str(error), "a trial record") from error
+        raise InputError(folder / RECORD_FILE, "record", str(error), "a trial record") from error
 
 
 def read_records(study_folder: Path) -> Iterator[TrialRecord | InputError]:
     """Every trial of a study in order of id; a broken record comes as the error that says why."""
-    for folder in sorted((study_folder / "trials").glob("*")):
+    for folder in sorted((study_folder / TRIALS_FOLDER).glob("*")):
         if not folder.is_dir():
             continue
         try:

@@ -20,11 +20,11 @@ from analysis.load import load_studies
 from search_spaces.scales import ScaleSettings, find_scale
 from search_spaces.studies import STUDIES, Study
 from seld.checkpoints import save_audio_encoder
-from seld.records import write_record
+from seld.records import HISTORY_FILE, write_record
 from seld.shards import ProcessExecutor
 from trainables import trial
 from trainables.clips import local_batches
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History
+from trainables.jobs import ENCODER_FILE, History
 from trainables.pretrain import pretrain
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import current_provenance

@@ -17,12 +17,13 @@ import torch
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
+from seld.records import HISTORY_FILE
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_pretrain import TINY
 from trainables import workers
 from trainables.clips import local_batches
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, ShardFolder
+from trainables.jobs import ENCODER_FILE, ShardFolder
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement

@@ -19,14 +19,8 @@ from seld.losses import accdoa_loss, adpit_loss
 from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
 from seld.models.heads import OutputFormat
 from seld.predict import PredictionSettings, events_of, predict_vectors
-from trainables.jobs import (
-    COUNTS_FILE,
-    NETWORK_FILE,
-    PREDICTIONS_FOLDER,
-    REFERENCE_FOLDER,
-    Progress,
-    ShardFolder,
-)
+from seld.records import COUNTS_FILE, PREDICTIONS_FOLDER, REFERENCE_FOLDER
+from trainables.jobs import NETWORK_FILE, Progress, ShardFolder
 from trainables.stages import StageFiles
 
 

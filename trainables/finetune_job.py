@@ -16,18 +16,12 @@ from seld.clips import ShardIndex, select_budget
 from seld.errors import InputError
 from seld.metrics import recording_counts, scores_from_counts
 from seld.models.seld_network import SeldNetwork
+from seld.records import HISTORY_FILE
 from seld.spatial_spectra import spatial_spectra, turned_features
 from seld.storage import join, local_copy, written_whole
 from trainables.clips import AnnotatedReader, WindowSchedule, local_batches
 from trainables.finetune import FinetuneSettings, finetune
-from trainables.jobs import (
-    ENCODER_FILE,
-    HISTORY_FILE,
-    NETWORK_FILE,
-    History,
-    Progress,
-    ShardFolder,
-)
+from trainables.jobs import ENCODER_FILE, NETWORK_FILE, History, Progress, ShardFolder
 from trainables.stages import STATE_FILE, StageFiles
 from trainables.steps import Metrics, TrainState
 

@@ -25,11 +25,6 @@ Progress = dict[str, Any]
 
 ENCODER_FILE = "audio_encoder.safetensors"
 NETWORK_FILE = "seld_network.safetensors"
-HISTORY_FILE = "history.csv"
-COUNTS_FILE = "counts.parquet"
-PREDICTIONS_FOLDER = "predictions"
-REFERENCE_FOLDER = "reference"
-
 
 #: Of what makes spectra: others' are not read.
 SPECTRA_CODE = code_fingerprint("seld.ambisonics", "seld.spatial_spectra", with_imports=False)

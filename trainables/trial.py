@@ -24,7 +24,11 @@ from ray import tune
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
 from seld.records import (
+    COUNTS_FILE,
+    HISTORY_FILE,
     LOG_FILE,
+    PREDICTIONS_FOLDER,
+    REFERENCE_FOLDER,
     Failure,
     StageUse,
     Status,
@@ -37,7 +41,6 @@ from trainables.cells import STAGE_CODE, Cell, scored_fingerprint, stages_of, wi
 from trainables.evaluate_job import EvaluateJob
 from trainables.failures import RETRIES, describe_failure, failure_kind
 from trainables.finetune_job import FinetuneJob
-from trainables.jobs import COUNTS_FILE, HISTORY_FILE, PREDICTIONS_FOLDER, REFERENCE_FOLDER
 from trainables.prepare import PreparedData
 from trainables.pretrain_job import PretrainJob
 from trainables.probes import has_learnt

@@ -25,11 +25,12 @@ import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from seld.checkpoints import save_audio_encoder
+from seld.records import HISTORY_FILE
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob
 from trainables.in_trial import InTrialTrainer, TrialReports
 from trainables.ingest import stream_batches
-from trainables.jobs import ENCODER_FILE, HISTORY_FILE, History, Progress
+from trainables.jobs import ENCODER_FILE, History, Progress
 from trainables.pretrain import audio_encoder_of, pretrain
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import Provenance, require_same_source
