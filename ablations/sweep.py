@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
 from ray import tune
-from ray.tune.search import Searcher
 from rich.console import Console
 from rich.markup import escape
 
@@ -32,6 +30,14 @@ from ablations.runs import (
     let_tune_run,
     run_and_report,
     write_tables,
+)
+from ablations.searcher import (
+    REDUCTION,
+    OptunaSearcher,
+    ask,
+    done_trials,
+    propose_again,
+    require_same,
 )
 from search_spaces.scales import ScaleSettings
 from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
@@ -54,16 +60,6 @@ GOALS: dict[str, str] = {
     "compute_s": "seconds of pretraining and fine-tuning",
     "annotation_minutes": "the annotation budget",
 }
-#: What decides whether a trial goes on, where it is not the goal itself. A network that trained
-#: briefly finds nothing, whatever it has learnt, and its SELD error is that of all others; its loss
-#: tells them apart. Rank correlation with the final SELD error over the 49 settings of
-#: ``benchmarks/surface.csv``: 0.87 after a ninth of the steps and 0.91 after a third, the SELD
-#: error's own 0.18 and 0.67.
-RUNG_GOALS: dict[str, str] = {"seld_error": "loss"}
-#: Successive halving: a rung trains for this many times the steps of the one below, and one in
-#: so many trials of a rung goes on to the next.
-REDUCTION = 3
-STARTUP_TRIALS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,13 +163,6 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
     return study
 
 
-def propose_again(study: optuna.Study) -> None:
-    """Enqueue trials that nobody runs any more, to be proposed before any new one."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-
-
 def recipe_settings(sweep: Sweep) -> dict[str, Any]:
     """Every setting of the recipes that trials start from, flat."""
     recipe = sweep.scale.recipe
@@ -184,128 +173,6 @@ def recipe_settings(sweep: Sweep) -> dict[str, Any]:
             for name, stage in (stages | {"finetune": recipe.finetune}).items()
         }
     )
-
-
-def require_same(study: optuna.Study, folder: Path, what: dict[str, Any]) -> None:
-    """Refuse to go on with a study on other terms: its trials could not be compared.
-
-    Args:
-        study: remembers ``what`` where nothing of it is known yet.
-        folder: named in the refusal.
-        what: plain values by the name a person knows them by.
-    """
-    known = study.user_attrs.get("terms", {})
-    for name, value in what.items():
-        if known.get(name, value) != value:
-            raise InputError(folder, name, value, f"{known[name]} as it began, or another --name")
-    if not what.keys() <= known.keys():
-        study.set_user_attr("terms", known | what)
-
-
-def ask(study: optuna.Study, seed: int) -> optuna.Trial:
-    """The next trial, a function of the seed, its number and what is known by now.
-
-    A sampler seeded once would propose its first random points again after every restart.
-    """
-    number = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(
-        seed=seed * 1_000_003 + number,
-        n_startup_trials=STARTUP_TRIALS,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-    )
-    return study.ask()
-
-
-def done_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that need not be run again: finished, stopped early, or failed for a reason."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or "failure" in trial.user_attrs
-    ]
-
-
-class OptunaSearcher(Searcher):
-    """Lets Ray Tune ask an Optuna study for trials and tell it what came of them.
-
-    Ray's own OptunaSearch counts a trial that was stopped early as a complete one of that value,
-    and proposes its first points again when a study is continued.
-
-    Args:
-        study: where trials are kept.
-        ask: gives the next trial.
-        config_of: a trial → what Tune runs.
-        goals: keys of the results that are minimised.
-        decided: called with a trial, its rung, and whether it stops there.
-    """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        ask: Callable[[], optuna.Trial],
-        config_of: Callable[[optuna.Trial], dict[str, Any]],
-        goals: Sequence[str],
-        decided: Callable[[optuna.Trial, int, bool], None] = lambda trial, rung, stops: None,
-    ) -> None:
-        # Without a metric: Tune would insist that every report has it.
-        super().__init__()
-        self._study = study
-        self._ask = ask
-        self._config_of = config_of
-        self._goals = goals
-        self._decided = decided
-        self._trials: dict[str, optuna.Trial] = {}
-        self._stopped: set[str] = set()
-
-    # Tune pickles its searchers to restore them; this one continues from Optuna's storage.
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to do: every step is in the storage already."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Likewise."""
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Called by Tune when there is room for a trial."""
-        self._trials[trial_id] = self._ask()
-        return self._config_of(self._trials[trial_id])
-
-    def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Tune's stopper: called with every report, tells Optuna of finished rungs."""
-        if (
-            "rung" not in result
-            or result["rung"] == result["rungs"]
-            or result["status"] == "failed"
-            or len(self._goals) > 1
-        ):
-            return False
-        trial = self._trials[trial_id]
-        decisive = RUNG_GOALS.get(self._goals[0], self._goals[0])
-        trial.report(result[decisive], REDUCTION ** (result["rung"] - 1))
-        stops = trial.should_prune()
-        if stops:
-            self._stopped.add(trial_id)
-        self._decided(trial, result["rung"], stops)
-        return stops
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Called by Tune when a trial has ended, however."""
-        trial = self._trials.pop(trial_id)
-        result = result or {}
-        if trial_id in self._stopped:
-            self._study.tell(trial, state=TrialState.PRUNED)
-        elif result.get("status") == "finished":
-            self._study.tell(trial, [result[goal] for goal in self._goals])
-        elif error or result.get("status") == "failed":
-            trial.set_user_attr("failure", str(result.get("message", "the process died")))
-            self._study.tell(trial, state=TrialState.FAIL)
-        # Else the run was stopped at its time limit: the trial stays open for the next run.
 
 
 def run_sweep(

@@ -38,7 +38,8 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from ablations.sweep import REDUCTION, OptunaSearcher, Sweep, ask, open_study
+from ablations.searcher import REDUCTION, OptunaSearcher, ask
+from ablations.sweep import Sweep, open_study
 from search_spaces.scales import find_scale
 from search_spaces.spaces import OBJECTIVE, OBJECTIVES, Parameters
 

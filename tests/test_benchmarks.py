@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations.sweep import REDUCTION
+from ablations.searcher import REDUCTION
 from benchmarks.sweep import SEED_NOISE, Outcome, Recorded
 
 

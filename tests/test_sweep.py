@@ -16,11 +16,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from ablations import run_grid, run_sweep
+from ablations.searcher import OptunaSearcher, ask, done_trials
 from ablations.sweep import (
-    OptunaSearcher,
     Sweep,
-    ask,
-    done_trials,
     grid_command,
     open_study,
     report_on,
