@@ -31,14 +31,13 @@ from ablations.options import (
     word,
 )
 from ablations.sweep import GOALS, Sweep, run_sweep
-from search_spaces.scales import SCALES, ScaleSettings, find_scale
+from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import (
     BUDGET,
     LEARN_TEMPERATURE,
     OBJECTIVE,
     OBJECTIVES,
     TEMPERATURE,
-    propose,
 )
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
@@ -98,13 +97,14 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         scale.recipe,
         **{
             name: override(getattr(scale.recipe, name), by_stage["pretrain"], "--set pretrain")
-            for name in arguments.objectives
+            for name in OBJECTIVES
+            if name in arguments.objectives
         },
         finetune=override(scale.recipe.finetune, by_stage["finetune"], "--set finetune"),
     )
     rungs = arguments.rungs
     several_goals = len(arguments.minimise) > 1
-    return Sweep(
+    sweep = Sweep(
         name=arguments.name,
         scale=replace(scale, recipe=recipe),
         objectives=arguments.objectives,
@@ -113,40 +113,46 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         goals=arguments.minimise,
         rungs=rungs if rungs is not None else (1 if several_goals else 3),
         seed=arguments.seed,
-        fixed=fixed_names(scale, arguments),
     )
+    set_names = frozenset(text.partition("=")[0] for text in arguments.assignments)
+    return replace(sweep, fixed=fixed_names(sweep, set_names, arguments.search or ()))
 
 
-def fixed_names(scale: ScaleSettings, arguments: argparse.Namespace) -> frozenset[str]:
-    """What of the space is not searched: all that is set, or that ``--search`` leaves out."""
-    space = space_names(scale, arguments.objectives)
-    set_names = {text.partition("=")[0] for text in arguments.assignments}
+def fixed_names(sweep: Sweep, set_names: frozenset[str], search: Sequence[str]) -> frozenset[str]:
+    """What of the space is not searched: all that is set, or that ``--search`` leaves out.
+
+    Raises:
+        InputError: nothing is left, or something asked for cannot be searched.
+    """
     if OBJECTIVE in set_names:
         raise InputError("--set", "setting", OBJECTIVE, "--objectives, which says what is tried")
+    space = space_names(sweep)
     fixed = space & set_names
-    if arguments.search:
-        wanted = frozenset(arguments.search)
-        for name in arguments.search:
-            if name not in space:
-                raise InputError("--search", "setting", name, f"some of {', '.join(sorted(space))}")
-            if name in set_names:
-                raise InputError("--search", "setting", name, "one that --set does not set")
-        if TEMPERATURE in wanted:
-            wanted |= {LEARN_TEMPERATURE}
+    if search:
+        # A temperature that is learnt would only begin where it is searched.
+        wanted = {*search, LEARN_TEMPERATURE} if TEMPERATURE in search else set(search)
         fixed |= space - wanted
-    if len(arguments.objectives) == 1 and space - fixed <= {LEARN_TEMPERATURE}:
+    left = space_names(replace(sweep, fixed=fixed))
+    for name in search:
+        if name not in space:
+            raise InputError("--search", "setting", name, f"some of {', '.join(sorted(space))}")
+        if name in set_names:
+            raise InputError("--search", "setting", name, "one that --set does not set")
+        if name not in left:
+            expected = f"one that changes {' or '.join(sweep.objectives)} as what is fixed has it"
+            raise InputError("--search", "setting", name, expected)
+    if len(sweep.objectives) == 1 and left <= {LEARN_TEMPERATURE}:
         raise InputError("command line", "--set", "every setting", "something left to search")
     return fixed
 
 
-def space_names(scale: ScaleSettings, objectives: Sequence[str]) -> frozenset[str]:
-    """Every setting that trials of these objectives may be given a value for."""
+def space_names(sweep: Sweep) -> frozenset[str]:
+    """Every setting that its trials may be given a value for."""
     names: set[str] = set()
     for first in (True, False):
-        for objective in objectives:
-            names |= propose(
-                _Extreme(first), scale=scale, objectives=(objective,), budgets_minutes=(1.0,)
-            ).keys()
+        for objective in sweep.objectives:
+            one = replace(sweep, objectives=(objective,))
+            names |= one.propose(_Extreme(first)).keys()
     return frozenset(names - {OBJECTIVE, BUDGET})
 
 

@@ -40,7 +40,15 @@ from ablations.searcher import (
     require_same,
 )
 from search_spaces.scales import ScaleSettings
-from search_spaces.spaces import BUDGET, OBJECTIVE, OBJECTIVES, Parameters, cell_of, propose
+from search_spaces.spaces import (
+    BUDGET,
+    OBJECTIVE,
+    OBJECTIVES,
+    Parameters,
+    Suggests,
+    cell_of,
+    propose,
+)
 from search_spaces.studies import Arm, Study
 from seld.errors import InputError
 from seld.records import (
@@ -100,7 +108,7 @@ class Sweep:
         if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
             raise InputError("--budgets", "minutes", self.budgets_minutes, "more than 0")
 
-    def propose(self, trial: optuna.Trial) -> Parameters:
+    def propose(self, trial: Suggests) -> Parameters:
         """The next point."""
         return propose(
             trial,

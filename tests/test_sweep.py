@@ -277,9 +277,11 @@ def typed_proposals(monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[Parame
 
 def test_the_space_is_all_that_trials_are_given() -> None:
     drawn = {name for parameters in proposals(200) for name in parameters}
-    space = run_sweep.space_names(SWEEP.scale, OBJECTIVES)
+    space = run_sweep.space_names(SWEEP)
     assert drawn - {"annotation_minutes", "pretrain.objective"} == space
-    assert "pretrain.negative_axes" not in run_sweep.space_names(SWEEP.scale, ["avc"])
+    assert "pretrain.negative_axes" not in run_sweep.space_names(
+        replace(SWEEP, objectives=("avc",))
+    )
 
 
 def test_what_is_set_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +307,17 @@ def test_only_what_is_named_is_searched(monkeypatch: pytest.MonkeyPatch) -> None
         }  # fmt: skip
     for parameters in typed_proposals(monkeypatch, *one_loss, "--search", "finetune.encoder_rate"):
         assert parameters.keys() == {"finetune.encoder_rate"}  # τ is learnt, as in the recipe
+    grid = (
+        "--set",
+        "pretrain.directions.sampling=grid",
+        "--search",
+        "pretrain.directions.grid.count",
+    )
+    counts = [
+        p["pretrain.directions.grid.count"] for p in typed_proposals(monkeypatch, *one_loss, *grid)
+    ]
+    assert min(counts) >= 4
+    assert len(set(counts)) > 10
     negatives = typed_proposals(
         monkeypatch, "--search", "pretrain.rotated_negatives,pretrain.negative_axes"
     )
@@ -322,6 +335,11 @@ def test_only_what_is_named_is_searched(monkeypatch: pytest.MonkeyPatch) -> None
             "one that --set does not set",
         ),
         (["--set", "pretrain.objective=avc"], "--objectives"),
+        (["--objectives", "moco"], "--objectives: name is 'moco'"),
+        (
+            ["--objectives", "doa_wise", "--search", "pretrain.directions.grid.count"],
+            "one that changes doa_wise as what is fixed has it",
+        ),
         (
             ["--objectives", "avc", "--search", "pretrain.learn_temperature"],
             "something left to search",
