@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -162,6 +163,34 @@ def test_features_that_shards_and_labels_do_not_fit_are_refused(changed: dict[st
     (name,) = changed
     with pytest.raises(InputError, match=rf"audio encoder: features\.{name}"):
         AudioEncoderSettings(features=FeatureSettings(**changed))
+
+
+def heard(encoder: AudioEncoder, azimuth_deg: float, elevation_deg: float) -> torch.Tensor:
+    """Mean output (filter,) of the stem for noise from a direction."""
+    direction = torch.as_tensor(unit_vectors(azimuth_deg, elevation_deg), dtype=torch.float32)
+    noise = torch.randn(1, 24_000, generator=torch.Generator().manual_seed(0))
+    features = encoder.normalised_features(encode(noise, direction))
+    with torch.no_grad():
+        return encoder.network.stem(features).mean((0, 2, 3))
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "weight"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_axis_is_heard_alike_whatever_the_seed(seed: int, normalisation: Any) -> None:
+    torch.manual_seed(seed)
+    network = dataclasses.replace(DEMO, normalisation=normalisation)
+    encoder = AudioEncoder(AudioEncoderSettings(network=network))
+    ends = [(0, 0), (180, 0), (90, 0), (-90, 0), (0, 90), (0, -90)]  # ±x, ±y, ±z
+    outputs = torch.stack([heard(encoder, *end) for end in ends])  # (end, filter)
+    opposite = outputs[[1, 0, 3, 2, 5, 4]]
+    contrast = (outputs - opposite)[:, : len(ends)]
+    own = contrast.diagonal()
+    assert own.min() > 0
+    torch.testing.assert_close(own, own[:1].expand(6), rtol=1e-3, atol=0)
+    others = contrast - torch.diag(own)
+    others[torch.arange(6), [1, 0, 3, 2, 5, 4]] = 0  # the opposite filter hears the opposite
+    # Standardised filters have zero mean, so hear the other axes a little.
+    assert others.abs().max() < 0.2 * own[0]
 
 
 # --- visual encoder -----------------------------------------------------------------------------
