@@ -173,15 +173,13 @@ def evidence(scale: ScaleSettings) -> Study:
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
-    Cost: four to five hours on 2 cores with instructions for bfloat16 (20 pretrainings of seven
-    minutes of a core, 75 fine-tunings of five), three times as long on CPUs without.
+    Cost: just under five hours on 2 cores with instructions for bfloat16 (20 pretrainings of seven
+    minutes of a core, 75 fine-tunings of five to six), three times as long on CPUs without.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
-    validation rooms for scratch and is the same for every arm. With two minutes scratch's score
-    there has long stopped improving at this length, with six it gains three more points from twice
-    the steps (``--set finetune.steps=8000``, for every arm then) and DOA-wise none, with 18 nobody
-    has looked. The
-    probes in the report say what each encoder had learnt before it saw a label.
+    validation rooms for scratch and is the same for every arm; its length is what scratch needs
+    until its validation score stops improving (5500 steps with 6 minutes and with 18). The probes
+    in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)
     return replace(
