@@ -25,7 +25,8 @@ from seld.errors import InputError
 
 #: Log-mel of the four channels, then the intensity vector.
 LOG_MEL_CHANNELS = 4
-FEATURE_CHANNELS = LOG_MEL_CHANNELS + 3
+INTENSITY_CHANNELS = 3
+FEATURE_CHANNELS = LOG_MEL_CHANNELS + INTENSITY_CHANNELS
 
 #: Feature frames (20 ms) in one label frame (100 ms).
 FRAMES_PER_LABEL = 5
@@ -50,6 +51,10 @@ class ResNetConformerSettings:
     convolution_kernel: int = 7
     dropout: float = 0.1
     positions: Literal["rotary", "none"] = "rotary"
+    #: The first stage also gets the intensity vector averaged over what is pooled before it. The
+    #: few filters of a narrow stem, drawn at random and max-pooled, may all but miss one axis, and
+    #: elevations, which spread least, are then not learnt. [ours], LOG.md, 2026-11-26.
+    mean_intensity: bool = False
     #: ``batch`` is the literature's. ``weight`` standardises weights instead of activations
     #: (Brock et al., ICLR 2021): no batch statistics, hence the same gradients for any split of
     #: a batch over workers. [ours]
@@ -97,6 +102,7 @@ RESNET_CONFORMER_PRESETS: dict[str, ResNetConformerSettings] = {
         dim=96,
         conformer_blocks=2,
         attention_heads=4,
+        mean_intensity=True,
     ),
     "small": ResNetConformerSettings(
         stage_channels=(24, 48, 96),
@@ -106,6 +112,7 @@ RESNET_CONFORMER_PRESETS: dict[str, ResNetConformerSettings] = {
         dim=160,
         conformer_blocks=3,
         attention_heads=5,
+        mean_intensity=True,
     ),
     "paper": ResNetConformerSettings(),
 }
@@ -208,10 +215,9 @@ class ResNetConformer(nn.Module):
             )
         first = settings.stage_channels[0]
         self.stem = _convolution(settings, FEATURE_CHANNELS, first, kernel_size=3)
-        _begin_with_axes(self.stem)
         self.stem_normalisation = _activation_norm(settings, first)
         self.stages = nn.ModuleList()
-        channels = first
+        channels = first + (INTENSITY_CHANNELS if settings.mean_intensity else 0)
         for width, depth in zip(settings.stage_channels, settings.stage_blocks, strict=True):
             stage = nn.Sequential()
             for _ in range(depth):
@@ -239,6 +245,9 @@ class ResNetConformer(nn.Module):
                 hidden = F.max_pool2d(hidden, factors)
             if index == 0:
                 hidden = F.relu(self.stem_normalisation(hidden))
+                if settings.mean_intensity:
+                    intensity = F.avg_pool2d(features[:, LOG_MEL_CHANNELS:], factors)
+                    hidden = torch.cat([hidden, intensity.to(hidden.dtype)], dim=1)
             hidden = stage(hidden)
         hidden = F.relu(self.to_dim(hidden))
         # The residual stream stays in float32 under autocast.
@@ -380,22 +389,6 @@ def _convolution(
     convolution = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution.to(memory_format=torch.channels_last)
-
-
-def _begin_with_axes(stem: nn.Conv2d) -> None:
-    """Make the first six filters the smoothed intensity along x, −x, y, −y, z and −z. [ours]
-
-    Of a few filters drawn at random, all may hear one axis badly. With elevations, whose spread is
-    the smallest, that is hardly made up for: one seed in five stayed deaf to them (LOG.md,
-    2026-11-26).
-    """
-    sides = [
-        (axis, sign) for axis in range(FEATURE_CHANNELS - LOG_MEL_CHANNELS) for sign in (1, -1)
-    ]
-    with torch.no_grad():
-        for number, (axis, sign) in enumerate(sides[: stem.out_channels]):
-            stem.weight[number] = 0.0
-            stem.weight[number, LOG_MEL_CHANNELS + axis] = sign / stem.weight[0, 0].numel()
 
 
 def _activation_norm(settings: ResNetConformerSettings, channels: int) -> nn.Module:
