@@ -307,7 +307,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class CellEstimates:
     """An arm at one budget: what its finished trials say together.
 
     ``not_learnt`` counts finished trials whose pretraining fell short of its own goal.
@@ -357,7 +357,7 @@ class Comparison:
         return self._class_scores[trial]
 
     @cached_property
-    def cells(self) -> dict[tuple[str, float], Cell]:
+    def cells(self) -> dict[tuple[str, float], CellEstimates]:
         """Every (arm, budget) that has a trial, in the order of tables."""
         places = [
             (arm, budget)
@@ -394,12 +394,12 @@ class Comparison:
             )
         return found
 
-    def _cell(self, arm: str, budget_minutes: float) -> Cell:
+    def _cell(self, arm: str, budget_minutes: float) -> CellEstimates:
         trials = self.results.cells[arm, budget_minutes]
         finished = [trial for trial in trials if trial.finished]
         refused = refusals(finished, [])
         estimates = {} if refused or not finished else self._estimates(finished, None)
-        return Cell(
+        return CellEstimates(
             arm=arm,
             budget_minutes=budget_minutes,
             estimates=estimates,

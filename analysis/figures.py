@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.compare import Cell, Comparison, estimate
+from analysis.compare import CellEstimates, Comparison, estimate
 from analysis.events import Matches, match_events
 from analysis.load import Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
@@ -172,7 +172,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
     )
 
 
-def _errors_by_arm(cells: Sequence[Cell], budget: float) -> Picture:
+def _errors_by_arm(cells: Sequence[CellEstimates], budget: float) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for row, cell in enumerate(cells):

@@ -91,7 +91,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyFolder:
     """A study's folder and its question; ``record`` is None where study.json is unusable."""
 
     folder: Path
@@ -130,7 +130,7 @@ class Results:
         swept_arms: arms of sweeps: their trials are points of a response, not repetitions.
     """
 
-    studies: tuple[Study, ...]
+    studies: tuple[StudyFolder, ...]
     trials: tuple[Trial, ...]
     unreadable: tuple[Unreadable, ...]
     missing: tuple[MissingTrial, ...]
@@ -189,7 +189,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
     Raises:
         InputError: a folder is not there or holds no study.
     """
-    studies: list[Study] = []
+    studies: list[StudyFolder] = []
     trials: list[Trial] = []
     unreadable: list[Unreadable] = []
     missing: list[MissingTrial] = []
@@ -200,7 +200,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
         except InputError as error:
             unreadable.append(Unreadable(folder / STUDY_FILE, _reason(error)))
             record = None
-        studies.append(Study(folder, record))
+        studies.append(StudyFolder(folder, record))
         found, broken = _read_trials(folder)
         if record is not None:
             found, replaced = _one_per_place(found, record)
@@ -495,7 +495,7 @@ def _ambiguous_arms(trials: list[Trial]) -> set[str]:
     return ambiguous
 
 
-def _labels(studies: list[Study]) -> dict[Path, str]:
+def _labels(studies: list[StudyFolder]) -> dict[Path, str]:
     """What tells the studies apart: their names, or as much of their folders as differs."""
     names = {one.folder: one.record.name if one.record else one.folder.name for one in studies}
     labels = {}
@@ -518,7 +518,7 @@ def _with_label(item: Labelled, ambiguous: Set[str], labels: Mapping[Path, str])
     return replace(item, arm=f"{labels[item.study_folder]}: {item.arm}")
 
 
-def _swept_arms(studies: Sequence[Study], trials: Sequence[Trial]) -> frozenset[str]:
+def _swept_arms(studies: Sequence[StudyFolder], trials: Sequence[Trial]) -> frozenset[str]:
     """Arms of sweeps, which plan no cells.
 
     Where study.json says nothing, those are taken for a sweep's that repeat a seed and budget.

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from analysis.compare import Cell, Comparison, Difference, Estimate
+from analysis.compare import CellEstimates, Comparison, Difference, Estimate
 from analysis.load import Results
 from analysis.scores import F20, SCORES, SELD_ERROR, Score, p_text
 from seld.records import FAILURE_KINDS
@@ -564,7 +564,7 @@ def _entry(
     return Entry(text=score.number(item.mean, signed=signed), interval=interval, bold=bold)
 
 
-def _against_baseline(comparison: Comparison, cell: Cell, baseline: str) -> list[str]:
+def _against_baseline(comparison: Comparison, cell: CellEstimates, baseline: str) -> list[str]:
     """How the arm's trials differ from the baseline's in more than the arm."""
     other = comparison.cells.get((baseline, cell.budget_minutes))
     if cell.arm == baseline or other is None or not cell.estimates or not other.estimates:
@@ -576,7 +576,7 @@ def _against_baseline(comparison: Comparison, cell: Cell, baseline: str) -> list
     return [f"against {baseline}: {', '.join(notes)}"] if notes else []
 
 
-def _cell_values(cell: Cell, remarks: str) -> dict[str, object]:
+def _cell_values(cell: CellEstimates, remarks: str) -> dict[str, object]:
     row: dict[str, object] = {"annotation_minutes": cell.budget_minutes, "arm": cell.arm}
     for score in SCORES:
         row |= _estimate_values(score, cell.estimates.get(score.name))
