@@ -400,8 +400,11 @@ def ingredients(scale: ScaleSettings) -> Study:
         "uniform_weights": replace(recipe, directions=replace(own, weighting="uniform")),
         "half_the_batch": replace(recipe, batch_size=recipe.batch_size // 2),
         "half_the_window": replace(recipe, window_s=recipe.window_s / 2),
-        "narrow_crops": replace(recipe, field_of_view_deg=30.0),
-        "wide_crops": replace(recipe, field_of_view_deg=80.0),
+        "near_directions_are_no_negatives": replace(
+            recipe, directions=replace(own, exclusion_deg=35.0)
+        ),
+        "narrow_crops": replace(recipe, field_of_view_deg=20.0),
+        "wide_crops": replace(recipe, field_of_view_deg=50.0),
         "more_pictures": replace(recipe, frame_count=2 * recipe.frame_count + 1),
     }
     return Study(

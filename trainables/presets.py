@@ -62,9 +62,11 @@ def with_ingredients(settings: PretrainSettings) -> PretrainSettings:
         settings,
         windows_per_clip=4,
         # Where the sound's energy comes from, and as many directions where it mostly does not.
-        directions=DirectionSettings(peak_count=2, random_count=2),
+        directions=DirectionSettings(peak_count=2, random_count=2, exclusion_deg=20.0),
+        # Crops of 50° show what sounds beside them as well, and then less of the class is learnt.
+        field_of_view_deg=30.0,
         head="direction_conditioned",
-        own_window_share=0.5,
+        own_window_share=0.35,
         listening_directions=16,
         augmentation="swaps_and_rotations",
         augmentation_axes="vertical",
