@@ -83,8 +83,8 @@ def propose(
         chosen[LEARN_TEMPERATURE] = False
     # Below 0.02 one negative takes all the gradient, above 0.5 none takes any.
     real(TEMPERATURE, 0.02, 0.5, log=True)
-    # A crop narrower than 30° misses what is next to its centre, wider than 110° is distorted.
-    real("pretrain.field_of_view_deg", 30.0, 110.0)
+    # A crop narrower than 20° misses what is next to its centre, wider than 110° is distorted.
+    real("pretrain.field_of_view_deg", 20.0, 110.0)
     real("pretrain.learning_rate", 1e-4, 3e-3, log=True)
     real("finetune.learning_rate", 1e-4, 3e-3, log=True)
     # Near 0 keeps what pretraining learnt, 1 treats the encoder like the new head.
