@@ -89,6 +89,22 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     kept.add_argument("--fetch", action="store_true", help="copy them from --storage to --results")
 
 
+def add_cost_options(parser: argparse.ArgumentParser) -> None:
+    """Options that ask what a run would cost, or limit it."""
+    cost = parser.add_argument_group("cost")
+    cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
+    cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
+    cost.add_argument("--budget-hours", type=hours, help="stop after this long; nothing is lost")
+
+
+def check_cost_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse those that contradict each other."""
+    if arguments.calibrate and not arguments.plan:
+        parser.error("--calibrate is for --plan")
+    if arguments.plan and arguments.budget_hours is not None:
+        parser.error("--plan runs nothing that --budget-hours could stop")
+
+
 def typed_places(arguments: argparse.Namespace) -> list[str]:
     """What was said about data, results and storage, to be said again in another command."""
     parser = argparse.ArgumentParser()

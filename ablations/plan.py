@@ -50,18 +50,26 @@ class StagePlan:
 def plan_study(
     study: Study,
     *,
+    cells: Sequence[Cell] | None = None,
+    heading: str | None = None,
     data: DataOptions,
     cluster: ClusterOptions,
     results: Path,
     storage: str | None = None,
     calibrate: bool = False,
 ) -> int:
-    """Print what running the study would compute and cost. Starts no Ray, renders nothing."""
+    """Print what running the study would compute and cost. Starts no Ray, renders nothing.
+
+    Args:
+        cells: what is run, where it is not all of the study's.
+        heading: how many trials that is, where each cell is not one.
+    """
     data.check(study)
     console = Console()
     placement = placement_of(study, machine_resources(cluster), cluster)
     prepared = data_for_plan(data, study)
-    cells = study.cells()
+    if cells is None:
+        cells = study.cells()
     scale = study.scale
     device = "cuda" if placement.worker_gpus else "cpu"
     if calibrate and device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +87,8 @@ def plan_study(
 
     store = StageStore(stages_root(storage, results))
     plans = plan_stages(cells, prepared, store, measure if calibrate else None)
-    console.print(f"{study.name}: {len(cells)} trials; {placement.describe()}", highlight=False)
+    heading = heading or f"{len(cells)} trials"
+    console.print(f"{study.name}: {heading}; {placement.describe()}", highlight=False)
     print_plan(plans, placement, console)
     return 0
 
@@ -106,14 +115,17 @@ def plan_stages(
 
 
 class _Calibration:
-    """Durations measured once per kind of cell, and only where asked for."""
+    """Durations measured at one cell of each arm, and only where asked for.
+
+    Other cells of the arm (of a sweep) are taken to need as long per step.
+    """
 
     def __init__(
         self, cells: Sequence[Cell], measure: Callable[[Cell], Mapping[str, float]] | None
     ) -> None:
         self._cells = cells
         self._measure = measure
-        self._known: dict[str, Mapping[str, float]] = {}
+        self._known: dict[str, tuple[Cell, Mapping[str, float]]] = {}
 
     def duration_s(self, position: int, name: str) -> float | None:
         """Of this stage of the cell at ``position``."""
@@ -121,8 +133,14 @@ class _Calibration:
             return None
         cell = self._cells[position]
         if cell.arm not in self._known:
-            self._known[cell.arm] = self._measure(cell)
-        return self._known[cell.arm][name]
+            self._known[cell.arm] = cell, self._measure(cell)
+        measured, durations_s = self._known[cell.arm]
+        return durations_s[name] * _steps(cell, name) / _steps(measured, name)
+
+
+def _steps(cell: Cell, name: str) -> int:
+    settings = {"pretrain": cell.pretrain, "finetune": cell.finetune}.get(name)
+    return settings.steps if settings is not None else 1
 
 
 def _plan_stage(

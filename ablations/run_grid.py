@@ -22,11 +22,12 @@ from dataclasses import replace
 
 from ablations import detached, results
 from ablations.options import (
+    add_cost_options,
     add_place_options,
     assignments_by_stage,
+    check_cost_options,
     cluster_options,
     data_options,
-    hours,
     names,
     number,
     numbers,
@@ -86,15 +87,9 @@ def parse_arguments() -> argparse.Namespace:
         help="a setting of every arm, as pretrain.steps=500 or finetune.learning_rate=3e-4",
     )
     add_place_options(parser)
-    cost = parser.add_argument_group("cost")
-    cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
-    cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
-    cost.add_argument("--budget-hours", type=hours, help="stop after this long; nothing is lost")
+    add_cost_options(parser)
     arguments = parser.parse_args()
-    if arguments.calibrate and not arguments.plan:
-        parser.error("--calibrate is for --plan")
-    if arguments.plan and arguments.budget_hours is not None:
-        parser.error("--plan runs nothing that --budget-hours could stop")
+    check_cost_options(parser, arguments)
     return arguments
 
 

@@ -2,6 +2,7 @@
 
     python ablations/run_sweep.py                         thirty trials on the embedded benchmark
     python ablations/run_sweep.py --trials 60             thirty more: the study continues
+    python ablations/run_sweep.py --plan --calibrate      what it would cost; runs nothing
     python ablations/run_sweep.py --objectives recording_wise
     python ablations/run_sweep.py --name tau --search pretrain.temperature,finetune.learning_rate
     python ablations/run_sweep.py --budgets 1.5,6 --minimise seld_error,annotation_minutes
@@ -20,9 +21,12 @@ from typing import Any
 
 from ablations import detached, results
 from ablations.options import (
+    add_cost_options,
     add_place_options,
     assignments_by_stage,
-    hours,
+    check_cost_options,
+    cluster_options,
+    data_options,
     names,
     number,
     numbers,
@@ -30,7 +34,8 @@ from ablations.options import (
     typed_places,
     word,
 )
-from ablations.sweep import GOALS, Sweep, run_sweep
+from ablations.plan import plan_study
+from ablations.sweep import GOALS, Sweep, as_study, expected_cells, run_sweep
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import (
     BUDGET,
@@ -51,6 +56,19 @@ def main() -> int:
         return detached.run_detached(arguments, "ablations/run_sweep.py")
     if results.is_asked_for(arguments):
         return results.run(arguments, arguments.name)
+    if arguments.plan:
+        cells = expected_cells(sweep)
+        trainings = f", about {len(cells)} trainings of {sweep.rungs} lengths"
+        return plan_study(
+            as_study(sweep),
+            cells=cells,
+            heading=f"{sweep.trials} trials" + (trainings if sweep.rungs > 1 else ""),
+            data=data_options(arguments),
+            cluster=cluster_options(arguments),
+            results=arguments.results,
+            storage=arguments.storage,
+            calibrate=arguments.calibrate,
+        )
     return run_sweep(sweep, grid_options=grid_options(arguments), **run_options(arguments))
 
 
@@ -85,8 +103,10 @@ def parse_arguments() -> argparse.Namespace:
         help="a setting of every trial, which is not searched then, as pretrain.steps=500",
     )
     add_place_options(parser)
-    parser.add_argument("--budget-hours", type=hours, help="stop after this long")
-    return parser.parse_args()
+    add_cost_options(parser)
+    arguments = parser.parse_args()
+    check_cost_options(parser, arguments)
+    return arguments
 
 
 def sweep_of(arguments: argparse.Namespace) -> Sweep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 import time
@@ -132,6 +133,19 @@ class Sweep:
             )
             for rung in range(self.rungs)
         )
+
+
+def expected_cells(sweep: Sweep) -> list[Cell]:
+    """What a sweep would run, for its plan: random proposals, each rung passed by one in three."""
+    sampler = optuna.samplers.RandomSampler(seed=sweep.seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=sampler)
+    cells: list[Cell] = []
+    for number in range(sweep.trials):
+        rungs = sweep.cells(sweep.propose(study.ask()))
+        passed = [number % REDUCTION**rung == 0 for rung in range(len(rungs))]
+        cells += itertools.compress(rungs, passed)
+    return cells
 
 
 def open_study(sweep: Sweep, folder: Path) -> optuna.Study:

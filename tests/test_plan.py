@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions, data_for_plan
 from ablations.plan import StagePlan, plan_stages, plan_study
+from ablations.sweep import Sweep, as_study, expected_cells
 from search_spaces.scales import find_scale
 from search_spaces.studies import Study, variants
 from seld.errors import InputError
@@ -56,6 +58,33 @@ def test_calibration_times_each_arm_once(tmp_path: Path) -> None:
     assert sorted(measured) == sorted(arm.name for arm in STUDY.arms)
     assert plans["pretrain"].expected_s == 8 * SECONDS["pretrain"]
     assert plans["finetune"].expected_s == 20 * SECONDS["finetune"]
+
+
+def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> None:
+    sweep = Sweep(
+        name="s",
+        scale=find_scale("demo"),
+        objectives=("doa_wise",),
+        budgets_minutes=(1.0,),
+        trials=9,
+        rungs=3,
+    )
+    cells = expected_cells(sweep)
+    full = max(cell.finetune.steps for cell in cells)
+    of_full = Counter(round(full / cell.finetune.steps) for cell in cells)
+    assert of_full == {9: 9, 3: 3, 1: 1}
+    first = cells[0].finetune.steps
+
+    def measure(cell: Cell) -> Mapping[str, float]:
+        assert cell is cells[0]
+        return SECONDS
+
+    data = data_for_plan(DataOptions(folder=tmp_path / "data"), as_study(sweep))
+    plans = {p.name: p for p in plan_stages(cells, data, StageStore(tmp_path / "stages"), measure)}
+    assert plans["finetune"].unique == 13
+    steps = sum(cell.finetune.steps for cell in cells)
+    assert plans["finetune"].expected_s == pytest.approx(SECONDS["finetune"] * steps / first)
+    assert plans["evaluate"].expected_s == 13 * SECONDS["evaluate"]
 
 
 def test_stages_in_the_store_are_done_and_time_the_others(tmp_path: Path) -> None:
