@@ -304,13 +304,19 @@ def doa_resolution(scale: ScaleSettings) -> Study:
     Reading: a fixed grid is the paper's setting (its K is not public). First-order ambisonics
     resolves some tens of degrees, so gains should level off; many directions also mean many
     empty ones, which are false negatives. ``energy_peaks`` is this project's own alternative; it
-    takes a head that can be asked for any direction, which all arms have therefore.
+    takes a head that can be asked for any direction, which all arms have therefore. They also have
+    the wider crops of the other objectives: narrow ones would leave coarse grids half blind.
     """
-    own = scale.doa_wise.directions
+    recipe = replace(
+        scale.doa_wise,
+        head="direction_conditioned",
+        field_of_view_deg=scale.recording_wise.field_of_view_deg,
+    )
+    own = recipe.directions
 
     def looking_at(name: str, directions: DirectionSettings) -> Arm:
-        recipe = replace(scale.doa_wise, head="direction_conditioned", directions=directions)
-        return Arm(name=name, pretrain=recipe, finetune=scale.finetune)
+        pretrain = replace(recipe, directions=directions)
+        return Arm(name=name, pretrain=pretrain, finetune=scale.finetune)
 
     def with_grid(kind: GridKind, count: int) -> Arm:
         grid = DoaGrid(kind=kind, count=count)
@@ -384,6 +390,7 @@ def ingredients(scale: ScaleSettings) -> Study:
         "plain": replace(
             recipe,
             directions=grid,
+            field_of_view_deg=scale.recording_wise.field_of_view_deg,
             head="grid",
             windows_per_clip=1,
             own_window_share=0.0,

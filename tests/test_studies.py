@@ -174,7 +174,10 @@ def test_an_encoder_is_fine_tuned_as_it_was_pretrained() -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_directions_are_all_that_differs_between_resolutions(scale: str) -> None:
-    varied = find_study("doa_resolution", scale).varied_settings()
+    study = find_study("doa_resolution", scale)
+    crops_deg = {arm.pretrain.field_of_view_deg for arm in study.arms if arm.pretrain}
+    assert crops_deg == {find_scale(scale).recording_wise.field_of_view_deg}
+    varied = study.varied_settings()
     assert {name for settings in varied.values() for name in settings} == {
         "pretrain.directions.sampling",
         "pretrain.directions.grid.count",
