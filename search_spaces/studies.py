@@ -410,6 +410,9 @@ def ingredients(scale: ScaleSettings) -> Study:
         "near_directions_are_no_negatives": replace(
             recipe, directions=replace(own, exclusion_deg=35.0)
         ),
+        "asked_by_third_order": replace(
+            recipe, projection=replace(recipe.projection, harmonics_order=3)
+        ),
         "narrow_crops": replace(recipe, field_of_view_deg=20.0),
         "wide_crops": replace(recipe, field_of_view_deg=50.0),
         "more_pictures": replace(recipe, frame_count=2 * recipe.frame_count + 1),
