@@ -126,6 +126,8 @@ def with_assignments(study: Study, assignments: list[str]) -> Study:
         for arm in study.arms
     )
     assigned = replace(study, arms=arms)
+    if any(assignment.partition("=")[0] == "steps" for assignment in by_stage["finetune"]):
+        assigned = replace(assigned, finetune_steps={})
     settings = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in arms}
     before = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in study.arms}
     for one, other in itertools.combinations(settings, 2):

@@ -5,7 +5,8 @@ Recipes of training are in :mod:`trainables.presets`; here is what they are run 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from seld.decoding import ShardSettings
@@ -27,6 +28,7 @@ class ScaleSettings:
         scenes: the embedded benchmark, for who has no corpus.
         shards: form of the clips.
         budgets_minutes, seeds: of a study that says nothing else.
+        finetune_steps: by budget, where the recipe's are more than scratch needs to level off.
     """
 
     name: ScaleName
@@ -35,6 +37,7 @@ class ScaleSettings:
     shards: ShardSettings
     budgets_minutes: tuple[float, ...]
     seeds: tuple[int, ...]
+    finetune_steps: Mapping[float, int] = field(default_factory=dict)
 
     @property
     def doa_wise(self) -> PretrainSettings:
@@ -88,6 +91,8 @@ def evidence() -> ScaleSettings:
         shards=ShardSettings(clip_s=10.0, frame_rate_hz=5.0),
         budgets_minutes=(2.0, 6.0, 18.0),
         seeds=(0, 1, 2, 3, 4),
+        # On validation rooms, scratch is level from 1500 steps.
+        finetune_steps={2.0: 2000},
     )
 
 

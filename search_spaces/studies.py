@@ -7,7 +7,7 @@ should show. :data:`STUDIES` is what ``run_grid.py`` accepts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,8 @@ class Study:
     Attributes:
         baseline: the arm that the others are compared with.
         budgets_minutes: annotated minutes to fine-tune on; each is a subset of the next.
+        finetune_steps: of every arm, by budget, where they are not the arm's own; None for the
+            scale's.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Study:
     baseline: str
     budgets_minutes: tuple[float, ...]
     seeds: tuple[int, ...]
+    finetune_steps: Mapping[float, int] | None = None
 
     def __post_init__(self) -> None:
         where = f"study {self.name}"
@@ -85,6 +88,7 @@ class Study:
         for a pretraining that its neighbour has only just begun.
         """
         varied = self.varied_settings()
+        steps = self.scale.finetune_steps if self.finetune_steps is None else self.finetune_steps
         return [
             Cell(
                 study=self.name,
@@ -92,7 +96,9 @@ class Study:
                 seed=seed,
                 annotation_minutes=minutes,
                 pretrain=replace(arm.pretrain, seed=seed) if arm.pretrain else None,
-                finetune=replace(arm.finetune, seed=seed),
+                finetune=replace(
+                    arm.finetune, seed=seed, steps=steps.get(minutes, arm.finetune.steps)
+                ),
                 data=arm.name if arm.scenes is not None else DEFAULT_DATA,
                 parameters=varied[arm.name],
             )
@@ -173,12 +179,13 @@ def evidence(scale: ScaleSettings) -> Study:
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
-    Cost: just under five hours on 2 cores with instructions for bfloat16 (20 pretrainings of seven
-    minutes of a core, 75 fine-tunings of five to six), three times as long on CPUs without.
+    Cost: just under five hours on 2 cores with instructions for bfloat16 (20 pretrainings of ten
+    minutes of a core, 25 fine-tunings of two and 50 of six), three times as long on CPUs without.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
-    until its validation score stops improving (5500 steps with 6 minutes and with 18). The probes
+    until its validation score stops improving (1500 of 2000 steps with 2 minutes, 5500 of 6000 with
+    6 and with 18). The probes
     in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)

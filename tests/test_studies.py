@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from ablations.run_grid import with_assignments
 from search_spaces.scales import SCALES, find_scale
-from search_spaces.studies import STUDIES, find_study
+from search_spaces.studies import STUDIES, Study, find_study
 from seld.errors import InputError
 from seld.scenes.render import plan_recordings
 from seld.settings import flat_mapping, to_mapping
@@ -98,6 +99,26 @@ def test_the_evidence_is_gathered_at_its_own_scale_unless_another_is_asked_for()
     assert [arm.name for arm in study.arms] == [arm.name for arm in find_study("variants").arms]
     assert find_study("evidence", "small").scale.name == "small"
     assert find_study("variants").scale.name == "demo"
+
+
+def test_every_arm_is_fine_tuned_for_the_steps_of_its_budget_or_of_the_command() -> None:
+    study = find_study("evidence")
+
+    def steps(study: Study) -> dict[float, set[int]]:
+        found: dict[float, set[int]] = {}
+        for cell in study.cells():
+            found.setdefault(cell.annotation_minutes, set()).add(cell.finetune.steps)
+        return found
+
+    usual = study.scale.finetune.steps
+    assert steps(study) == {2.0: {2000}, 6.0: {usual}, 18.0: {usual}}
+    assert usual > 2000
+    assert steps(replace(study, finetune_steps={6.0: 7})) == {2.0: {usual}, 6.0: {7}, 18.0: {usual}}
+    # What the command says holds everywhere, the recipe's own number too.
+    for said in (5, usual):
+        everywhere = steps(with_assignments(study, [f"finetune.steps={said}"]))
+        assert everywhere == {minutes: {said} for minutes in study.budgets_minutes}
+    assert steps(with_assignments(study, ["finetune.batch_size=4"])) == steps(study)
 
 
 @pytest.mark.parametrize("scale", SCALES)
