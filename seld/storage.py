@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from seld.errors import InputError
+from seld.scratch import scratch_folder
 
 
 def is_local(path: str) -> bool:
@@ -170,8 +170,8 @@ def local_copy(path: str) -> Iterator[Path]:
         yield local
         return
     files, inner = file_system(path)
-    with tempfile.TemporaryDirectory(prefix="seld-") as folder:
-        local = Path(folder) / inner.rsplit("/", 1)[-1]
+    with scratch_folder() as folder:
+        local = folder / inner.rsplit("/", 1)[-1]
         files.get_file(inner, str(local))
         yield local
 
@@ -193,8 +193,8 @@ def written_whole(path: str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         return
     files, inner = file_system(path)
-    with tempfile.TemporaryDirectory(prefix="seld-") as folder:
-        temporary = Path(folder) / "file"
+    with scratch_folder() as folder:
+        temporary = folder / "file"
         yield temporary
         files.put_file(str(temporary), inner)
 

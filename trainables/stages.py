@@ -37,6 +37,7 @@ from typing import Any
 import fsspec
 
 from seld.errors import InputError
+from seld.scratch import scratch_folder
 from seld.storage import absolute, files_below, join, stamps, written_whole
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
@@ -290,8 +291,7 @@ class StageStore:
         self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
     ) -> StageResult:
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=f"seld-{key.name}-") as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as folder:
             summary = dict(compute(folder))
             duration_s = time.monotonic() - started
             commit = self._commit(key, folder, summary, duration_s)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from seld.checkpoints import save_audio_encoder
 from seld.records import HISTORY_FILE
+from seld.scratch import scratch_folder
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob
 from trainables.in_trial import InTrialTrainer, TrialReports
@@ -151,11 +151,11 @@ def pretrain_worker(config: dict[str, Any]) -> None:
         if state is None or rank != 0:
             ray.train.report(progress)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, Path(folder) / STATE_FILE)
-            save_audio_encoder(Path(folder) / ENCODER_FILE, audio_encoder_of(state), settings.audio)
-            history.write(Path(folder) / HISTORY_FILE)
-            (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
+        with scratch_folder() as folder:
+            torch.save(state, folder / STATE_FILE)
+            save_audio_encoder(folder / ENCODER_FILE, audio_encoder_of(state), settings.audio)
+            history.write(folder / HISTORY_FILE)
+            (folder / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
             ray.train.report(progress, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     device = ray.train.torch.get_device()
@@ -250,8 +250,7 @@ def _run_job(
     device = "cuda" if ray.get_gpu_ids() else "cpu"
 
     def work(report: Callable[[Progress | _Finished], None]) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with scratch_folder() as folder:
             summary = job.run(folder, device=device, report=report)
             paths = [path for path in folder.rglob("*") if path.is_file()]
             files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
