@@ -180,12 +180,12 @@ def evidence(scale: ScaleSettings) -> Study:
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
     Cost: just under five hours on 2 cores with instructions for bfloat16 (20 pretrainings of ten
-    minutes of a core, 25 fine-tunings of two and 50 of six), three times as long on CPUs without.
+    minutes of a core, 25 fine-tunings of three and 50 of six), three times as long on CPUs without.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
-    until its validation score stops improving (1500 of 2000 steps with 2 minutes, 5500 of 6000 with
-    6 and with 18). The probes
+    until its validation score stops improving (5500 steps with 6 minutes and with 18; with 2 it still
+    gains after 2000, and 3000 are all that has been tried). The probes
     in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)
