@@ -184,9 +184,8 @@ def evidence(scale: ScaleSettings) -> Study:
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
-    until its validation score stops improving (5500 steps with 6 minutes and with 18; with 2 it
-    still gains after 2000, and 3000 are all that has been tried). The probes in the report say
-    what each encoder had learnt before it saw a label.
+    until its validation score stops improving (2500 steps with 2 minutes, 5500 with 6 and with
+    18). The probes in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)
     return replace(
