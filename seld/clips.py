@@ -460,7 +460,7 @@ class ClipReader:
         middles_s = start_s + (np.arange(frame_count) + 0.5) * (window_s / frame_count)
         numbers = np.rint(middles_s * stored.frame_rate_hz).astype(int)
         numbers = np.minimum(numbers, stored.frame_count - 1)
-        frames = row_group.column("frames")[0].values
+        frames = row_group.column("frames").chunk(0).flatten()
         return decode_frames(
             [frames[int(number)].as_buffer() for number in numbers],
             stored.frame_encoding,

@@ -32,8 +32,8 @@ STEPS_PER_STREAM = 1000
 PREFETCHED_STEPS = 2
 #: Most bytes of the object store one stream's steps may take.
 OBJECT_STORE_SHARE_BYTES = 1.5e9
-#: Pause between two looks of Ray Data at its queues. A look takes over a millisecond of the training
-#: process: a tenth of its CPU with a pause of 10 ms. Steps read ahead outlast several.
+#: Pause between two looks of Ray Data at its queues. One takes the training process a millisecond,
+#: which with a pause of 10 ms was a tenth of its CPU time. Steps read ahead outlast several.
 SCHEDULING_PAUSE_S = 0.05
 
 
