@@ -83,7 +83,7 @@ def evidence() -> ScaleSettings:
         name="evidence",
         recipe=RECIPES["evidence"](),
         scenes=SceneSettings(
-            unannotated=PartSettings(minutes=120, rooms=40),
+            unannotated=PartSettings(minutes=360, rooms=120),
             train=PartSettings(minutes=24, rooms=15),
             test=PartSettings(minutes=12, rooms=12),
             picture=PictureSettings(height_px=64, width_px=128, frame_rate_hz=5),
