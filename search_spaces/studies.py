@@ -180,7 +180,8 @@ def evidence(scale: ScaleSettings) -> Study:
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
     Cost: just under five hours on 2 cores with instructions for bfloat16 (20 pretrainings of ten
-    minutes of a core, 25 fine-tunings of three and 50 of six), three times as long on CPUs without.
+    minutes of a core, 25 fine-tunings of three and 50 of six; rendering), three times as long on
+    CPUs without; 13 GB of disk.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
