@@ -142,6 +142,24 @@ def test_frames_are_those_of_their_time(tmp_path: Path) -> None:
     assert shown == [27, 31, 35]  # middles of 2.5-2.9, 2.9-3.3 and 3.3-3.7 s
 
 
+def test_a_reader_may_ask_for_clips_in_any_order(shards: Path) -> None:
+    """It keeps what it read last: the next window may be another clip's, or another column."""
+    asked = [(0, 0.0), (0, 1.0), (1, 0.0), (0, 0.5), (1, 0.5), (1, 0.0)]
+    reader = ClipReader(str(shards))
+    rows, starts_s = [row for row, _ in asked], [start_s for _, start_s in asked]
+    together = reader.read(rows, window_start_s=starts_s, window_s=1.0, frame_count=2)
+    for position, (row, start_s) in enumerate(asked):
+        reader.events(row)
+        frames = reader.read_frames([row], window_start_s=start_s, window_s=1.0, frame_count=2)
+        fresh = ClipReader(str(shards)).read(
+            [row], window_start_s=start_s, window_s=1.0, frame_count=2
+        )
+        np.testing.assert_array_equal(together["foa"][position], fresh["foa"][0])
+        np.testing.assert_array_equal(together["frames"][position], fresh["frames"][0])
+        np.testing.assert_array_equal(frames, fresh["frames"])
+    assert len({values.tobytes() for values in together["foa"]}) == len(set(asked))
+
+
 def test_events_count_from_the_window(shards: Path) -> None:
     reader = ClipReader(str(shards))
     events = reader.events("fold3_room2_mix001@2.0", window_start_s=0.5, window_s=0.3)
