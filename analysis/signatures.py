@@ -276,7 +276,7 @@ def _misplaced(comparison: Comparison, arm: str) -> list[Finding]:
                 triggered=MISPLACED.crossed(share),
                 evidence=(
                     f"at {minutes(budget)}: LR_CD {LR_CD.number(recall)} %, but "
-                    f"{share:.0%} of these tracks are more than 20° off "
+                    f"{_percent(share)} of these tracks are more than 20° off "
                     f"(LE_CD {LE_CD.number(cell.estimates[LE_CD.name].mean)}°)"
                 ),
             )
@@ -332,7 +332,7 @@ def _blind_encoder(probes: Probes, objective: str) -> tuple[float, str] | None:
     if accuracy - guessed < _CLASS_GAIN or blind <= 0:
         return None
     return error / blind, (
-        f"linear probes: class {accuracy:.0%} (chance {guessed:.0%}), "
+        f"linear probes: class {_percent(accuracy)} (chance {_percent(guessed)}), "
         f"direction error {error:.0f}° (chance {blind:.0f}°)"
     )
 
@@ -352,7 +352,8 @@ def _direction_ignored(probes: Probes, objective: str) -> tuple[float, str] | No
     if true - chance < _RETRIEVAL_GAIN:
         return None
     return (true - shuffled) / (true - chance), (
-        f"retrieval top-1 {true:.0%}, with directions shuffled {shuffled:.0%}, chance {chance:.0%}"
+        f"retrieval top-1 {_percent(true)}, with directions shuffled {_percent(shuffled)}, "
+        f"chance {_percent(chance)}"
     )
 
 
@@ -361,8 +362,8 @@ def _empty_directions(probes: Probes, objective: str) -> tuple[float, str] | Non
         return None
     share = probes["loss_share_empty_directions"]
     empty = probes.get("empty_direction_share")
-    of_all = f", which are {empty:.0%} of all" if empty is not None else ""
-    return share, f"{share:.0%} of the loss comes from empty directions{of_all}"
+    of_all = f", which are {_percent(empty)} of all" if empty is not None else ""
+    return share, f"{_percent(share)} of the loss comes from empty directions{of_all}"
 
 
 _PROBE_MEASURES: tuple[tuple[Signature, Measure], ...] = (
@@ -477,3 +478,7 @@ def _with_interval(item: Estimate) -> str:
     if item.low != item.low:
         return text
     return f"{text} {SELD_ERROR.interval(item.low, item.high, signed=True)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
