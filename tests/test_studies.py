@@ -74,6 +74,17 @@ def test_studies_are_complete_and_feasible(name: str, scale: str) -> None:
         assert wanted in documentation
 
 
+@pytest.mark.parametrize("scale", ["evidence", "small", "paper"])  # demo's learns nothing anyway
+def test_no_pretraining_hears_the_embedded_benchmark_often_enough_to_learn_it_by_heart(
+    scale: str,
+) -> None:
+    settings = find_scale(scale)
+    recipe = settings.doa_wise
+    heard_s = recipe.steps * recipe.batch_size * recipe.window_s
+    # Fifty times were too many and eighteen were not (LOG.md, 2026-11-27).
+    assert heard_s / (60.0 * settings.scenes.unannotated.minutes) < 20.0
+
+
 def test_the_default_study_is_the_one_asked_for() -> None:
     study = find_study("variants", "demo")
     assert [arm.name for arm in study.arms] == [

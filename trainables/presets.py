@@ -132,11 +132,11 @@ def evidence() -> Recipe:
 
 
 def small() -> Recipe:
-    """One GPU, an hour: larger crops, networks and batches; untuned."""
+    """One GPU: larger crops, networks and batches than ``evidence``; untuned."""
     audio = AudioEncoderSettings(network=RESNET_CONFORMER_PRESETS["small"])
     visual = VISUAL_ENCODER_PRESETS["small"]
     doa_wise = PretrainSettings(
-        steps=20_000,
+        steps=8000,
         batch_size=128,
         window_s=2.0,
         frame_count=4,
@@ -146,10 +146,15 @@ def small() -> Recipe:
         projection=ProjectionSettings(embedding_dim=visual.embedding_dim, hidden_dim=256),
         learning_rate=5e-4,
         warmup_steps=500,
-        state_every=2000,
+        state_every=1000,
     )
     finetune = FinetuneSettings(
-        steps=6000, batch_size=32, window_s=5.0, warmup_steps=200, audio=audio
+        steps=6000,
+        batch_size=32,
+        window_s=5.0,
+        rotations="vertical",
+        warmup_steps=200,
+        audio=audio,
     )
     return recipe(with_ingredients(doa_wise), finetune, grid_directions=16)
 
