@@ -227,7 +227,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         if path.suffix.lower() in _MP4_SUFFIXES:
             mp4.check_complete(path)
-        with av.open(str(path)) as container:
+        # Files from the web have titles in any encoding, and none of them is read here.
+        with av.open(str(path), metadata_errors="replace") as container:
             yield container
     except mp4.Mp4TruncatedError as error:
         raise MediaError("truncated", str(error)) from error

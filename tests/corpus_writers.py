@@ -70,11 +70,13 @@ def write_media(
     sound_codec: str = "aac",
     sound_start_s: float = 0.0,
     video_codec: str = "libx264",
+    title: str = "",
 ) -> Path:
     """One container with either or both of ``pictures`` and ``sound`` (time, channel) float32."""
     path.parent.mkdir(parents=True, exist_ok=True)
     container_format = {".m4a": "mp4", ".opus": "ogg"}.get(path.suffix)
     with av.open(str(path), "w", format=container_format) as container:
+        container.metadata["title"] = title
         video = audio = None
         if pictures is not None:
             video = container.add_stream(video_codec, rate=frame_rate_hz)

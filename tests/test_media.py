@@ -223,6 +223,21 @@ def test_a_cut_mp4_is_known_by_its_boxes(tmp_path: Path, missing: int) -> None:
         mp4.check_complete(path)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_titles_may_be_in_any_encoding(tmp_path: Path, suffix: str) -> None:
+    path = writers.write_media(
+        tmp_path / f"a{suffix}",
+        pictures=writers.moving_pictures(2.0, 10),
+        sound=writers.tones(2.0, 48_000, FREQUENCIES_HZ),
+        title="cafe by night",
+    )
+    data = path.read_bytes()
+    assert data.count(b"cafe") == 1
+    path.write_bytes(data.replace(b"cafe", "café".encode("latin-1")))
+    assert loudest_hz(read_foa(path, sample_rate_hz=RATE_HZ)) == list(FREQUENCIES_HZ)
+    assert len(pictures_of(path, [0.0, 0.5])[0]) == 2
+
+
 @pytest.mark.parametrize("rate_hz", [Fraction(30000, 1001), Fraction(10), Fraction(4), Fraction(2)])
 def test_frames_are_the_nearest_in_time(tmp_path: Path, rate_hz: Fraction) -> None:
     count = int(6 * rate_hz)
