@@ -106,6 +106,22 @@ def write_media(
     return path
 
 
+def join_media(path: Path, parts: Iterable[Path]) -> Path:
+    """One container with the tracks of ``parts``, one after the other."""
+    with av.open(str(path), "w") as joined:
+        packets = []
+        for part in parts:
+            with av.open(str(part)) as container:
+                tracks = [joined.add_stream_from_template(track) for track in container.streams]
+                for packet in container.demux():
+                    if packet.dts is not None:  # none: the end of a track
+                        packet.stream = tracks[packet.stream.index]
+                        packets.append(packet)
+        for packet in packets:
+            joined.mux(packet)
+    return path
+
+
 def _audio_frame(sound: np.ndarray, rate_hz: int, layout: str, sample_format: str) -> av.AudioFrame:
     """A frame of the encoder's sample format (``s16``, ``fltp``…)."""
     samples = sound

@@ -287,6 +287,31 @@ def test_sound_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
     assert np.abs(foa[:, RATE_HZ + 200 :]).max() > 5000
 
 
+def test_tracks_of_unknown_codecs(tmp_path: Path) -> None:
+    """Beside four channels that can be decoded one is passed by; alone it is a reason."""
+    unknown = writers.write_media(
+        tmp_path / "unknown.mkv",
+        pictures=writers.moving_pictures(1.0, 10),
+        sound=writers.tones(1.0, 48_000, FREQUENCIES_HZ),
+    )
+    known = writers.write_media(
+        tmp_path / "known.mkv",
+        sound=writers.tones(2.0, 48_000, FREQUENCIES_HZ),
+        sound_codec="pcm_s16le",
+    )
+    both = writers.join_media(tmp_path / "both.mkv", [unknown, known])
+    for path in (unknown, both):
+        data = path.read_bytes()
+        for codec_id in (b"A_AAC", b"V_MPEG4/ISO/AVC"):
+            assert data.count(codec_id) == 1
+            data = data.replace(codec_id, codec_id[:2] + b"?" * len(codec_id[2:]))
+        path.write_bytes(data)
+    assert loudest_hz(read_foa(both, sample_rate_hz=RATE_HZ)) == list(FREQUENCIES_HZ)
+    assert rejection(unknown) == ("unreadable", "no decoder for the audio stream's codec")
+    with pytest.raises(MediaError, match="no decoder for the video stream's codec"):
+        pictures_of(both, [0.0])
+
+
 def test_a_shorter_declared_wav_is_not_truncated(tmp_path: Path) -> None:
     """Writers that stream leave the length of the data open."""
     path = writers.write_wav(tmp_path / "a.wav", writers.foa_noise(1.0))
