@@ -185,8 +185,8 @@ def _resampled(
 
 
 def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    _check_riff_complete(path)
     try:
+        _check_riff_complete(path)
         with soundfile.SoundFile(path) as sound:
             remaining = sound.frames
             while remaining > 0:
@@ -197,6 +197,8 @@ def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
                 yield sound.samplerate, block.astype(np.float32, copy=False)
     except soundfile.LibsndfileError as error:
         raise MediaError("unreadable", str(error)) from error
+    except OSError as error:
+        raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
 def _check_riff_complete(path: Path) -> None:
@@ -234,6 +236,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         raise MediaError("truncated", str(error)) from error
     except (mp4.Mp4Error, av.error.FFmpegError) as error:
         raise MediaError("unreadable", str(error)) from error
+    except OSError as error:
+        raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
 def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:

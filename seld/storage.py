@@ -135,7 +135,9 @@ def _local_stamp(path: Path) -> str:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
-    return f"{status.st_size} {status.st_mtime}"
+    # Giving the right to read a file changes neither its size nor its time.
+    refused = "" if os.access(path, os.R_OK) else " not readable"
+    return f"{status.st_size} {status.st_mtime}{refused}"
 
 
 def check_writable(folder: str) -> None:

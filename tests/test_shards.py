@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 import pickle
@@ -377,6 +378,48 @@ def test_broken_sound_corpora_are_set_aside(tmp_path: Path, corpus: str, names: 
         "1": "wrong channel count",
         "2": "bad annotations",
     }
+
+
+def test_files_that_may_not_be_read_are_set_aside_until_they_may(
+    starss23: Path, tmp_path: Path
+) -> None:
+    refused = [
+        starss23 / f"foa_dev/{NAMES[0]}.wav",
+        starss23 / f"video_dev/{NAMES[1]}.mp4",
+        starss23 / f"metadata_dev/{NAMES[2]}.csv",
+    ]
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path in refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:  # permissions do not bind root
+        patched.setattr(Path, "open", refuse)
+        patched.setattr(os, "access", lambda path, mode: path not in refused)
+        _, rejected = build("starss23", starss23, tmp_path / "out")
+    assert [(item.path, item.reason) for item in rejected] == [
+        (str(refused[0]), "unreadable"),
+        (str(refused[1]), "unreadable"),
+        (str(refused[2]), "bad annotations"),
+    ]
+    assert all("Permission denied" in item.detail for item in rejected)
+    assert build("starss23", starss23, tmp_path / "out")[1] == []
+
+
+def test_a_full_disk_is_no_fault_of_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = writers.foa_noise(10.0)
+    recording = web_recording(tmp_path, sound, writers.moving_pictures(10, WEB_FRAME_RATE_HZ))
+
+    def fill_disk(path: str) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr("seld.decoding.local_copy", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        decode_recording(recording, SMALL)
 
 
 def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
