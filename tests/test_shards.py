@@ -561,10 +561,14 @@ def test_folders_and_files_may_be_links(starss23: Path, tmp_path: Path) -> None:
     own.symlink_to(target)
     lost.unlink()
     lost.symlink_to(tmp_path / "not fetched")
+    circular = root / "metadata_dev/dev-train-sony/fold3_room2_mix002.csv"
+    circular.unlink()
+    circular.symlink_to(circular)
     before, rejected = build("starss23", root, tmp_path / "out")
-    assert before.clips["recording_id"].nunique() == 5
+    assert before.clips["recording_id"].nunique() == 4
     assert [(item.recording_id, item.reason) for item in rejected] == [
-        ("fold3_room2_mix001", "missing file")
+        ("fold3_room2_mix001", "missing file"),
+        ("fold3_room2_mix002", "missing file"),
     ]
     target.write_text("1,0,0,20,10\n")  # as long as before, and the link is as old
     executor = CountingExecutor()
