@@ -706,11 +706,52 @@ def test_an_index_of_other_shards_is_refused(shards: Path, tmp_path: Path, damag
         ShardIndex.open(str(folder))
 
 
-def test_a_damaged_shard_is_named(shards: Path, tmp_path: Path) -> None:
+def without_footer_start(data: bytes) -> bytes:
+    """Of this Arrow says OSError, of the other damages ArrowInvalid."""
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    return data[:start] + bytes(50) + data[start + 50 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-100],
+    "footer": without_footer_start,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named(shards: Path, tmp_path: Path, damage: str) -> None:
     first = min(shards.glob("*.shard.parquet"))
-    (tmp_path / first.name).write_bytes(first.read_bytes()[:-100])
+    (tmp_path / first.name).write_bytes(DAMAGES[damage](first.read_bytes()))
     with pytest.raises(InputError, match=first.name):
         ShardIndex.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "pages"])
+def test_a_damaged_index_is_named_and_can_be_rebuilt(
+    shards: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    path = folder / "index.parquet"
+    data = path.read_bytes()
+    if damage == "pages":
+        path.write_bytes(bytes(len(data) // 2) + data[len(data) // 2 :])
+    else:
+        path.write_bytes(DAMAGES[damage](data))
+    with pytest.raises(InputError, match=r"index\.parquet: content is .* \(delete index"):
+        ShardIndex.open(str(folder))
+    path.unlink()
+    assert ShardIndex.open(str(folder)).fingerprint == ShardIndex.open(str(shards)).fingerprint
+
+
+def test_a_disk_that_fails_is_no_damage(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> Any:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(clips_module, "_open_parquet", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        ShardIndex.open(str(shards))
 
 
 def test_selections_keep_row_numbers_and_have_fingerprints(shards: Path) -> None:
