@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -161,11 +162,9 @@ def read_footer(path: str) -> dict[str, Any]:
     Raises:
         InputError: not a shard, or not a whole one.
     """
-    try:
+    with _damage_named(path, "a clip shard"):
         metadata = _open_parquet(path).metadata.metadata or {}
         return json.loads(metadata[_FOOTER_KEY])
-    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
-        raise InputError(path, "content", str(error), "a clip shard") from error
 
 
 def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -221,7 +220,7 @@ class ShardIndex:
         """Index of ``folder`` (path or URI), from ``index.parquet`` or else from the footers.
 
         Raises:
-            InputError: no shards, or index and shards do not belong together.
+            InputError: no shards, a damaged index, or one that does not belong to the shards.
         """
         folder = str(folder)
         sizes = {
@@ -231,17 +230,18 @@ class ShardIndex:
         }
         if sizes.pop(INDEX_NAME, None) is None:
             return cls(folder, _clips_from_footers(folder, sizes))
-        table = _open_parquet(join(folder, INDEX_NAME)).read()
-        stored = json.loads((table.schema.metadata or {}).get(b"seld.shards", b"null"))
+        path, remedy = join(folder, INDEX_NAME), f"(delete {INDEX_NAME} to rebuild it)"
+        with _damage_named(path, f"an index of clips {remedy}"):
+            table = _open_parquet(path).read()
+            stored = json.loads((table.schema.metadata or {}).get(b"seld.shards", b"null"))
+            clips = table.to_pandas()
+            clips["class_frames"] = [
+                {int(class_id): frames for class_id, frames in json.loads(text).items()}
+                for text in clips["class_frames"]
+            ]
         if stored != sizes:
             differing = sorted({*(stored or {})} ^ {*sizes}) or "shards of other sizes"
-            expected = f"the shards it was written for (delete {INDEX_NAME} to rebuild it)"
-            raise InputError(join(folder, INDEX_NAME), "shards", differing, expected)
-        clips = table.to_pandas()
-        clips["class_frames"] = [
-            {int(class_id): frames for class_id, frames in json.loads(text).items()}
-            for text in clips["class_frames"]
-        ]
+            raise InputError(path, "shards", differing, f"the shards it was written for {remedy}")
         return cls(folder, clips)
 
     @property
@@ -490,6 +490,18 @@ class ClipReader:
             _, oldest = self._shards.popitem(last=False)
             oldest.close()
         return shard.read_row_group(stored.row_group, columns=columns, use_threads=False)
+
+
+@contextmanager
+def _damage_named(path: str, expected: str) -> Iterator[None]:
+    """Whatever reading a damaged Parquet file raises, as an :class:`InputError` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        # Arrow's own have no number; with one, the disk or the store failed, not the content.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(path, "content", str(error).strip(), expected) from error
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:

@@ -185,8 +185,8 @@ def _resampled(
 
 
 def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    _check_riff_complete(path)
     try:
+        _check_riff_complete(path)
         with soundfile.SoundFile(path) as sound:
             remaining = sound.frames
             while remaining > 0:
@@ -197,6 +197,8 @@ def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
                 yield sound.samplerate, block.astype(np.float32, copy=False)
     except soundfile.LibsndfileError as error:
         raise MediaError("unreadable", str(error)) from error
+    except OSError as error:
+        raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
 def _check_riff_complete(path: Path) -> None:
@@ -227,12 +229,15 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         if path.suffix.lower() in _MP4_SUFFIXES:
             mp4.check_complete(path)
-        with av.open(str(path)) as container:
+        # Files from the web have titles in any encoding, and none of them is read here.
+        with av.open(str(path), metadata_errors="replace") as container:
             yield container
     except mp4.Mp4TruncatedError as error:
         raise MediaError("truncated", str(error)) from error
     except (mp4.Mp4Error, av.error.FFmpegError) as error:
         raise MediaError("unreadable", str(error)) from error
+    except OSError as error:
+        raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
 def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -240,6 +245,7 @@ def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
         if not container.streams.audio:
             raise MediaError("no audio stream", "the file holds no sound")
         stream = container.streams.audio[_sound_track(container)]
+        _check_decodable(stream)
         rate_hz = stream.codec_context.sample_rate
         decoded = 0
         for frame in _frames(container, stream):
@@ -254,7 +260,9 @@ def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
 
 def _sound_track(container: av.container.InputContainer) -> int:
     """The first four-channel track; without one the first, so that the error names its count."""
-    counts = [stream.codec_context.channels for stream in container.streams.audio]
+    # A track of a codec that FFmpeg does not know has no context, and may lie beside a good one.
+    contexts = [stream.codec_context for stream in container.streams.audio]
+    counts = [0 if context is None else context.channels for context in contexts]
     return counts.index(4) if 4 in counts else 0
 
 
@@ -287,6 +295,7 @@ def _video_frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
         if not container.streams.video:
             raise MediaError("no video stream", "the file holds no picture")
         stream = container.streams.video[0]
+        _check_decodable(stream)
         stream.codec_context.thread_count = 1  # recordings are decoded in parallel, not frames
         time_s = 0.0
         for frame in _frames(container, stream):
@@ -294,6 +303,11 @@ def _video_frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
             yield time_s, frame
         rate_hz = float(stream.average_rate or 0)
         _check_declared(stream, time_s + (1 / rate_hz if rate_hz else 0.0))
+
+
+def _check_decodable(stream: av.stream.Stream) -> None:
+    if stream.codec_context is None:
+        raise MediaError("unreadable", f"no decoder for the {stream.type} stream's codec")
 
 
 def _frames(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[Any]:

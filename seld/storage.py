@@ -61,7 +61,7 @@ def files_below(root: str) -> dict[str, int]:
     if is_local(root):
         folder = Path(absolute(root))
         local = {path.relative_to(folder).as_posix(): path for path in files_within(folder)}
-        # A link whose target is missing is listed: it is missed where its content is asked for.
+        # A link that leads to nothing is listed: it is missed where its content is asked for.
         return {name: _size(local[name]) for name in sorted(local)}
     files, inner_root = file_system(root)
     inner_root = inner_root.rstrip("/")
@@ -94,7 +94,8 @@ def _files_within(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[P
     except PermissionError as error:
         raise InputError(folder, "folder", error.strerror, "one that can be read") from error
     for entry in entries:
-        if entry.is_dir():
+        # A link that goes in a circle, or where we may not look, is no folder.
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from _files_within(Path(entry.path), above | {identity})
         else:
             yield Path(entry.path)
@@ -103,7 +104,7 @@ def _files_within(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[P
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
@@ -133,9 +134,11 @@ def stamps(paths: Iterable[str]) -> dict[str, str]:
 def _local_stamp(path: Path) -> str:
     try:
         status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return "missing"
-    return f"{status.st_size} {status.st_mtime}"
+    # Giving the right to read a file changes neither its size nor its time.
+    refused = "" if os.access(path, os.R_OK) else " not readable"
+    return f"{status.st_size} {status.st_mtime}{refused}"
 
 
 def check_writable(folder: str) -> None:
@@ -161,11 +164,11 @@ def local_copy(path: str) -> Iterator[Path]:
     """A file of this machine with the content of ``path``; a URI is fetched and removed after.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or none that we may know of.
     """
     if is_local(path):
         local = Path(path.removeprefix("file://"))
-        if not local.is_file():
+        if not os.path.isfile(local):  # Path.is_file raises where we may not look
             raise FileNotFoundError(path)
         yield local
         return

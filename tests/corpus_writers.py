@@ -70,11 +70,13 @@ def write_media(
     sound_codec: str = "aac",
     sound_start_s: float = 0.0,
     video_codec: str = "libx264",
+    title: str = "",
 ) -> Path:
     """One container with either or both of ``pictures`` and ``sound`` (time, channel) float32."""
     path.parent.mkdir(parents=True, exist_ok=True)
     container_format = {".m4a": "mp4", ".opus": "ogg"}.get(path.suffix)
     with av.open(str(path), "w", format=container_format) as container:
+        container.metadata["title"] = title
         video = audio = None
         if pictures is not None:
             video = container.add_stream(video_codec, rate=frame_rate_hz)
@@ -101,6 +103,22 @@ def write_media(
             frame.pts = round(sound_start_s * sound_rate_hz)
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
+    return path
+
+
+def join_media(path: Path, parts: Iterable[Path]) -> Path:
+    """One container with the tracks of ``parts``, one after the other."""
+    with av.open(str(path), "w") as joined:
+        packets = []
+        for part in parts:
+            with av.open(str(part)) as container:
+                tracks = [joined.add_stream_from_template(track) for track in container.streams]
+                for packet in container.demux():
+                    if packet.dts is not None:  # none: the end of a track
+                        packet.stream = tracks[packet.stream.index]
+                        packets.append(packet)
+        for packet in packets:
+            joined.mux(packet)
     return path
 
 

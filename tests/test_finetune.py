@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -190,3 +191,15 @@ def test_non_finite_loss_stops_before_the_step() -> None:
 def test_selecting_without_validation_is_refused() -> None:
     with pytest.raises(InputError, match="validate_every"):
         dataclasses.replace(SETTINGS, select_best=True)
+
+
+@pytest.mark.parametrize("window_s", [2.07, 2.05, 0.07, 1e-9, 0.0, -0.4, math.inf, math.nan])
+def test_windows_off_the_label_clock_are_refused(window_s: float) -> None:
+    with pytest.raises(InputError, match=r"window_s is .*, expected a positive multiple of 0\.1 s"):
+        dataclasses.replace(SETTINGS, window_s=window_s)
+
+
+def test_windows_of_any_whole_number_of_label_frames_are_accepted() -> None:
+    for frames in range(1, 200):
+        dataclasses.replace(SETTINGS, window_s=frames / 10)
+        dataclasses.replace(SETTINGS, window_s=frames * 0.1)

@@ -223,6 +223,21 @@ def test_a_cut_mp4_is_known_by_its_boxes(tmp_path: Path, missing: int) -> None:
         mp4.check_complete(path)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_titles_may_be_in_any_encoding(tmp_path: Path, suffix: str) -> None:
+    path = writers.write_media(
+        tmp_path / f"a{suffix}",
+        pictures=writers.moving_pictures(2.0, 10),
+        sound=writers.tones(2.0, 48_000, FREQUENCIES_HZ),
+        title="cafe by night",
+    )
+    data = path.read_bytes()
+    assert data.count(b"cafe") == 1
+    path.write_bytes(data.replace(b"cafe", "café".encode("latin-1")))
+    assert loudest_hz(read_foa(path, sample_rate_hz=RATE_HZ)) == list(FREQUENCIES_HZ)
+    assert len(pictures_of(path, [0.0, 0.5])[0]) == 2
+
+
 @pytest.mark.parametrize("rate_hz", [Fraction(30000, 1001), Fraction(10), Fraction(4), Fraction(2)])
 def test_frames_are_the_nearest_in_time(tmp_path: Path, rate_hz: Fraction) -> None:
     count = int(6 * rate_hz)
@@ -270,6 +285,31 @@ def test_sound_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
     assert foa.shape[1] == pytest.approx(3 * RATE_HZ, abs=200)
     assert np.abs(foa[:, : RATE_HZ - 200]).max() < 5
     assert np.abs(foa[:, RATE_HZ + 200 :]).max() > 5000
+
+
+def test_tracks_of_unknown_codecs(tmp_path: Path) -> None:
+    """Beside four channels that can be decoded one is passed by; alone it is a reason."""
+    unknown = writers.write_media(
+        tmp_path / "unknown.mkv",
+        pictures=writers.moving_pictures(1.0, 10),
+        sound=writers.tones(1.0, 48_000, FREQUENCIES_HZ),
+    )
+    known = writers.write_media(
+        tmp_path / "known.mkv",
+        sound=writers.tones(2.0, 48_000, FREQUENCIES_HZ),
+        sound_codec="pcm_s16le",
+    )
+    both = writers.join_media(tmp_path / "both.mkv", [unknown, known])
+    for path in (unknown, both):
+        data = path.read_bytes()
+        for codec_id in (b"A_AAC", b"V_MPEG4/ISO/AVC"):
+            assert data.count(codec_id) == 1
+            data = data.replace(codec_id, codec_id[:2] + b"?" * len(codec_id[2:]))
+        path.write_bytes(data)
+    assert loudest_hz(read_foa(both, sample_rate_hz=RATE_HZ)) == list(FREQUENCIES_HZ)
+    assert rejection(unknown) == ("unreadable", "no decoder for the audio stream's codec")
+    with pytest.raises(MediaError, match="no decoder for the video stream's codec"):
+        pictures_of(both, [0.0])
 
 
 def test_a_shorter_declared_wav_is_not_truncated(tmp_path: Path) -> None:

@@ -192,18 +192,22 @@ def test_bad_files_are_set_aside_with_reasons(checkpoint, tmp_path, monkeypatch,
     soundfile.write(sounds / "empty.wav", np.zeros((0, 4)), 24_000)
     noise(sounds / "cut.wav", 2, 24_000)
     (sounds / "cut.wav").write_bytes((sounds / "cut.wav").read_bytes()[:100_000])
+    (sounds / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (sounds / "loop.wav").symlink_to(sounds / "loop.wav")
     assert run_main(monkeypatch, checkpoint, sounds, "--out", out, "--plot") == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
     assert written == ["a.csv", "a.png", "deep/b.csv", "deep/b.png"]
     assert set(read_predictions(out / "a.csv")["frame"]) == set(range(73))
     message = capsys.readouterr().err
-    assert "2 of 7 files predicted" in message
+    assert "2 of 9 files predicted" in message
     for reason in (
         "mono.wav: sound is 'wrong channel count (1 channels, expected 4)'",
         "junk.wav: sound is 'truncated",
         "nan.wav: sound is 'not finite",
         "empty.wav: sound is 'unreadable",
         "cut.wav: sound is 'truncated",
+        "gone.wav: sound is 'unreadable (No such file or directory)'",
+        "loop.wav: sound is 'unreadable (Too many levels of symbolic links)'",
     ):
         assert reason in message
     assert run_main(monkeypatch, checkpoint, sounds, "--out", out, "--strict") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 import pickle
@@ -379,6 +380,48 @@ def test_broken_sound_corpora_are_set_aside(tmp_path: Path, corpus: str, names: 
     }
 
 
+def test_files_that_may_not_be_read_are_set_aside_until_they_may(
+    starss23: Path, tmp_path: Path
+) -> None:
+    refused = [
+        starss23 / f"foa_dev/{NAMES[0]}.wav",
+        starss23 / f"video_dev/{NAMES[1]}.mp4",
+        starss23 / f"metadata_dev/{NAMES[2]}.csv",
+    ]
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path in refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:  # permissions do not bind root
+        patched.setattr(Path, "open", refuse)
+        patched.setattr(os, "access", lambda path, mode: path not in refused)
+        _, rejected = build("starss23", starss23, tmp_path / "out")
+    assert [(item.path, item.reason) for item in rejected] == [
+        (str(refused[0]), "unreadable"),
+        (str(refused[1]), "unreadable"),
+        (str(refused[2]), "bad annotations"),
+    ]
+    assert all("Permission denied" in item.detail for item in rejected)
+    assert build("starss23", starss23, tmp_path / "out")[1] == []
+
+
+def test_a_full_disk_is_no_fault_of_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = writers.foa_noise(10.0)
+    recording = web_recording(tmp_path, sound, writers.moving_pictures(10, WEB_FRAME_RATE_HZ))
+
+    def fill_disk(path: str) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr("seld.decoding.local_copy", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        decode_recording(recording, SMALL)
+
+
 def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     executor = CountingExecutor()
     with pytest.raises(InputError, match="max-bad-share") as caught:
@@ -518,10 +561,14 @@ def test_folders_and_files_may_be_links(starss23: Path, tmp_path: Path) -> None:
     own.symlink_to(target)
     lost.unlink()
     lost.symlink_to(tmp_path / "not fetched")
+    circular = root / "metadata_dev/dev-train-sony/fold3_room2_mix002.csv"
+    circular.unlink()
+    circular.symlink_to(circular)
     before, rejected = build("starss23", root, tmp_path / "out")
-    assert before.clips["recording_id"].nunique() == 5
+    assert before.clips["recording_id"].nunique() == 4
     assert [(item.recording_id, item.reason) for item in rejected] == [
-        ("fold3_room2_mix001", "missing file")
+        ("fold3_room2_mix001", "missing file"),
+        ("fold3_room2_mix002", "missing file"),
     ]
     target.write_text("1,0,0,20,10\n")  # as long as before, and the link is as old
     executor = CountingExecutor()
@@ -659,11 +706,52 @@ def test_an_index_of_other_shards_is_refused(shards: Path, tmp_path: Path, damag
         ShardIndex.open(str(folder))
 
 
-def test_a_damaged_shard_is_named(shards: Path, tmp_path: Path) -> None:
+def without_footer_start(data: bytes) -> bytes:
+    """Of this Arrow says OSError, of the other damages ArrowInvalid."""
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    return data[:start] + bytes(50) + data[start + 50 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-100],
+    "footer": without_footer_start,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named(shards: Path, tmp_path: Path, damage: str) -> None:
     first = min(shards.glob("*.shard.parquet"))
-    (tmp_path / first.name).write_bytes(first.read_bytes()[:-100])
+    (tmp_path / first.name).write_bytes(DAMAGES[damage](first.read_bytes()))
     with pytest.raises(InputError, match=first.name):
         ShardIndex.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "pages"])
+def test_a_damaged_index_is_named_and_can_be_rebuilt(
+    shards: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    path = folder / "index.parquet"
+    data = path.read_bytes()
+    if damage == "pages":
+        path.write_bytes(bytes(len(data) // 2) + data[len(data) // 2 :])
+    else:
+        path.write_bytes(DAMAGES[damage](data))
+    with pytest.raises(InputError, match=r"index\.parquet: content is .* \(delete index"):
+        ShardIndex.open(str(folder))
+    path.unlink()
+    assert ShardIndex.open(str(folder)).fingerprint == ShardIndex.open(str(shards)).fingerprint
+
+
+def test_a_disk_that_fails_is_no_damage(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> Any:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(clips_module, "_open_parquet", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        ShardIndex.open(str(shards))
 
 
 def test_selections_keep_row_numbers_and_have_fingerprints(shards: Path) -> None:

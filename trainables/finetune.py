@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from seld.clips import LABEL_FRAME_S
 from seld.errors import InputError
 from seld.geometry import channel_swaps, random_rotations
 from seld.losses import accdoa_loss, adpit_loss
@@ -45,7 +46,8 @@ class FinetuneSettings:
 
     Attributes:
         output_format: ``accdoa`` is the paper's; ``multi_accdoa`` keeps several sources of a class.
-        steps, batch_size, window_s: optimiser steps, windows per step, length of a window.
+        steps, batch_size: optimiser steps, windows per step.
+        window_s: length of a window, a whole number of label frames.
         learning_rate: of the new head.
         encoder_rate: the encoder's learning rate as a multiple of the head's, for every arm.
         weight_decay, warmup_steps, gradient_norm: AdamW, linear warm-up, cosine to zero, clipping.
@@ -85,9 +87,13 @@ class FinetuneSettings:
         for name in ("steps", "batch_size", "report_every", "state_every"):
             if getattr(self, name) < 1:
                 raise InputError("fine-tuning", name, getattr(self, name), "at least 1")
-        for name in ("window_s", "learning_rate", "gradient_norm"):
+        for name in ("learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0.0:
                 raise InputError("fine-tuning", name, getattr(self, name), "more than 0")
+        label_frames = self.window_s / LABEL_FRAME_S
+        if not 0.5 < label_frames < math.inf or abs(label_frames - round(label_frames)) > 1e-6:
+            expected = f"a positive multiple of {LABEL_FRAME_S:g} s"
+            raise InputError("fine-tuning", "window_s", self.window_s, expected)
         for name in (
             "encoder_rate",
             "weight_decay",
