@@ -505,7 +505,7 @@ def _without_cell(config: Any) -> Any:
 
 
 def _ambiguous_arms(trials: list[Trial]) -> set[str]:
-    """Arm names that two studies use for different settings or for the same trials."""
+    """Arm names that two studies use for different settings or tests, or for the same trials."""
     folders: dict[str, dict[Path, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         folders[trial.arm][trial.study_folder].append(trial)
@@ -513,7 +513,11 @@ def _ambiguous_arms(trials: list[Trial]) -> set[str]:
     for arm, by_folder in folders.items():
         if len(by_folder) < 2:
             continue
-        settings = {_settings(trial) for group in by_folder.values() for trial in group}
+        settings = {
+            (_settings(trial), trial.record.test_fingerprint)
+            for group in by_folder.values()
+            for trial in group
+        }
         places = Counter(_place_of(trial) for group in by_folder.values() for trial in group)
         if len(settings) > 1 or max(places.values()) > 1:
             ambiguous.add(arm)
