@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
-from ablations.places import print_report_path
+from ablations.places import keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -74,6 +74,7 @@ def run_missing_trials(
     plan = plan_of(study, cells, run.study_folder)
     refuse_results_of_other_data(plan, run)
     write_study(plan, run.study_folder)
+    keep_plan(run.study_folder, run.kept_in)
     missing = [cell for cell in cells if not is_finished(cell, run)]
     if not missing:
         console.print(f"all {len(cells)} trials are finished already")
