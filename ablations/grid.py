@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
-from ablations.places import print_report_path
+from ablations.places import keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -35,7 +35,7 @@ from seld.records import (
     trial_folder,
     write_study,
 )
-from trainables.cells import DEFAULT_DATA, Cell, scored_fingerprint, stages_of, with_batches
+from trainables.cells import DEFAULT_DATA, Cell, stages_of, with_batches
 from trainables.trial import StudyRun, run_trial
 
 
@@ -71,8 +71,10 @@ def run_missing_trials(
     """
     cells = study.cells()
     check_budgets(study, run.data[DEFAULT_DATA])
-    refuse_results_of_other_data(cells, run)
-    record_study(study, cells, run.study_folder)
+    plan = plan_of(study, cells, run.study_folder)
+    refuse_results_of_other_data(plan, run)
+    write_study(plan, run.study_folder)
+    keep_plan(run.study_folder, run.kept_in)
     missing = [cell for cell in cells if not is_finished(cell, run)]
     if not missing:
         console.print(f"all {len(cells)} trials are finished already")
@@ -117,16 +119,20 @@ def is_finished(cell: Cell, run: StudyRun) -> bool:
     return record.status == "finished" and made.get("evaluate") == wanted
 
 
-def refuse_results_of_other_data(cells: Sequence[Cell], run: StudyRun) -> None:
-    """Trials are named by their settings, so those on other recordings would be replaced."""
-    for cell in cells:
+def refuse_results_of_other_data(plan: StudyRecord, run: StudyRun) -> None:
+    """What is planned counts together, by this command and earlier ones: it has to have one test.
+
+    Trials are named by their settings, too, so those on other recordings would be replaced.
+    """
+    # Arms with scenes of their own share the test recordings.
+    scored_on = run.data[DEFAULT_DATA].test_fingerprint
+    for trial_id in (cell["trial_id"] for cell in plan.cells):
         try:
-            record = read_record(trial_folder(run.study_folder, cell.trial_id))
+            record = read_record(trial_folder(run.study_folder, trial_id))
         except InputError:
             continue
-        scored_on = scored_fingerprint(cell, run.data[cell.data])
         if record.status == "finished" and record.test_fingerprint != scored_on:
-            expected = f"another: it has results on other test recordings ({cell.trial_id})"
+            expected = f"another: it has results on other test recordings ({trial_id})"
             raise InputError("command line", "--results", str(run.study_folder.parent), expected)
 
 
@@ -168,8 +174,8 @@ def sharing(records: Sequence[TrialRecord]) -> str:
     return "stages: " + ", ".join(parts)
 
 
-def record_study(study: Study, cells: Sequence[Cell], study_folder: Path) -> None:
-    """Write ``study.json``, so that a report knows what should be there.
+def plan_of(study: Study, cells: Sequence[Cell], study_folder: Path) -> StudyRecord:
+    """What ``study.json`` is to say, so that a report knows what should be there.
 
     What earlier commands planned at this scale stays planned, but for cells of the same arm, seed
     and budget.
@@ -194,7 +200,7 @@ def record_study(study: Study, cells: Sequence[Cell], study_folder: Path) -> Non
         ],
     )
     before = _planned_before(planned, study_folder)
-    write_study(planned if before is None else _merged(before, planned), study_folder)
+    return planned if before is None else _merged(before, planned)
 
 
 def _planned_before(planned: StudyRecord, study_folder: Path) -> StudyRecord | None:

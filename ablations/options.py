@@ -86,7 +86,9 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         help="print record and log of trials whose names begin so, or of 'failed' or 'all';\n"
         "with --address, of those on the cluster's head",
     )
-    kept.add_argument("--fetch", action="store_true", help="copy them from --storage to --results")
+    kept.add_argument(
+        "--fetch", action="store_true", help="copy them from --storage to --results, and report"
+    )
 
 
 def add_cost_options(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
 
-from seld.storage import absolute, is_local, join, upload_folder
+from seld.records import STUDY_FILE
+from seld.storage import absolute, is_local, join, upload_folder, written_whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +26,16 @@ def results_uri(storage: str | None, study: str) -> str | None:
     if storage is None or is_local(storage):
         return None
     return join(storage, f"results/{study}")
+
+
+def keep_plan(study_folder: Path, kept: str | None) -> None:
+    """Copy ``study.json`` to where results are kept, if anywhere, before there are any.
+
+    Whoever fetches them while the run goes on, or after its end by Ctrl-C, learns what is missing.
+    """
+    if kept is not None:
+        with written_whole(join(kept, STUDY_FILE)) as copy:
+            shutil.copyfile(study_folder / STUDY_FILE, copy)
 
 
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:

@@ -18,7 +18,6 @@ from seld.records import (
     FAILURE_KINDS,
     LOG_FILE,
     RECORD_FILE,
-    STUDY_FILE,
     TRIALS_FOLDER,
     TrialRecord,
     read_record,
@@ -43,15 +42,18 @@ def run(arguments: argparse.Namespace, study: str) -> int:
 
 
 def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
-    """Copy a study's tables, report and trials from a bucket into a local folder."""
+    """Copy what there is of a study from a bucket into a local folder, and report on it.
+
+    A run puts its own report there when it ends; trials are there as soon as they have ended.
+    """
     if kept is None:
         raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
     fetch_folder(kept, study_folder)
-    if (study_folder / STUDY_FILE).is_file():
-        from analysis import Analysis  # what draws takes a second to import
+    from analysis import Analysis  # what draws takes a second to import
 
-        Analysis.of([study_folder]).print(console)
-    print_report_path(study_folder / "report/index.html", console)
+    analysis = Analysis.of([study_folder])
+    analysis.print(console)
+    print_report_path(analysis.write(study_folder / "report"), console)
     return 0
 
 

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
-from ablations.places import print_report_path
+from ablations.places import keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -252,6 +252,7 @@ def run_missing_trials(
     study = open_study(sweep, run.study_folder)
     require_same(study, run.study_folder, {"data": run.data[DEFAULT_DATA].fingerprint})
     write_sweep_record(sweep, run.study_folder)
+    keep_plan(run.study_folder, run.kept_in)
     done = len(done_trials(study))
     if done >= sweep.trials:
         console.print(f"all {sweep.trials} trials are done already")

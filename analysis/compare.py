@@ -514,7 +514,8 @@ class Comparison:
             return None
         best, *rivals = order
         estimates = [self.difference(best, rival, budget).estimates.get(score) for rival in rivals]
-        if any(item is None for item in estimates):
+        # Means are over all seeds, differences over common ones: these may tell another story.
+        if any(item is None or (item.mean < 0) != lower_is_better for item in estimates):
             return None
         adjusted_p = holm([item.p_value for item in estimates if item is not None])
         return best if all(p < SIGNIFICANCE for p in adjusted_p) else None

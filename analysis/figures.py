@@ -520,7 +520,7 @@ def sweep_figures(comparison: Comparison) -> list[Picture]:
     weights = importances(trials)
     pictures = [_responses(trials, parameters)]
     if weights:
-        pictures.append(_importances(weights, len(trials)))
+        pictures.append(_importances(weights, len(trials.dropna())))
     return pictures
 
 

@@ -127,6 +127,8 @@ class Results:
     Attributes:
         other_settings: trials of a grid in whose place (arm, seed, budget) another one counts, as
             after a command with other settings.
+        other_tests: trials in a place that a grid does not plan, scored on recordings that none
+            of its planned trials was scored on, as before a command with other data.
         swept_arms: arms of sweeps: their trials are points of a response, not repetitions.
     """
 
@@ -135,6 +137,7 @@ class Results:
     unreadable: tuple[Unreadable, ...]
     missing: tuple[MissingTrial, ...]
     other_settings: tuple[Trial, ...]
+    other_tests: tuple[Trial, ...]
     swept_arms: frozenset[str]
 
     @property
@@ -194,6 +197,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
     unreadable: list[Unreadable] = []
     missing: list[MissingTrial] = []
     others: list[Trial] = []
+    elsewhere: list[Trial] = []
     for folder in _study_folders(folders):
         try:
             record = read_plan(folder)
@@ -203,6 +207,8 @@ def load_studies(folders: Sequence[Path]) -> Results:
         studies.append(StudyFolder(folder, record))
         found, broken = _read_trials(folder)
         if record is not None:
+            found, strangers = _of_its_test(found, record)
+            elsewhere += strangers
             found, replaced = _one_per_place(found, record)
             others += replaced
             begun = [item for item in broken if _is_under_way(item.path, record)]
@@ -221,6 +227,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
         unreadable=tuple(unreadable),
         missing=tuple(_with_label(item, ambiguous, labels) for item in missing),
         other_settings=tuple(_with_label(item, ambiguous, labels) for item in others),
+        other_tests=tuple(_with_label(item, ambiguous, labels) for item in elsewhere),
         swept_arms=_swept_arms(studies, trials),
     )
 
@@ -433,6 +440,24 @@ def _missing(
     ]
 
 
+def _of_its_test(trials: list[Trial], study: StudyRecord) -> tuple[list[Trial], list[Trial]]:
+    """The trials of a grid's own test, and those that other data have left in the folder.
+
+    What is in a planned place is the plan's matter. Elsewhere a trial counts if it was scored on
+    the recordings of a planned one: nobody could tell a curve through budgets of two tests from
+    one of a single test. A sweep, which plans no cells, has one data set.
+    """
+    places = {_place(cell) for cell in study.cells}
+    planned = {cell["trial_id"] for cell in study.cells}
+    tests = {t.record.test_fingerprint for t in trials if t.record.trial_id in planned}
+    strangers = [
+        trial
+        for trial in trials
+        if places and _place_of(trial) not in places and trial.record.test_fingerprint not in tests
+    ]
+    return [trial for trial in trials if trial not in strangers], strangers
+
+
 def _one_per_place(trials: list[Trial], study: StudyRecord) -> tuple[list[Trial], list[Trial]]:
     """The trials that count, and those in whose place another one does.
 
@@ -480,7 +505,7 @@ def _without_cell(config: Any) -> Any:
 
 
 def _ambiguous_arms(trials: list[Trial]) -> set[str]:
-    """Arm names that two studies use for different settings or for the same trials."""
+    """Arm names that two studies use for different settings or tests, or for the same trials."""
     folders: dict[str, dict[Path, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         folders[trial.arm][trial.study_folder].append(trial)
@@ -488,7 +513,11 @@ def _ambiguous_arms(trials: list[Trial]) -> set[str]:
     for arm, by_folder in folders.items():
         if len(by_folder) < 2:
             continue
-        settings = {_settings(trial) for group in by_folder.values() for trial in group}
+        settings = {
+            (_settings(trial), trial.record.test_fingerprint)
+            for group in by_folder.values()
+            for trial in group
+        }
         places = Counter(_place_of(trial) for group in by_folder.values() for trial in group)
         if len(settings) > 1 or max(places.values()) > 1:
             ambiguous.add(arm)

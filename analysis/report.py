@@ -65,6 +65,7 @@ class Analysis:
             tables.unreadable_table(results),
             tables.missing_table(results),
             tables.other_settings_table(results),
+            tables.other_tests_table(results),
         )
         findings = find_signatures(comparison, chosen)
         return cls(
@@ -215,6 +216,7 @@ def _trial_counts(results: Results) -> dict[str, int]:
         "not finished": len(results.missing),
         "unreadable": len(results.unreadable),
         "of other settings, not counted": len(results.other_settings),
+        "on other test recordings, not counted": len(results.other_tests),
     }
 
 

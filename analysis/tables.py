@@ -18,7 +18,7 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from analysis.compare import CellEstimates, Comparison, Difference, Estimate
-from analysis.load import Results
+from analysis.load import Results, Trial
 from analysis.scores import F20, SCORES, SELD_ERROR, Score, p_text
 from seld.records import FAILURE_KINDS
 
@@ -512,6 +512,31 @@ def missing_table(results: Results) -> Table:
 
 def other_settings_table(results: Results) -> Table:
     """Every trial in whose place one of other settings counts."""
+    return _uncounted_table(
+        results.other_settings,
+        name="other_settings",
+        title="Trials of other settings, not counted",
+        note=(
+            "Of the same arm, budget and seed as a trial that counts: the one that the study's "
+            "last command for it planned."
+        ),
+    )
+
+
+def other_tests_table(results: Results) -> Table:
+    """Every trial that other data have left in a study's folder."""
+    return _uncounted_table(
+        results.other_tests,
+        name="other_tests",
+        title="Trials on other test recordings, not counted",
+        note=(
+            "Of an arm, budget and seed that the study does not plan, and not scored on the "
+            "recordings that its planned trials, as far as they have records, were scored on."
+        ),
+    )
+
+
+def _uncounted_table(trials: Sequence[Trial], *, name: str, title: str, note: str) -> Table:
     rows = [
         (
             item.arm,
@@ -520,16 +545,13 @@ def other_settings_table(results: Results) -> Table:
             item.record.status,
             item.record.trial_id,
         )
-        for item in results.other_settings
+        for item in trials
     ]
     columns = ("Arm", "Annotated", "Seed", "Status", "Trial")
     return Table(
-        name="other_settings",
-        title="Trials of other settings, not counted",
-        note=(
-            "Of the same arm, budget and seed as a trial that counts: the one that the study's "
-            "last command for it planned."
-        ),
+        name=name,
+        title=title,
+        note=note,
         columns=columns,
         rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
         numeric=frozenset({1, 2}),

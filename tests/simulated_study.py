@@ -159,7 +159,8 @@ def write_simulated_study(
                         "annotation_minutes": budget,
                     }
                 )
-                write_trial(folder, change(record), study.recording_names, counts)
+                record = change(record)
+                write_trial(folder, record, study.recording_names, counts)
                 if study.predictions:
                     write_predictions(folder, record.trial_id, references, truth, generator)
     write_study(

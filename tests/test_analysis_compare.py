@@ -149,6 +149,25 @@ def test_alike_arms_are_not_bold(tmp_path: Path) -> None:
     assert not compared(tmp_path, study).best_resolved
 
 
+def test_an_arm_that_loses_every_pair_is_not_bold(tmp_path: Path) -> None:
+    """Its mean may be the best all the same, where the other has further seeds, and bad ones."""
+    arms = {"scratch": ArmTruth(found=0.60), "better": ArmTruth(found=0.75)}
+    common = replace(SMALL, arms=arms, seeds=(0, 1, 2))
+    further = replace(SMALL, arms={"better": ArmTruth(found=0.20)}, seeds=(3, 4, 5))
+    folders = [
+        write_simulated_study(tmp_path / "common", common),
+        write_simulated_study(tmp_path / "further", further),
+    ]
+    comparison = Comparison(load_studies(folders))
+    errors = {arm: comparison.cells[arm, 30.0].estimates["seld_error"].mean for arm in arms}
+    assert errors["scratch"] < errors["better"]
+    primary = comparison.difference("scratch", "better", 30.0).primary
+    assert primary is not None
+    assert primary.low > 0
+    assert primary.p_value < 0.05
+    assert (30.0, "seld_error") not in comparison.best_resolved
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

@@ -122,6 +122,15 @@ def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path)
         "one: avc", "one: scratch", "three: avc", "three: scratch",
     ]  # fmt: skip
 
+    def on_another_test(record: TrialRecord) -> TrialRecord:
+        return replace(record, test_fingerprint="other")
+
+    other = replace(STUDY, name="other", budgets_minutes=(60.0,))
+    elsewhere = write_simulated_study(tmp_path / "other", other, on_another_test)
+    assert load_studies([first, elsewhere]).arms == [
+        "one: avc", "one: scratch", "other: avc", "other: scratch",
+    ]  # fmt: skip
+
 
 def test_a_folder_of_studies_is_read_whole(tmp_path: Path) -> None:
     write_simulated_study(tmp_path / "all" / "one", replace(STUDY, name="one"))

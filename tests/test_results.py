@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
+import pandas as pd
 import pytest
 import ray
+from rich.console import Console
+from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
-from ablations import run_grid, run_sweep
+from ablations import grid, run_grid, run_sweep
 from ablations.places import stages_root
+from ablations.runs import Deadline
+from search_spaces.studies import find_study
 from seld.errors import exit_on_input_error
 from seld.records import (
     LOG_FILE,
@@ -20,12 +29,15 @@ from seld.records import (
     StageUse,
     StudyRecord,
     TrialRecord,
+    read_record,
     trial_folder,
     write_record,
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
+from trainables.cells import DEFAULT_DATA
 from trainables.stages import StageKey, StageStore
+from trainables.trial import keep_record
 
 Run = Callable[..., tuple[int, str]]
 
@@ -149,6 +161,46 @@ def test_results_are_fetched_from_where_a_run_has_kept_them(
     assert (code, "--storage is None" in printed) == (2, True)
     code, printed = run(run_grid.main, "failures", "--storage", bucket, "--fetch")
     assert code == 2
+
+
+def test_what_a_run_has_done_so_far_is_fetched_and_reported(
+    tmp_path: Path, bucket: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there/variants", tmp_path / "here"
+    study = replace(find_study("variants", "demo"), seeds=(0,), budgets_minutes=(1.5,))
+    scratch, *others = study.cells()
+    study_run: Any = SimpleNamespace(
+        study_folder=there,
+        data={DEFAULT_DATA: SimpleNamespace(trainable_minutes=2.0, test_fingerprint="t")},
+        kept_in=f"{bucket}/results/variants",
+    )
+    page = here / "variants/report/index.html"
+
+    def fetched_and_missing() -> list[str]:
+        fetch = ("--storage", bucket, "--results", str(here), "--fetch")
+        code, printed = run(run_grid.main, *fetch)
+        assert (code, f"report: {page}" in printed, page.exists()) == (0, True, True)
+        return pd.read_csv(page.parent / "tables/missing.csv")["trial"].tolist()
+
+    def one_trial_and_ctrl_c(*_: object, **__: object) -> None:
+        assert fetched_and_missing() == [cell.trial_id for cell in study.cells()]
+        write_simulated_study(
+            there,
+            SimulatedStudy(arms={"scratch": ArmTruth()}, budgets_minutes=(1.5,), seeds=(0,)),
+            lambda record: replace(record, trial_id=scratch.trial_id),
+        )
+        keep_record(read_record(trial_folder(there, scratch.trial_id)), study_run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "let_tune_run", one_trial_and_ctrl_c)
+    there.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        grid.run_missing_trials(
+            study, study_run, Console(file=io.StringIO()), deadline=Deadline(), callbacks=[]
+        )
+    assert fetched_and_missing() == [cell.trial_id for cell in others]
+    assert study.question in page.read_text()
+    assert (page.parent / "figures/confusion.svg").exists()  # of predictions and references
 
 
 def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> None:

@@ -15,12 +15,12 @@ import pytest
 from rich.console import Console
 
 from ablations.data import DataOptions, prepare_data
-from ablations.grid import record_study, report_on
+from ablations.grid import plan_of, report_on
 from analysis.load import load_studies
 from search_spaces.scales import ScaleSettings, find_scale
 from search_spaces.studies import STUDIES, Study
 from seld.checkpoints import save_audio_encoder
-from seld.records import HISTORY_FILE, write_record
+from seld.records import HISTORY_FILE, write_record, write_study
 from seld.shards import ProcessExecutor
 from trainables import trial
 from trainables.clips import local_batches
@@ -111,7 +111,7 @@ def test_a_study_runs_from_its_definition_to_its_report(
         provenance=current_provenance(),
     )
     cells = study.cells()
-    record_study(study, cells, folder)
+    write_study(plan_of(study, cells, folder), folder)
     for cell in cells:
         write_record(run_cell(cell, run), folder)
 

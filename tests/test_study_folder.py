@@ -17,7 +17,7 @@ from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
 from ablations.console import StudyProgress
-from ablations.grid import record_study, refuse_results_of_other_data, report_on
+from ablations.grid import plan_of, refuse_results_of_other_data, report_on
 from ablations.run_grid import with_assignments
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
@@ -25,7 +25,7 @@ from seld.classes import STARSS_CLASSES
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
-from seld.records import TrialRecord, read_record, trial_folder, write_record
+from seld.records import TrialRecord, trial_folder, write_study
 from seld.shards import rejected_table
 from trainables.cells import DEFAULT_DATA
 
@@ -45,10 +45,12 @@ def longer(study: Study) -> Study:
     return replace(study, arms=tuple(arms))
 
 
-def run(study: Study, folder: Path, fails: Sequence[str] = ()) -> tuple[int, str]:
+def run(
+    study: Study, folder: Path, fails: Sequence[str] = (), test: str = "rendered"
+) -> tuple[int, str]:
     """A command without its training; exit code and what it printed."""
     generator = np.random.default_rng(0)
-    record_study(study, study.cells(), folder)
+    write_study(plan_of(study, study.cells(), folder), folder)
     for cell in study.cells():
         if trial_folder(folder, cell.trial_id).exists():
             continue
@@ -63,6 +65,7 @@ def run(study: Study, folder: Path, fails: Sequence[str] = ()) -> tuple[int, str
             parameters=cell.parameters,
             class_names=list(STARSS_CLASSES),
             metric_version=METRIC_VERSION,
+            test_fingerprint=test,
         )
         load = generator.integers(2, 30, size=(3, len(STARSS_CLASSES)))
         counts = simulated_counts(generator, load, np.full(load.shape, 0.6), 0.7)
@@ -118,10 +121,9 @@ def test_a_broken_record_is_listed_and_the_others_reported(tmp_path: Path) -> No
 
 def test_of_another_scale_a_plan_starts_anew(tmp_path: Path) -> None:
     folder = tmp_path / "variants"
-    record_study(VARIANTS, VARIANTS.cells(), folder)
+    write_study(plan_of(VARIANTS, VARIANTS.cells(), folder), folder)
     scaled = replace(find_study("variants", "small"), seeds=(0,), budgets_minutes=(5.0,))
-    record_study(scaled, scaled.cells(), folder)
-    assert len(read_plan(folder).cells) == len(scaled.arms)
+    assert len(plan_of(scaled, scaled.cells(), folder).cells) == len(scaled.arms)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -195,10 +197,35 @@ def test_results_on_other_recordings_are_not_replaced(tmp_path: Path) -> None:
         data = SimpleNamespace(test_fingerprint=test_fingerprint)
         return SimpleNamespace(study_folder=folder, data={DEFAULT_DATA: data})
 
-    for cell in study.cells()[1:]:
-        record = read_record(trial_folder(folder, cell.trial_id))
-        write_record(replace(record, test_fingerprint="rendered"), folder)
     shutil.rmtree(trial_folder(folder, study.cells()[0].trial_id))
-    refuse_results_of_other_data(study.cells(), of("rendered"))
-    with pytest.raises(InputError, match=f"--results is '{folder.parent}', expected another"):
-        refuse_results_of_other_data(study.cells(), of("recorded"))
+    # Further arms and budgets of other data would stand beside them in one table.
+    for following in (study, replace(only(VARIANTS, "avc"), budgets_minutes=(3.0,))):
+        plan = plan_of(following, following.cells(), folder)
+        refuse_results_of_other_data(plan, of("rendered"))
+        with pytest.raises(InputError, match=f"--results is '{folder.parent}', expected another"):
+            refuse_results_of_other_data(plan, of("recorded"))
+
+
+def test_at_another_scale_results_on_other_recordings_do_not_count(tmp_path: Path) -> None:
+    """The README's commands: the demo of ``make grid``, then data of one's own."""
+    folder = tmp_path / "variants"
+    run(only(VARIANTS, "scratch", "avc"), folder)
+    scaled = replace(find_study("variants", "small"), seeds=(0, 1), budgets_minutes=(5.0,))
+    code, printed = run(only(scaled, "scratch", "avc"), folder, test="recorded")
+    assert code == 0
+    results = load_studies([folder])
+    assert results.budgets_minutes == [5.0]
+    assert len(results.trials) == 4
+    assert {trial.budget_minutes for trial in results.other_tests} == {1.5}
+    assert "Trials on other test recordings, not counted" in printed
+    page = (folder / "report/index.html").read_text()
+    assert "4 on other test recordings, not counted" in page
+    # The same recordings at another scale are another budget of the same study, as before.
+    again = replace(find_study("variants", "paper"), seeds=(0, 1), budgets_minutes=(30.0,))
+    run(only(again, "scratch", "avc"), folder, test="recorded")
+    assert load_studies([folder]).budgets_minutes == [5.0, 30.0]
+    # Nothing of the plan has run yet: what is there is not its result.
+    shutil.rmtree(folder / "trials")
+    run(only(VARIANTS, "scratch", "avc"), folder)
+    write_study(plan_of(scaled, scaled.cells(), folder), folder)
+    assert not load_studies([folder]).trials

@@ -29,6 +29,7 @@ from seld.records import (
     LOG_FILE,
     PREDICTIONS_FOLDER,
     REFERENCE_FOLDER,
+    TRIALS_FOLDER,
     Failure,
     StageUse,
     Status,
@@ -69,8 +70,8 @@ class StudyRun:
 
     Attributes:
         data: the data sets by the names cells use.
-        kept_in: URI that each trial's folder is copied to when it has ended; None where the
-            study's folder outlives the machine.
+        kept_in: URI that the plan is copied to, and each trial's folder when it has ended; None
+            where the study's folder outlives the machine.
     """
 
     study_folder: Path
@@ -94,11 +95,14 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
 
 def keep_record(record: TrialRecord, run: StudyRun) -> None:
-    """Write a trial's record, last into its folder, and copy the folder to where it is kept."""
+    """Write a trial's record, last into its folder, and copy the folder to where it is kept.
+
+    The references are kept before it, which a report draws the trial's predictions with.
+    """
     write_record(record, run.study_folder)
     if run.kept_in is not None:
-        folder = trial_folder(run.study_folder, record.trial_id)
-        upload_folder(folder, join(run.kept_in, f"trials/{record.trial_id}"))
+        for name in (REFERENCE_FOLDER, f"{TRIALS_FOLDER}/{record.trial_id}"):
+            upload_folder(run.study_folder / name, join(run.kept_in, name))
 
 
 def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> TrialRecord:
