@@ -162,13 +162,14 @@ def _plan_stage(
     ]
     known = [duration_s for duration_s in expected if duration_s is not None]
     sizes = [sum(commit["files"].values()) for commit in committed.values()]
+    result_bytes = len(missing) * statistics.median(sizes) if sizes else None
     return StagePlan(
         name=name,
         uses=sum(key is not None for key in keys),
         unique=len(position_of),
         done=len(position_of) - len(missing),
         expected_s=sum(known) if len(known) == len(missing) else None,
-        result_bytes=len(missing) * statistics.median(sizes) if sizes or not missing else None,
+        result_bytes=result_bytes if missing else 0.0,
     )
 
 

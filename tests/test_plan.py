@@ -52,6 +52,11 @@ def test_a_pretraining_counts_once_for_all_budgets(tmp_path: Path) -> None:
     assert {plan.expected_s for plan in plans.values()} == {None}
 
 
+def test_a_stage_that_no_arm_has_costs_nothing(tmp_path: Path) -> None:
+    plan = planned(replace(STUDY, arms=STUDY.arms[:1]), tmp_path)["pretrain"]
+    assert (plan.uses, plan.unique, plan.expected_s, plan.result_bytes) == (0, 0, 0.0, 0.0)
+
+
 def test_calibration_times_each_arm_once(tmp_path: Path) -> None:
     measured: list[str] = []
     plans = planned(STUDY, tmp_path, measured)
