@@ -19,6 +19,7 @@ from ablations import run_grid, run_sweep
 from ablations.searcher import OptunaSearcher, ask, done_trials
 from ablations.sweep import (
     Sweep,
+    expected_cells,
     grid_command,
     open_study,
     report_on,
@@ -110,6 +111,13 @@ def test_a_continued_study_proposes_what_an_uninterrupted_one_does(tmp_path: Pat
         parts = run_trials(tmp_path / "parts", count)
     assert parts == whole
     assert len({str(parameters) for parameters in whole}) == 16
+
+
+@pytest.mark.parametrize("seed", [4295, 5_000_000_000])
+def test_a_seed_may_be_large(seed: int, tmp_path: Path) -> None:
+    sweep = replace(SWEEP, seed=seed)
+    assert {cell.seed for cell in expected_cells(sweep)} == {seed}
+    assert sweep.propose(ask(open_study(sweep, tmp_path), seed))
 
 
 def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> None:
@@ -211,6 +219,7 @@ def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
         ({"objectives": ("avcc",)}, "avcc"),
         ({"goals": ("loss",)}, "goal is 'loss'"),
         ({"trials": 0}, "--trials is 0"),
+        ({"seed": -1}, "--seed is -1, expected 0 or more"),
         ({"goals": ("seld_error", "compute_s")}, "1 with several goals"),
         ({"budgets_minutes": (0.0,)}, "more than 0"),
     ],
