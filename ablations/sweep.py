@@ -189,15 +189,18 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
 
 
 def recipe_settings(sweep: Sweep) -> dict[str, Any]:
-    """Every setting of the recipes that trials start from, flat."""
+    """Every setting of the recipes that trials start from, flat; fine-tuning's steps by budget."""
     recipe = sweep.scale.recipe
     stages = {name: getattr(recipe, name) for name in sweep.objectives}
-    return flat_mapping(
+    flat = flat_mapping(
         {
             name: to_mapping(stage)
             for name, stage in (stages | {"finetune": recipe.finetune}).items()
         }
     )
+    trials = (sweep.cells({BUDGET: minutes})[-1] for minutes in sweep.budgets_minutes)
+    steps = [trial.finetune.steps for trial in trials]
+    return flat | {"finetune.steps": steps[0] if len(set(steps)) == 1 else steps}
 
 
 def run_sweep(

@@ -22,6 +22,7 @@ from ablations.sweep import (
     expected_cells,
     grid_command,
     open_study,
+    recipe_settings,
     report_on,
     write_sweep_record,
 )
@@ -278,6 +279,41 @@ def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -
     assert pretrained.pretrain is not None
     assert (pretrained.pretrain.steps, pretrained.pretrain.temperature) == (500, 0.1)
     assert (study.scale.name, typed.sound_bank) == ("small", None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "steps", "kept"),
+    [
+        ((), {2.0: 3000, 6.0: 6000}, [3000, 6000]),
+        (("--set", "finetune.steps=900"), {2.0: 900, 6.0: 900}, 900),
+    ],
+)
+def test_a_sweep_trains_as_long_as_the_grid_that_tests_its_findings(
+    typed: tuple[str, ...],
+    steps: dict[float, int],
+    kept: int | list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--scale", "evidence", "--objectives", "doa_wise", "--budgets", "2,6", *typed)
+    arguments = sweep_arguments(monkeypatch, *options)
+    sweep = run_sweep.sweep_of(arguments)
+    # What a continued sweep is held to.
+    assert recipe_settings(sweep)["finetune.steps"] == kept
+    for minutes, full in steps.items():
+        cells = sweep.cells({"annotation_minutes": minutes})
+        assert [cell.finetune.steps for cell in cells] == [round(full / 9), round(full / 3), full]
+        record = TrialRecord(
+            study="s",
+            trial_id="t",
+            arm="doa_wise",
+            seed=0,
+            annotation_minutes=minutes,
+            status="finished",
+        )
+        command = grid_command(record, run_sweep.grid_options(arguments))
+        monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+        grid = run_grid.study_of(run_grid.parse_arguments()).cells()
+        assert {cell.finetune.steps for cell in grid} == {full}
 
 
 def typed_proposals(monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[Parameters]:
