@@ -82,6 +82,7 @@ def plan_study(
             class_count=len(prepared[cell.data].class_names),
             test_minutes=scale.scenes.test.minutes,
             picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
+            train_workers=placement.train_workers,
             device=device,
         )
 

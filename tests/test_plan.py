@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from ablations import calibrate
 from ablations import plan as planning
 from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions
@@ -21,6 +24,8 @@ from seld.errors import InputError
 from tests.test_finetune import SETTINGS as FINETUNE
 from tests.test_pretrain import TINY
 from trainables.cells import Cell, stages_of
+from trainables.clips import Batch
+from trainables.pretrain import PretrainSettings, pretrain
 from trainables.stages import StageStore
 
 # Five arms, one of them without pretraining, three of two budgets and two seeds each.
@@ -110,6 +115,38 @@ def test_a_few_steps_tell_the_time_of_every_stage(pretrain: object) -> None:
     durations_s = calibrated_durations_s(cell, class_count=5, test_minutes=1.0, picture_px=(32, 64))
     assert durations_s.keys() == SECONDS.keys() - (set() if pretrain else {"pretrain"})
     assert min(durations_s.values()) > 0.0
+
+
+def test_a_worker_is_timed_on_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = replace(STUDY.cells()[0], pretrain=TINY, finetune=FINETUNE)
+    windows: set[int] = set()
+
+    def listened(settings: PretrainSettings, batches: Iterable[Batch], **options: Any) -> object:
+        def heard() -> Iterator[Batch]:
+            for batch in batches:
+                windows.update(map(len, batch.values()))
+                yield batch
+
+        return pretrain(settings, heard(), **options)
+
+    def timed(train_workers: int) -> None:
+        calibrated_durations_s(
+            cell, class_count=5, test_minutes=1.0, picture_px=(32, 64), train_workers=train_workers
+        )
+
+    monkeypatch.setattr(calibrate, "pretrain", listened)
+    timed(2)
+    assert windows == {TINY.batch_size // 2}
+
+    def too_large(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(calibrate, "pretrain", too_large)
+    with pytest.raises(InputError, match=r"step is 4, expected fewer.* more --train-workers"):
+        timed(1)
+    monkeypatch.setattr(calibrate, "finetune", too_large)
+    with pytest.raises(InputError, match=r"expected fewer.* --set finetune\.batch_size"):
+        timed(1)
 
 
 def test_a_gpu_is_not_timed_on_a_machine_without(
