@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ray
 import torch
-from ray._private.state import state as ray_state
+import yaml
 from ray.exceptions import RayError
 
 from ablations.places import ROOT
@@ -76,15 +78,15 @@ class ClusterOptions:
 
 
 def placement_of(
-    study: Study, resources: Mapping[str, float], cluster: ClusterOptions
+    study: Study, machines: Sequence[Mapping[str, float]], cluster: ClusterOptions
 ) -> Placement:
-    """How the study's trials are laid out on these resources.
+    """How the study's trials are laid out on these machines.
 
     Raises:
         InputError: one trial does not fit, or its batch cannot be shared out to the workers.
     """
     placement = plan_placement(
-        resources,
+        *machines,
         train_workers=cluster.train_workers,
         fewest_workers=cluster.fewest_workers,
         gpus_per_worker=cluster.gpus_per_worker,
@@ -97,25 +99,66 @@ def placement_of(
     return placement
 
 
-def machine_resources(cluster: ClusterOptions) -> Mapping[str, float]:
+def machines_of(cluster: ClusterOptions) -> list[Mapping[str, float]]:
     """What the cluster has: asked of a running one, counted on this machine otherwise."""
     if cluster.address is not None:
         with ray_cluster(cluster):
-            return cluster_limits()
-    return {
-        "CPU": float(cluster.cpus or os.cpu_count() or 1),
-        "GPU": float(torch.cuda.device_count()),
-    }
+            return connected_machines(cluster)
+    cpus = float(cluster.cpus or os.cpu_count() or 1)
+    return [{"CPU": cpus, "GPU": float(torch.cuda.device_count())}]
 
 
-def cluster_limits() -> dict[str, float]:
-    """CPUs and GPUs of the connected cluster, or as many as its autoscaler may bring."""
-    resources = ray.cluster_resources()
-    # What Ray's own libraries ask; there is no public name for it.
-    limits = ray_state.get_max_resources_from_cluster_config() or {}
-    return {
-        name: max(resources.get(name, 0.0), float(limits.get(name, 0.0))) for name in ("CPU", "GPU")
-    }
+def connected_machines(cluster: ClusterOptions) -> list[Mapping[str, float]]:
+    """Resources of each machine of the connected cluster, or that its autoscaler may bring."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if cluster.address is None:
+        return alive
+    on_head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
+    config = ray.get(on_head(_autoscaling_config).remote(ray.get_runtime_context().gcs_address))
+    if config is None:
+        return alive
+    may_come = autoscaled_machines(config, with_gpus=cluster.gpus_per_worker != 0)
+    # Machines of one's own say what they have when they have joined.
+    return may_come if all(may_come) else alive
+
+
+def autoscaled_machines(config: Mapping[str, Any], *, with_gpus: bool) -> list[Mapping[str, float]]:
+    """The head and as many workers as there can be together; those with most GPUs first.
+
+    Ray Train and Ray Data would ask ``get_max_resources_from_cluster_config``, which knows
+    nothing: Ray 2.60 never tells it.
+
+    Args:
+        config: of ``ray up``, as the autoscaler has it.
+        with_gpus: without, only groups count that Ray starts for work that asks for none.
+    """
+    groups = dict(config["available_node_types"])
+    machines = [groups.pop(config["head_node_type"])["resources"]]
+    left = config["max_workers"]
+    for group in sorted(groups.values(), key=_gpus_of, reverse=True):
+        if with_gpus or not _gpus_of(group):
+            count = min(group.get("max_workers", 0), left)
+            machines += [group["resources"]] * count
+            left -= count
+    return machines
+
+
+def _gpus_of(group: Mapping[str, Any]) -> float:
+    return group["resources"].get("GPU", 0.0)
+
+
+def _autoscaling_config(gcs_address: str) -> dict[str, Any] | None:
+    """What the cluster's autoscaler, a process of this machine, was started with."""
+    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            words = command_line.read_text(errors="replace").split("\0")
+            options = dict(
+                word.split("=", 1) for word in words if word.startswith("--") and "=" in word
+            )
+            config = options.get("--autoscaling-config")
+            if config and options.get("--gcs-address") == gcs_address:
+                return yaml.safe_load(Path(config).expanduser().read_text(encoding="utf-8"))
+    return None
 
 
 def driver_resource() -> str:

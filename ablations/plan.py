@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.calibrate import calibrated_durations_s
-from ablations.cluster import ClusterOptions, machine_resources, placement_of
+from ablations.cluster import ClusterOptions, machines_of, placement_of
 from ablations.data import DataOptions, data_for_plan
 from ablations.places import stages_root
 from search_spaces.studies import Study
@@ -66,7 +66,7 @@ def plan_study(
     """
     data.check(study)
     console = Console()
-    placement = placement_of(study, machine_resources(cluster), cluster)
+    placement = placement_of(study, machines_of(cluster), cluster)
     prepared = data_for_plan(data, study)
     if cells is None:
         cells = study.cells()

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ablations.cluster import (
     ClusterOptions,
-    cluster_limits,
+    connected_machines,
     driver_resource,
     placement_of,
     ray_cluster,
@@ -112,7 +112,7 @@ def run_and_report(
         tracking = trackers(study.name, study_folder, also=track)
         console.print(Text(study.question, "bold"))
         with ray_cluster(cluster):
-            placement = placement_of(study, cluster_limits(), cluster)
+            placement = placement_of(study, connected_machines(cluster), cluster)
             console.print(placement.describe(), highlight=False)
             run = StudyRun(
                 study_folder=study_folder.resolve(),

@@ -40,7 +40,7 @@ from rich.console import Console
 
 from ablations.cluster import (
     ClusterOptions,
-    cluster_limits,
+    connected_machines,
     driver_resource,
     ray_cluster,
 )
@@ -148,7 +148,7 @@ def smallest_study(folder: Path, steps: int) -> tuple[dict[str, Cell], StudyRun]
             for setting in (f"steps={stage_steps}", "batch_size=4", "warmup_steps=0")
         ],
     )
-    placement = plan_placement(cluster_limits())
+    placement = plan_placement(*connected_machines(ClusterOptions()))
     data = prepare_data(DataOptions(folder=folder), study, placement, Console(quiet=True))
     cells = {cell.arm: cell for cell in study.cells()}
     run = StudyRun(

@@ -27,7 +27,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 
-from ablations.cluster import ClusterOptions, cluster_limits, driver_resource, ray_cluster
+from ablations.cluster import ClusterOptions, connected_machines, driver_resource, ray_cluster
 from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
 from ablations.grid import run_study
@@ -133,7 +133,7 @@ def run_plain(
 ) -> dict[str, float]:
     """SELD error by trial."""
     with ray_cluster(cluster), tempfile.TemporaryDirectory() as storage:
-        placement = plan_placement(cluster_limits())
+        placement = plan_placement(*connected_machines(cluster))
         results = tune.Tuner(
             tune.with_resources(plain_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
             param_space={
@@ -170,7 +170,7 @@ def main() -> None:
         folder = Path(name)
         options = DataOptions(folder=arguments.data or folder / "data")
         with ray_cluster(cluster):
-            placement = plan_placement(cluster_limits())
+            placement = plan_placement(*connected_machines(cluster))
             data = prepare_data(options, study, placement, Console(quiet=True))
 
         started = time.perf_counter()

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from ablations.cluster import ClusterOptions, cluster_limits, ray_cluster
+from ablations.cluster import ClusterOptions, connected_machines, ray_cluster
 from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
 from ablations.sweep import Sweep
@@ -97,7 +97,7 @@ def main() -> None:
     scale = easy_scale()
     options = DataOptions(folder=arguments.folder / "data")
     with quiet_output(arguments.folder / "ray.log") as console, ray_cluster(ClusterOptions()):
-        placement = plan_placement(cluster_limits())
+        placement = plan_placement(*connected_machines(ClusterOptions()))
         data = prepare_data(options, variants(scale), placement, console)[DEFAULT_DATA]
     console = Console()
     store = StageStore(arguments.folder / "stages")

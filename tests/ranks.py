@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -24,7 +25,11 @@ def run_in_ranks(work: Callable[[int, Path], None], folder: Path) -> None:
 def _one_rank(rank: int, work: Callable[[int, Path], None], folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=RANKS,
+        timeout=timedelta(minutes=2),  # where one rank waits for what no other sends
     )
     work(rank, folder)
     torch.distributed.barrier()  # nobody leaves while another still needs it

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ablations import calibrate
 from ablations import plan as planning
 from ablations.calibrate import calibrated_durations_s
-from ablations.cluster import ClusterOptions
+from ablations.cluster import ClusterOptions, autoscaled_machines
 from ablations.data import DataOptions, data_for_plan
+from ablations.places import ROOT
 from ablations.plan import StagePlan, plan_stages, plan_study
 from ablations.sweep import Sweep, as_study, expected_cells
 from search_spaces.scales import find_scale
@@ -26,6 +28,7 @@ from tests.test_pretrain import TINY
 from trainables.cells import Cell, stages_of
 from trainables.clips import Batch
 from trainables.pretrain import PretrainSettings, pretrain
+from trainables.resources import plan_placement
 from trainables.stages import StageStore
 
 # Five arms, one of them without pretraining, three of two budgets and two seeds each.
@@ -152,7 +155,7 @@ def test_a_worker_is_timed_on_its_share_of_the_batch(monkeypatch: pytest.MonkeyP
 def test_a_gpu_is_not_timed_on_a_machine_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "machine_resources", lambda cluster: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(planning, "machines_of", lambda cluster: [{"CPU": 8.0, "GPU": 1.0}])
     monkeypatch.setattr(planning.torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="a GPU here"):
         plan_study(
@@ -162,3 +165,17 @@ def test_a_gpu_is_not_timed_on_a_machine_without(
             results=tmp_path / "results",
             calibrate=True,
         )
+
+
+@pytest.mark.parametrize(
+    ("with_gpus", "machines", "lanes"),
+    # All groups together could hold 32 GPUs, but there are never more than 24 workers.
+    [(True, [(4, 0)] + [(8, 1)] * 24, 24), (False, [(4, 0)] + [(16, 0)] * 8, 132)],
+)
+def test_a_run_counts_on_all_that_the_autoscaler_may_bring_at_once(
+    with_gpus: bool, machines: list[tuple[int, int]], lanes: int
+) -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    found = autoscaled_machines(config, with_gpus=with_gpus)
+    assert [(machine["CPU"], machine.get("GPU", 0)) for machine in found] == machines
+    assert plan_placement(*found).lanes == lanes

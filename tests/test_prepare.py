@@ -193,6 +193,41 @@ def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:
     assert len(windows.spectra) == 3  # clips of room1
 
 
+def test_each_corpus_is_pretrained_on_by_what_it_has(tmp_path: Path) -> None:
+    """An unannotated corpus beside an annotated one does not make that one's pictures unseen."""
+    annotated = writers.write_starss(tmp_path / "starss23", NAMES, with_video=True)
+    recordings = CORPORA["starss23"](str(annotated))
+    settings, folder = ShardSettings(clip_s=2.0), str(tmp_path / "shards")
+    wild = [
+        replace(recording, corpus="yt360", recording_id=f"wild{number}", split="unannotated")
+        for number, recording in enumerate(recordings)
+    ]
+    build_shards([*recordings, *wild], settings, folder, executor=ProcessExecutor(), workers=1)
+    shards = ShardFolder(path=folder)
+    job = PretrainJob(settings=TINY, shards=shards, probes=shards, validation_rooms=("room1",))
+    seen = job.reader().reader.index.clips
+    assert set(seen.loc[seen["corpus"] == "starss23", "room"]) == {"room2"}
+    assert set(seen.loc[seen["corpus"] == "yt360", "split"]) == {"unannotated"}
+
+
+def test_data_that_have_changed_since_the_study_was_planned_are_refused(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "starss23", NAMES, with_video=True)
+    recordings = CORPORA["starss23"](str(root))
+    settings, folder = ShardSettings(clip_s=2.0), str(tmp_path / "shards")
+
+    def decode(count: int) -> None:
+        build_shards(recordings[:count], settings, folder, executor=ProcessExecutor(), workers=1)
+
+    decode(3)
+    shards = ShardFolder(path=folder)
+    planned = describe_data(shards, shards, STARSS_CLASSES)
+    job = PretrainJob(settings=TINY, shards=planned.unannotated)
+    assert len(job.reader().reader.index.clips)
+    decode(2)  # by another run, of a corpus that has changed meanwhile
+    with pytest.raises(InputError, match=r"shards: fingerprint of the clips is .*start it again"):
+        job.reader()
+
+
 def test_stages_follow_the_rooms_and_classes_that_they_are_trained_with() -> None:
     finetune = FinetuneSettings()
     cell = Cell(

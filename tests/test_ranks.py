@@ -12,10 +12,12 @@ from torch import nn
 
 from tests.ranks import RANKS, run_in_ranks
 from tests.test_pretrain import GRID, TINY, Reports, random_batches
+from tests.test_probes import probe_windows
 from trainables.clips import Batch
 from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
-from trainables.pretrain import PretrainSettings, pretrain
-from trainables.steps import distributed
+from trainables.pretrain import PretrainNetworks, PretrainSettings, pretrain
+from trainables.probes import probe_pretraining
+from trainables.steps import Metrics, distributed
 
 # Draws differ between ranks by intent; without any, one process can see what two see. Only the
 # turn of a grid is the same for all.
@@ -30,6 +32,11 @@ UNDRAWN = dataclasses.replace(
 )
 SETTINGS = {
     "doa_wise": UNDRAWN,
+    "doa_wise, turned grid": dataclasses.replace(
+        UNDRAWN,
+        directions=dataclasses.replace(GRID, grid_rotation="any"),
+        head="direction_conditioned",
+    ),
     "avc": dataclasses.replace(UNDRAWN, objective="avc"),
     "recording_wise": dataclasses.replace(UNDRAWN, objective="recording_wise", rotated_negatives=0),
     "recording_wise, turned grid": dataclasses.replace(
@@ -53,7 +60,16 @@ def share_of(rank: int, settings: PretrainSettings) -> Iterator[Batch]:
 def run_rank(rank: int, folder: Path) -> None:
     for name, settings in SETTINGS.items():
         reports = Reports()
-        result = pretrain(settings, share_of(rank, settings), report=reports)
+
+        def probe(networks: PretrainNetworks, settings: PretrainSettings = settings) -> Metrics:
+            return probe_pretraining(networks, probe_windows(), settings)
+
+        result = pretrain(
+            settings,
+            share_of(rank, settings),
+            report=reports,
+            probe=probe if rank == 0 else None,  # as in trainings
+        )
         outcome = {"metrics": reports.metrics, "networks": result.state["networks"]}
         torch.save(outcome, folder / f"{name}-{rank}.pt")
     run_norm(rank, folder)

@@ -75,6 +75,70 @@ def test_known_clusters(
     )
 
 
+@given(
+    machines=st.lists(
+        st.fixed_dictionaries({"CPU": st.integers(1, 64), "GPU": st.sampled_from([0, 0, 1, 8])}),
+        min_size=1,
+        max_size=12,
+    ),
+    train_workers=st.integers(1, 4),
+    most_lanes=st.sampled_from([None, 1, 2, 5]),
+)
+def test_every_worker_has_room_on_a_machine(
+    machines: list[dict[str, float]], train_workers: int, most_lanes: int | None
+) -> None:
+    try:
+        placement = plan_placement(*machines, train_workers=train_workers, most_lanes=most_lanes)
+    except InputError:
+        assert 0 < sum(machine["GPU"] for machine in machines) < train_workers or (
+            sum(machine["CPU"] for machine in machines) < 2 * SMALLEST_CPU_SHARE * train_workers
+        )
+        return
+
+    def room(cpus: float) -> int:
+        gpus = placement.worker_gpus
+        return sum(
+            min(int(machine["CPU"] / cpus + 1e-9), int(machine["GPU"] / gpus) if gpus else 999)
+            for machine in machines
+        )
+
+    # Where not even the least share has room for all, some wait for others.
+    assert placement.worker_cpus == SMALLEST_CPU_SHARE or (
+        room(placement.worker_cpus) >= placement.lanes * placement.train_workers
+    )
+    assert room(placement.finetune_cpus) >= min(placement.lanes, room(SMALLEST_CPU_SHARE))
+    assert placement.worker_threads <= max(machine["CPU"] for machine in machines)
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "lanes", "worker_cpus", "finetune_cpus"),
+    [
+        # Half a machine, not half of the cluster, which no machine has.
+        ([{"CPU": 8}] * 3, {"most_lanes": 1}, 1, 4.0, 4.0),
+        ([{"CPU": 8}] * 4, {"most_lanes": 2}, 2, 4.0, 4.0),
+        ([{"CPU": 2}] * 3, {}, 6, 0.5, 1.0),
+        # CPUs of another machine do not help a GPU.
+        ([{"CPU": 32}, {"CPU": 4, "GPU": 8}], {}, 8, 0.5, 0.5),
+        ([{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 24], {}, 24, 1.0, 1.0),
+        # A worker's two GPUs are of one machine.
+        ([{"CPU": 8, "GPU": 3}] * 2, {"gpus_per_worker": 2.0}, 2, 1.0, 1.0),
+    ],
+)
+def test_known_clusters_of_several_machines(
+    machines: list[dict[str, float]],
+    options: dict[str, Any],
+    lanes: int,
+    worker_cpus: float,
+    finetune_cpus: float,
+) -> None:
+    placement = plan_placement(*machines, **options)
+    assert (placement.lanes, placement.worker_cpus, placement.finetune_cpus) == (
+        lanes,
+        worker_cpus,
+        finetune_cpus,
+    )
+
+
 def test_several_trials_share_a_gpu_when_asked() -> None:
     placement = plan_placement({"CPU": 16, "GPU": 1}, gpus_per_worker=0.25)
     assert placement.lanes == 4

@@ -41,7 +41,7 @@ class EvaluateJob:
         Returns:
             ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
         """
-        index = ShardIndex.open(self.shards.path)
+        index = self.shards.index()
         if self.rooms is None:
             index = index.select(splits=["test"])
         else:

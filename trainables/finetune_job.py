@@ -48,7 +48,7 @@ class FinetuneJob:
     ) -> Metrics:
         """Train; ``folder`` receives the network and the history."""
         settings = self.settings
-        index = ShardIndex.open(self.shards.path)
+        index = self.shards.index()
         rooms = set(index.clips["room"]) - set(self.validation_rooms)
         # The seed of the budget's order is the trial's: spread over seeds includes the luck of
         # which recordings were annotated.
@@ -93,7 +93,7 @@ class FinetuneJob:
         """Scores networks on the validation rooms; None where the settings never ask for it."""
         if not self.settings.validate_every:
             return None
-        index = ShardIndex.open(self.shards.path).select(
+        index = self.shards.index().select(
             splits=["train", "validation"], rooms=sorted(self.validation_rooms)
         )
         if index.clips.empty:

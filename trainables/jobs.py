@@ -17,6 +17,7 @@ import pandas as pd
 
 from seld.ambisonics import FeatureSettings
 from seld.clips import ClipReader, ShardIndex
+from seld.errors import InputError
 from seld.spatial_spectra import SpectraStore
 from trainables.stages import code_fingerprint
 
@@ -38,10 +39,26 @@ class ShardFolder:
         path: folder or URI.
         spectra: local folder of their precomputed spectra, or None to compute features from the
             waveform on the training device: the better choice on a GPU.
+        fingerprint: of the clips that the study was planned with; None: of any.
     """
 
     path: str
     spectra: str | None = None
+    fingerprint: str | None = None
+
+    def index(self) -> ShardIndex:
+        """The clips.
+
+        Raises:
+            InputError: they are others than the study was planned with, as where another run has
+                decoded what has been added to a corpus: results would be stored as those of the
+                clips before.
+        """
+        index = ShardIndex.open(self.path)
+        if self.fingerprint is not None and index.fingerprint != self.fingerprint:
+            expected = f"{self.fingerprint}, as when the run began (start it again)"
+            raise InputError(self.path, "fingerprint of the clips", index.fingerprint, expected)
+        return index
 
     def reader(self, index: ShardIndex) -> ClipReader:
         return ClipReader(self.path, index)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from seld.classes import CLASSES_FILE, STARSS_CLASSES, read_class_names
@@ -168,7 +168,8 @@ def describe_data(
     train = annotated_index.select(splits=["train", "validation"])
     test = annotated_index.select(splits=["test"])
     validation_rooms = _validation_rooms(train, test)
-    unannotated_index = unannotated_clips(ShardIndex.open(unannotated.path), validation_rooms)
+    pretraining_index = ShardIndex.open(unannotated.path)
+    unannotated_index = unannotated_clips(pretraining_index, validation_rooms)
     for folder, index, part in (
         (unannotated, unannotated_index, "unannotated clips with pictures"),
         (annotated, train, "training clips"),
@@ -189,8 +190,8 @@ def describe_data(
         )
     trainable = train.select(rooms=sorted(set(train.clips["room"]) - set(validation_rooms)))
     return PreparedData(
-        unannotated=unannotated,
-        annotated=annotated,
+        unannotated=replace(unannotated, fingerprint=pretraining_index.fingerprint),
+        annotated=replace(annotated, fingerprint=annotated_index.fingerprint),
         class_names=class_names,
         validation_rooms=validation_rooms,
         unannotated_fingerprint=unannotated_index.fingerprint,

@@ -23,17 +23,17 @@ PROBE_WINDOWS = 96
 
 
 def unannotated_clips(index: ShardIndex, validation_rooms: Sequence[str]) -> ShardIndex:
-    """What pretraining may see: the unannotated part, or the training part of a corpus without.
+    """What pretraining may see: each corpus's unannotated part, or training part where it has none.
 
     Annotations are not read either way; STARSS23, say, is annotated but has pictures. Rooms that
     arms are validated on stay unseen, as scratch has not seen them either.
     """
-    found = index.select(splits=["unannotated"])
-    if found.clips.empty:
-        found = index.select(splits=["train"])
-        rooms = set(found.clips["room"]) - set(validation_rooms)
-        found = found.select(rooms=sorted(rooms))
-    return ShardIndex(index.folder, found.clips.loc[found.clips["frame_count"] > 0])
+    clips = index.clips
+    unannotated = clips["split"] == "unannotated"
+    without = ~unannotated.groupby(clips["corpus"]).transform("any")
+    training = (clips["split"] == "train") & ~clips["room"].isin(list(validation_rooms))
+    seen = (unannotated | (without & training)) & (clips["frame_count"] > 0)
+    return ShardIndex(index.folder, clips.loc[seen])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class PretrainJob:
     def reader(self, *, rank: int = 0, world_size: int = 1) -> PairReader:
         """Step number → batch of this rank."""
         settings = self.settings
-        index = unannotated_clips(ShardIndex.open(self.shards.path), self.validation_rooms)
+        index = unannotated_clips(self.shards.index(), self.validation_rooms)
         return PairReader(
             reader=self.shards.reader(index),
             schedule=WindowSchedule(
@@ -72,8 +72,8 @@ class PretrainJob:
         """Measures networks on annotated windows; None where those have no pictures."""
         if self.probes is None:
             return None
-        splits = set(ShardIndex.open(self.shards.path).clips["split"])
-        held_out = None if "unannotated" in splits else self.validation_rooms
+        seen = unannotated_clips(self.shards.index(), self.validation_rooms).clips
+        held_out = None if set(seen["split"]) == {"unannotated"} else self.validation_rooms
         windows = probe_windows(self.probes, self.settings, rooms=held_out)
         if windows is None:
             return None
@@ -90,7 +90,7 @@ def probe_windows(
         settings: whose windows are probed.
         rooms: of the clips; None: any.
     """
-    index = ShardIndex.open(shards.path).select(
+    index = shards.index().select(
         splits=["train", "validation"], rooms=rooms, minimum_s=settings.window_s
     )
     clips = index.clips.loc[index.clips["frame_count"] > 0]

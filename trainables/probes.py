@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -208,7 +208,9 @@ def empty_direction_metrics(
     """How much of the DOA-wise loss goes to directions where no annotated event is."""
     generator = torch.Generator().manual_seed(0)
     level = windows.spectra[:, 0].float().to(features.device)
-    chosen = choose_directions(features[:, 4:], level, settings.directions, generator)
+    # A turned grid is the first rank's turn, which no other rank asks for here: one alone probes.
+    unturned = replace(settings.directions, grid_rotation="none")
+    chosen = choose_directions(features[:, 4:], level, unturned, generator)
     sound = networks.project_sound(latents.to(features.device), chosen.vectors).float()
     pictures = _embedded_crops(networks, windows.pictures, chosen.vectors, settings)
     present = torch.zeros(chosen.vectors.shape[:2], dtype=torch.bool)

@@ -3,13 +3,13 @@
 Ray Data's tasks and Ray Train's workers draw on the same CPUs. A run whose trials hold them all
 waits for ever (Ray issues #54305, #24304), so every lane is given its CPUs once, split between
 the train workers and the data tasks that feed them, and all lanes together never exceed the
-cluster.
+cluster, nor what has to be on one machine a machine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seld.errors import InputError
@@ -24,6 +24,8 @@ SMALLEST_CPU_SHARE = 0.1
 #: a CPU, however small: beside it a stage that needs a whole one would never fit one CPU.
 TRIAL_SHARE = 0.001
 
+_KINDS = ("CPU", "GPU")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -32,7 +34,8 @@ class Placement:
     A lane is the room one computing trial has. While it pretrains, ``train_workers`` workers
     hold ``worker_cpus`` and ``worker_gpus`` each and Ray Data has ``data_cpus``; while it
     fine-tunes, one task holds ``finetune_cpus`` and ``worker_gpus``. Where machines were lost, a
-    pretraining goes on with as few as ``fewest_workers`` until there are more again.
+    pretraining goes on with as few as ``fewest_workers`` until there are more again. A worker
+    process computes with ``worker_threads`` threads.
     """
 
     lanes: int
@@ -41,6 +44,8 @@ class Placement:
     worker_cpus: float
     worker_gpus: float
     data_cpus: float
+    finetune_cpus: float
+    worker_threads: int
     cluster_cpus: float
     cluster_gpus: float
 
@@ -48,17 +53,6 @@ class Placement:
     def is_elastic(self) -> bool:
         """Whether a pretraining may go on with fewer workers."""
         return self.fewest_workers < self.train_workers
-
-    @property
-    def finetune_cpus(self) -> float:
-        """CPUs of a fine-tuning task: a train worker's, from the data share up to one."""
-        return min(self.worker_cpus + self.data_cpus, max(1.0, self.worker_cpus))
-
-    @property
-    def worker_threads(self) -> int:
-        """Compute threads of one worker process."""
-        lane_cpus = self.train_workers * self.worker_cpus + self.data_cpus
-        return max(1, math.floor(lane_cpus / self.train_workers))
 
     def describe(self) -> str:
         """One line for the person who started the run."""
@@ -79,8 +73,7 @@ class Placement:
 
 
 def plan_placement(
-    cluster: Mapping[str, float],
-    *,
+    *machines: Mapping[str, float],
     train_workers: int = 1,
     fewest_workers: int | None = None,
     gpus_per_worker: float | None = None,
@@ -89,8 +82,8 @@ def plan_placement(
     """Divide a cluster into lanes so that Ray Data always has its share.
 
     Args:
-        cluster: totals as ``ray.cluster_resources()`` gives them (``CPU``, ``GPU``), or what
-            an autoscaling cluster may grow to.
+        machines: resources (``CPU``, ``GPU``) of each that the cluster has, or that an
+            autoscaling one may grow to have.
         train_workers: workers of one pretraining.
         fewest_workers: how few it may shrink to; by default none fewer.
         gpus_per_worker: GPUs of one worker, fractions allowed; by default 1 where the cluster
@@ -100,7 +93,7 @@ def plan_placement(
     Raises:
         InputError: where one lane does not fit, saying what would.
     """
-    cpus, gpus = float(cluster.get("CPU", 0)), float(cluster.get("GPU", 0))
+    cpus, gpus = (sum(float(machine.get(name, 0)) for machine in machines) for name in _KINDS)
     if train_workers < 1:
         raise InputError("--train-workers", "count", train_workers, "at least 1")
     fewest_workers = train_workers if fewest_workers is None else fewest_workers
@@ -118,7 +111,7 @@ def plan_placement(
             f"{worker_gpus:g}",
             f"a whole GPU for each of {train_workers} train workers: NCCL joins none on one GPU",
         )
-    slots = _gpu_slots(gpus, worker_gpus) if worker_gpus else train_workers
+    slots = _slots(machines, 0.0, worker_gpus) if worker_gpus else train_workers
     if slots < train_workers:
         raise InputError(
             "cluster",
@@ -143,11 +136,17 @@ def plan_placement(
         fitting = max(1, math.floor(cpus / train_workers))
     lanes = max(1, min(fitting, most_lanes or fitting))
     lane_cpus = cpus / lanes
+    workers = lanes * train_workers
+    largest_cpus = max(float(machine.get("CPU", 0)) for machine in machines)
     if worker_gpus > 0 and lane_cpus >= 2 * GPU_WORKER_CPUS * train_workers:
-        worker_cpus = GPU_WORKER_CPUS
+        wanted = GPU_WORKER_CPUS
     else:
-        worker_cpus = _whole_or_share(lane_cpus * CPU_WORKER_SHARE / train_workers)
+        # Half a machine at most: all of one would hardly ever be free of other lanes' data tasks.
+        wanted = min(lane_cpus / train_workers, largest_cpus) * CPU_WORKER_SHARE
+    worker_cpus = _fitting(machines, workers, wanted, worker_gpus)
     data_cpus = _whole_or_share(lane_cpus - worker_cpus * train_workers)
+    # A train worker's CPUs; from the data share up to one, where every lane can have it at once.
+    one = min(worker_cpus + data_cpus, max(1.0, worker_cpus))
     return Placement(
         lanes=lanes,
         train_workers=train_workers,
@@ -155,16 +154,39 @@ def plan_placement(
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
         data_cpus=data_cpus,
+        finetune_cpus=one if _slots(machines, one, worker_gpus) >= lanes else worker_cpus,
+        worker_threads=max(1, math.floor(min(lane_cpus / train_workers, largest_cpus))),
         cluster_cpus=cpus,
         cluster_gpus=gpus,
     )
 
 
-def _gpu_slots(gpus: float, worker_gpus: float) -> int:
-    """How many workers have room: a fraction is of one GPU, never of two."""
-    if worker_gpus >= 1:
-        return math.floor(gpus / worker_gpus)
-    return math.floor(gpus) * math.floor(1 / worker_gpus + 1e-9)
+def _fitting(
+    machines: Sequence[Mapping[str, float]], workers: int, wanted: float, worker_gpus: float
+) -> float:
+    """The most CPUs up to ``wanted`` with which so many workers have room on the machines.
+
+    The least share where none do: then some wait for others.
+    """
+    hundredths = range(99, round(100 * SMALLEST_CPU_SHARE), -1)
+    for cpus in (*range(math.floor(wanted), 0, -1), *(part / 100 for part in hundredths)):
+        if cpus <= wanted + 1e-9 and _slots(machines, cpus, worker_gpus) >= workers:
+            return float(cpus)
+    return SMALLEST_CPU_SHARE
+
+
+def _slots(machines: Sequence[Mapping[str, float]], worker_cpus: float, worker_gpus: float) -> int:
+    """How many workers have room, each on one machine; a fraction is of one GPU, never of two."""
+    slots = 0
+    for machine in machines:
+        cpus, gpus = (float(machine.get(name, 0)) for name in _KINDS)
+        own = math.inf if worker_cpus == 0 else math.floor(cpus / worker_cpus + 1e-9)
+        if worker_gpus >= 1:
+            own = min(own, math.floor(gpus / worker_gpus))
+        elif worker_gpus > 0:
+            own = min(own, math.floor(gpus) * math.floor(1 / worker_gpus + 1e-9))
+        slots += own
+    return int(slots)
 
 
 def _whole_or_share(cpus: float) -> float:

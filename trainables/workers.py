@@ -49,13 +49,14 @@ SILENT_FOR_S = 3600.0
 #: Ray Train looks at its workers every 2 s, so that their start, first report and end are each
 #: noticed a second late.
 LOOK_EVERY_S = 0.2
-#: Ray Train gives workers a minute to start, which a busy machine may not keep.
-LONGEST_START_S = 600
+#: Ray Train gives workers a minute to find room, in which no machine comes; spot machines may not
+#: for days, of which the watchdog tells.
+LONGEST_START_S = 7 * 86400
 #: A group that may shrink is first asked for in the size that fitted before a machine was lost;
 #: only when this has passed it is asked for in a size that fits.
 LONGEST_ELASTIC_START_S = 60
-#: How often a group is asked for again that does not start: half an hour in all.
-STARTS, ELASTIC_STARTS = 2, 30
+#: How often a group is asked for again that does not start; one that may shrink for a day.
+STARTS, ELASTIC_STARTS = 2, 86400 // LONGEST_ELASTIC_START_S
 
 
 def pretrain_on_workers(
@@ -97,7 +98,6 @@ def pretrain_on_workers(
             name="train",
             storage_path=storage_uri,
             # The trial decides about tries, by the kind of failure: Train would repeat them all.
-            # Workers that find no room are asked for again, but not for ever.
             failure_config=ray.train.FailureConfig(
                 max_failures=0,
                 controller_failure_limit=ELASTIC_STARTS if placement.is_elastic else STARTS,

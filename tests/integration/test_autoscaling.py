@@ -27,6 +27,7 @@ IDLE_S = 3
 # Two trials, each of which stays until both are running: neither's machine is idle before.
 TRIALS_THAT_WAIT_FOR_GPUS = """
 import json, time, ray
+from ablations.cluster import ClusterOptions, connected_machines
 ray.init(log_to_driver=False)
 
 @ray.remote(num_cpus=0)
@@ -57,6 +58,7 @@ def wait(condition):
         time.sleep(0.5)
 
 before = gpus()
+may_come = connected_machines(ClusterOptions(address="auto"))
 meeting = Meeting.remote()
 trials = [trial.remote(meeting) for _ in range(2)]
 wait(lambda: ray.get(meeting.size.remote()) == 2)
@@ -64,7 +66,8 @@ nodes, during = ray.get(meeting.size.remote()), gpus()
 ray.get(meeting.end.remote())
 ray.get(trials, timeout=60)
 wait(lambda: not gpus())
-print("SEEN", json.dumps({"before": before, "nodes": nodes, "during": during, "after": gpus()}))
+seen = {"before": before, "nodes": nodes, "during": during, "after": gpus()}
+print("SEEN", json.dumps(seen | {"may_come": [machine["CPU"] for machine in may_come]}))
 """
 
 
@@ -142,5 +145,7 @@ def test_waiting_trials_bring_gpu_workers_which_go_when_idle(
     )  # fmt: skip
     assert driver.returncode == 0, driver.stderr[-3000:]
     seen = json.loads(driver.stdout.partition("SEEN ")[2])
+    # A run is laid out for what cluster.yaml's autoscaler may bring, not for the head alone.
+    assert seen.pop("may_come") == [4, 8, 8, *[16] * 8]
     # One spot worker and, as that group is full, one on demand; neither is left.
     assert seen == {"before": 0, "nodes": 2, "during": 2, "after": 0}
