@@ -168,6 +168,47 @@ def test_a_gpu_is_not_timed_on_a_machine_without(
 
 
 @pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        (1, "on 2 machines like this one; 16 CPUs, 2 GPUs: 1 trial at once, each with 2 workers"),
+        (4, "20 trials; 8 CPUs, 4 GPUs: 2 trials at once, each with 2 workers"),
+    ],
+)
+def test_one_machine_times_a_pretraining_that_takes_several(
+    gpus: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timed: list[int] = []
+
+    def durations(cell: Cell, *, train_workers: int, **_: Any) -> Mapping[str, float]:
+        timed.append(train_workers)
+        return SECONDS
+
+    monkeypatch.setattr(planning, "calibrated_durations_s", durations)
+    monkeypatch.setattr(planning, "machines_of", lambda cluster: [{"CPU": 8.0, "GPU": gpus}])
+    monkeypatch.setattr(planning.torch.cuda, "is_available", lambda: True)
+
+    def plan(calibrate: bool) -> None:
+        plan_study(
+            STUDY,
+            data=DataOptions(folder=tmp_path / "data"),
+            cluster=ClusterOptions(train_workers=2),
+            results=tmp_path / "results",
+            calibrate=calibrate,
+        )
+
+    plan(calibrate=True)
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert set(timed) == {2}
+    if gpus == 1:  # a run here is refused, and so is its plan
+        with pytest.raises(InputError, match="room for 2 train workers"):
+            plan(calibrate=False)
+
+
+@pytest.mark.parametrize(
     ("with_gpus", "machines", "lanes"),
     # All groups together could hold 32 GPUs, but there are never more than 24 workers.
     [(True, [(4, 0)] + [(8, 1)] * 24, 24), (False, [(4, 0)] + [(16, 0)] * 8, 132)],
