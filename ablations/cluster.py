@@ -171,6 +171,8 @@ def _start_ray_here(cpus: int | None) -> None:
     for attempt in range(1, RAY_STARTS + 1):
         try:
             ray.init(
+                # Not the cluster that RAY_ADDRESS names, nor one that runs here already.
+                address="local",
                 num_cpus=cpus,
                 include_dashboard=False,
                 log_to_driver=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import glob
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ablations.cluster import OUR_PACKAGES
 from ablations.places import ROOT, results_uri
 from seld.errors import InputError
 from trainables.provenance import COMMIT_VARIABLE, current_provenance
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 
 #: Where a detached run keeps what it is not told to keep elsewhere: its job's folder is removed.
 HEAD_FOLDERS = {"--data": "~/seld-data", "--results": "~/seld-results"}
-#: Not shipped: what a checkout may hold beside its code.
-NOT_SHIPPED = [".git", ".venv", "/data", "/results", "/runs", "/build", "/tests"]
+#: Shipped, as by ``cluster.yaml``, and nothing else: a checkout may hold gigabytes of shards and
+#: results beside its code.
+SHIPPED = (*OUR_PACKAGES, "README.md", "constraints.txt", "pyproject.toml")
 #: Variables that a job takes from the terminal it was started in.
 FORWARDED = ("MLFLOW_TRACKING_URI",)
 
@@ -68,18 +71,31 @@ def submit(address: str, program: str, arguments: Sequence[str]) -> str:
         address: of the cluster's dashboard.
         program: path of the entry point within the checkout.
         arguments: the command line as it was typed.
+
+    Raises:
+        InputError: there is no such cluster, or it does not take the job.
     """
+    from ray.exceptions import RayError
+
     code = current_provenance()
-    return job_client(address).submit_job(
-        entrypoint=detached_command(program, arguments),
-        runtime_env={
-            "working_dir": str(ROOT),
-            "excludes": NOT_SHIPPED,
-            # The job's folder has no .git to ask.
-            "env_vars": {COMMIT_VARIABLE: code.commit_label} | forwarded_environment(),
-        },
-        metadata={"commit": code.git_commit},
-    )
+    client = job_client(address)
+    others = [entry.name for entry in ROOT.iterdir() if entry.name not in SHIPPED]
+    try:
+        return client.submit_job(
+            entrypoint=detached_command(program, arguments),
+            runtime_env={
+                "working_dir": str(ROOT),
+                "excludes": [f"/{glob.escape(name)}" for name in others],
+                # The job's folder has no .git to ask.
+                "env_vars": {COMMIT_VARIABLE: code.commit_label} | forwarded_environment(),
+            },
+            metadata={"commit": code.git_commit},
+        )
+    except (OSError, RuntimeError, RayError) as error:
+        # What failed on the cluster comes with its traceback; the reason is in the last line.
+        reason = str(error).rstrip("\n .").splitlines()[-1]
+        expected = f"a cluster that takes this checkout as a job ({reason})"
+        raise InputError("command line", "--address", address, expected) from error
 
 
 def forwarded_environment() -> dict[str, str]:

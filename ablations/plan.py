@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,13 +61,20 @@ def plan_study(
 ) -> int:
     """Print what running the study would compute and cost. Starts no Ray, renders nothing.
 
+    Calibrated without a cluster, it is planned on as many machines like this one as a pretraining
+    needs.
+
     Args:
         cells: what is run, where it is not all of the study's.
         heading: how many trials that is, where each cell is not one.
     """
     data.check(study)
     console = Console()
-    placement = placement_of(study, machines_of(cluster), cluster)
+    machines = machines_of(cluster)
+    if calibrate and cluster.address is None:
+        (here,) = machines
+        machines *= machines_of_a_trial(here.get("GPU", 0.0), cluster)
+    placement = placement_of(study, machines, cluster)
     prepared = data_for_plan(data, study)
     if cells is None:
         cells = study.cells()
@@ -82,15 +90,28 @@ def plan_study(
             class_count=len(prepared[cell.data].class_names),
             test_minutes=scale.scenes.test.minutes,
             picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
+            train_workers=placement.train_workers,
             device=device,
         )
 
     store = StageStore(stages_root(storage, results))
     plans = plan_stages(cells, prepared, store, measure if calibrate else None)
     heading = heading or f"{len(cells)} trials"
+    if len(machines) > 1 and cluster.address is None:
+        heading += f", on {len(machines)} machines like this one"
     console.print(f"{study.name}: {heading}; {placement.describe()}", highlight=False)
     print_plan(plans, placement, console)
     return 0
+
+
+def machines_of_a_trial(gpus: float, cluster: ClusterOptions) -> int:
+    """How many machines with so many GPUs the workers of one pretraining need.
+
+    One worker is timed, which takes but one of them.
+    """
+    worker_gpus = 1.0 if cluster.gpus_per_worker is None else cluster.gpus_per_worker
+    workers = math.floor(gpus / worker_gpus) if worker_gpus > 0 else 0
+    return math.ceil(cluster.train_workers / workers) if workers else 1
 
 
 def plan_stages(
@@ -162,13 +183,14 @@ def _plan_stage(
     ]
     known = [duration_s for duration_s in expected if duration_s is not None]
     sizes = [sum(commit["files"].values()) for commit in committed.values()]
+    result_bytes = len(missing) * statistics.median(sizes) if sizes else None
     return StagePlan(
         name=name,
         uses=sum(key is not None for key in keys),
         unique=len(position_of),
         done=len(position_of) - len(missing),
         expected_s=sum(known) if len(known) == len(missing) else None,
-        result_bytes=len(missing) * statistics.median(sizes) if sizes or not missing else None,
+        result_bytes=result_bytes if missing else 0.0,
     )
 
 

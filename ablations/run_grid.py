@@ -116,6 +116,9 @@ def study_of(arguments: argparse.Namespace) -> Study:
 def with_assignments(study: Study, assignments: list[str]) -> Study:
     """Every arm with ``pretrain.key=value`` and ``finetune.key=value`` applied."""
     by_stage = assignments_by_stage(assignments)
+    if by_stage["pretrain"] and not any(arm.pretrain for arm in study.arms):
+        value = " ".join(by_stage["pretrain"])
+        raise InputError("--set", "pretrain", value, "nothing where no arm pretrains")
     arms = tuple(
         replace(
             arm,

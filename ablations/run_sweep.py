@@ -122,11 +122,15 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         },
         finetune=override(scale.recipe.finetune, by_stage["finetune"], "--set finetune"),
     )
+    set_names = frozenset(text.partition("=")[0] for text in arguments.assignments)
+    scale = replace(scale, recipe=recipe)
+    if "finetune.steps" in set_names:
+        scale = replace(scale, finetune_steps={})
     rungs = arguments.rungs
     several_goals = len(arguments.minimise) > 1
     sweep = Sweep(
         name=arguments.name,
-        scale=replace(scale, recipe=recipe),
+        scale=scale,
         objectives=arguments.objectives,
         budgets_minutes=arguments.budgets or scale.budgets_minutes,
         trials=arguments.trials,
@@ -134,7 +138,6 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         rungs=rungs if rungs is not None else (1 if several_goals else 3),
         seed=arguments.seed,
     )
-    set_names = frozenset(text.partition("=")[0] for text in arguments.assignments)
     return replace(sweep, fixed=fixed_names(sweep, set_names, arguments.search or ()))
 
 

@@ -22,6 +22,8 @@ RUNG_GOALS: dict[str, str] = {"seld_error": "loss"}
 #: so many trials of a rung goes on to the next.
 REDUCTION = 3
 STARTUP_TRIALS = 10
+#: How many seeds Optuna's samplers take, from 0.
+SAMPLER_SEEDS = 2**32
 
 
 def require_same(study: optuna.Study, folder: Path, what: dict[str, Any]) -> None:
@@ -54,7 +56,7 @@ def ask(study: optuna.Study, seed: int) -> optuna.Trial:
     """
     number = len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(
-        seed=seed * 1_000_003 + number,
+        seed=(seed * 1_000_003 + number) % SAMPLER_SEEDS,
         n_startup_trials=STARTUP_TRIALS,
         multivariate=True,
         group=True,

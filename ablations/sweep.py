@@ -34,6 +34,7 @@ from ablations.runs import (
 )
 from ablations.searcher import (
     REDUCTION,
+    SAMPLER_SEEDS,
     OptunaSearcher,
     ask,
     done_trials,
@@ -104,6 +105,8 @@ class Sweep:
         for option, count in (("--trials", self.trials), ("--rungs", self.rungs)):
             if count < 1:
                 raise InputError("command line", option, count, "at least 1")
+        if self.seed < 0:
+            raise InputError("command line", "--seed", self.seed, "0 or more")
         if len(self.goals) > 1 and self.rungs > 1:
             raise InputError("command line", "--rungs", self.rungs, "1 with several goals")
         if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
@@ -137,7 +140,7 @@ class Sweep:
 
 def expected_cells(sweep: Sweep) -> list[Cell]:
     """What a sweep would run, for its plan: random proposals, each rung passed by one in three."""
-    sampler = optuna.samplers.RandomSampler(seed=sweep.seed)
+    sampler = optuna.samplers.RandomSampler(seed=sweep.seed % SAMPLER_SEEDS)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler)
     cells: list[Cell] = []
@@ -186,15 +189,18 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
 
 
 def recipe_settings(sweep: Sweep) -> dict[str, Any]:
-    """Every setting of the recipes that trials start from, flat."""
+    """Every setting of the recipes that trials start from, flat; fine-tuning's steps by budget."""
     recipe = sweep.scale.recipe
     stages = {name: getattr(recipe, name) for name in sweep.objectives}
-    return flat_mapping(
+    flat = flat_mapping(
         {
             name: to_mapping(stage)
             for name, stage in (stages | {"finetune": recipe.finetune}).items()
         }
     )
+    trials = (sweep.cells({BUDGET: minutes})[-1] for minutes in sweep.budgets_minutes)
+    steps = [trial.finetune.steps for trial in trials]
+    return flat | {"finetune.steps": steps[0] if len(set(steps)) == 1 else steps}
 
 
 def run_sweep(

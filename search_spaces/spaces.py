@@ -121,17 +121,19 @@ def cell_of(
     """The trial with these parameters, scored on the validation rooms.
 
     Args:
-        parameters: as :func:`propose` gives them; everything else is the scale's recipe.
+        parameters: as :func:`propose` gives them; everything else is the scale's, as in grids.
         objective, budget_minutes: where the parameters do not say.
-        fidelity: share of the recipe's steps to train for, in either stage.
+        fidelity: share of the scale's steps to train for, in either stage.
     """
     recipe: PretrainSettings = getattr(scale, parameters.get(OBJECTIVE, objective))
-    finetune = with_values(scale.finetune, parameters, "finetune.")
+    minutes = parameters.get(BUDGET, budget_minutes)
+    steps = scale.finetune_steps.get(minutes, scale.finetune.steps)
+    finetune = with_values(replace(scale.finetune, steps=steps), parameters, "finetune.")
     return Cell(
         study=study,
         arm=recipe.objective,
         seed=seed,
-        annotation_minutes=parameters.get(BUDGET, budget_minutes),
+        annotation_minutes=minutes,
         pretrain=_shortened(
             replace(with_values(recipe, parameters, "pretrain."), seed=seed), fidelity
         ),

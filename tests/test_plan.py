@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from ablations import calibrate
 from ablations import plan as planning
 from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, autoscaled_machines
@@ -23,6 +26,8 @@ from seld.errors import InputError
 from tests.test_finetune import SETTINGS as FINETUNE
 from tests.test_pretrain import TINY
 from trainables.cells import Cell, stages_of
+from trainables.clips import Batch
+from trainables.pretrain import PretrainSettings, pretrain
 from trainables.resources import plan_placement
 from trainables.stages import StageStore
 
@@ -53,6 +58,11 @@ def test_a_pretraining_counts_once_for_all_budgets(tmp_path: Path) -> None:
     assert (plans["finetune"].uses, plans["finetune"].unique) == (20, 20)
     assert {plan.done for plan in plans.values()} == {0}
     assert {plan.expected_s for plan in plans.values()} == {None}
+
+
+def test_a_stage_that_no_arm_has_costs_nothing(tmp_path: Path) -> None:
+    plan = planned(replace(STUDY, arms=STUDY.arms[:1]), tmp_path)["pretrain"]
+    assert (plan.uses, plan.unique, plan.expected_s, plan.result_bytes) == (0, 0, 0.0, 0.0)
 
 
 def test_calibration_times_each_arm_once(tmp_path: Path) -> None:
@@ -110,6 +120,38 @@ def test_a_few_steps_tell_the_time_of_every_stage(pretrain: object) -> None:
     assert min(durations_s.values()) > 0.0
 
 
+def test_a_worker_is_timed_on_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = replace(STUDY.cells()[0], pretrain=TINY, finetune=FINETUNE)
+    windows: set[int] = set()
+
+    def listened(settings: PretrainSettings, batches: Iterable[Batch], **options: Any) -> object:
+        def heard() -> Iterator[Batch]:
+            for batch in batches:
+                windows.update(map(len, batch.values()))
+                yield batch
+
+        return pretrain(settings, heard(), **options)
+
+    def timed(train_workers: int) -> None:
+        calibrated_durations_s(
+            cell, class_count=5, test_minutes=1.0, picture_px=(32, 64), train_workers=train_workers
+        )
+
+    monkeypatch.setattr(calibrate, "pretrain", listened)
+    timed(2)
+    assert windows == {TINY.batch_size // 2}
+
+    def too_large(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(calibrate, "pretrain", too_large)
+    with pytest.raises(InputError, match=r"step is 4, expected fewer.* more --train-workers"):
+        timed(1)
+    monkeypatch.setattr(calibrate, "finetune", too_large)
+    with pytest.raises(InputError, match=r"expected fewer.* --set finetune\.batch_size"):
+        timed(1)
+
+
 def test_a_gpu_is_not_timed_on_a_machine_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +165,47 @@ def test_a_gpu_is_not_timed_on_a_machine_without(
             results=tmp_path / "results",
             calibrate=True,
         )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        (1, "on 2 machines like this one; 16 CPUs, 2 GPUs: 1 trial at once, each with 2 workers"),
+        (4, "20 trials; 8 CPUs, 4 GPUs: 2 trials at once, each with 2 workers"),
+    ],
+)
+def test_one_machine_times_a_pretraining_that_takes_several(
+    gpus: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timed: list[int] = []
+
+    def durations(cell: Cell, *, train_workers: int, **_: Any) -> Mapping[str, float]:
+        timed.append(train_workers)
+        return SECONDS
+
+    monkeypatch.setattr(planning, "calibrated_durations_s", durations)
+    monkeypatch.setattr(planning, "machines_of", lambda cluster: [{"CPU": 8.0, "GPU": gpus}])
+    monkeypatch.setattr(planning.torch.cuda, "is_available", lambda: True)
+
+    def plan(calibrate: bool) -> None:
+        plan_study(
+            STUDY,
+            data=DataOptions(folder=tmp_path / "data"),
+            cluster=ClusterOptions(train_workers=2),
+            results=tmp_path / "results",
+            calibrate=calibrate,
+        )
+
+    plan(calibrate=True)
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert set(timed) == {2}
+    if gpus == 1:  # a run here is refused, and so is its plan
+        with pytest.raises(InputError, match="room for 2 train workers"):
+            plan(calibrate=False)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import ray
 from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
-from ablations import grid, run_grid, run_sweep
+from ablations import detached, grid, run_grid, run_sweep
 from ablations.places import stages_root
 from ablations.runs import Deadline
 from search_spaces.studies import find_study
@@ -261,6 +261,22 @@ def test_addresses_that_are_none_are_refused_in_one_line(
     for action in ("--status", "--plan"):
         code, printed = run(run_grid.main, action, "--address", "auto", "--data", str(tmp_path))
         assert (code, "no token" in printed) == (2, True), printed
+
+
+def test_a_job_that_is_not_taken_is_refused_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Client:
+        def submit_job(self, **job: object) -> str:
+            raise RuntimeError(
+                "Request failed with status code 500: Traceback (most recent call last):\n"
+                "  File ...\nValueError: Package size (600MiB) exceeds the maximum size\n."
+            )
+
+    monkeypatch.setattr(detached, "job_client", lambda address: Client())
+    code, printed = run(run_grid.main, "--detach", "--address", "http://127.0.0.1:8265")
+    assert (code, "ValueError: Package size (600MiB) exceeds" in printed) == (2, True)
+    assert len(printed.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,12 @@ def test_a_setting_that_erases_what_is_compared_is_refused(
     with_assignments(find_study("domain"), ["pretrain.steps=5", "finetune.steps=5"])
 
 
+def test_a_setting_of_pretraining_is_refused_where_no_arm_pretrains() -> None:
+    scratch = replace(VARIANTS, arms=VARIANTS.arms[:1])
+    with pytest.raises(InputError, match=r"pretrain is 'steps=5', expected nothing where no arm"):
+        with_assignments(scratch, ["pretrain.steps=5"])
+
+
 def test_results_on_other_recordings_are_not_replaced(tmp_path: Path) -> None:
     """As those of the rendered sounds by ``--sound-bank``: trials are named by their settings."""
     folder = tmp_path / "results/variants"

@@ -19,8 +19,10 @@ from ablations import run_grid, run_sweep
 from ablations.searcher import OptunaSearcher, ask, done_trials
 from ablations.sweep import (
     Sweep,
+    expected_cells,
     grid_command,
     open_study,
+    recipe_settings,
     report_on,
     write_sweep_record,
 )
@@ -110,6 +112,13 @@ def test_a_continued_study_proposes_what_an_uninterrupted_one_does(tmp_path: Pat
         parts = run_trials(tmp_path / "parts", count)
     assert parts == whole
     assert len({str(parameters) for parameters in whole}) == 16
+
+
+@pytest.mark.parametrize("seed", [4295, 5_000_000_000])
+def test_a_seed_may_be_large(seed: int, tmp_path: Path) -> None:
+    sweep = replace(SWEEP, seed=seed)
+    assert {cell.seed for cell in expected_cells(sweep)} == {seed}
+    assert sweep.propose(ask(open_study(sweep, tmp_path), seed))
 
 
 def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> None:
@@ -211,6 +220,7 @@ def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
         ({"objectives": ("avcc",)}, "avcc"),
         ({"goals": ("loss",)}, "goal is 'loss'"),
         ({"trials": 0}, "--trials is 0"),
+        ({"seed": -1}, "--seed is -1, expected 0 or more"),
         ({"goals": ("seld_error", "compute_s")}, "1 with several goals"),
         ({"budgets_minutes": (0.0,)}, "more than 0"),
     ],
@@ -269,6 +279,41 @@ def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -
     assert pretrained.pretrain is not None
     assert (pretrained.pretrain.steps, pretrained.pretrain.temperature) == (500, 0.1)
     assert (study.scale.name, typed.sound_bank) == ("small", None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "steps", "kept"),
+    [
+        ((), {2.0: 3000, 6.0: 6000}, [3000, 6000]),
+        (("--set", "finetune.steps=900"), {2.0: 900, 6.0: 900}, 900),
+    ],
+)
+def test_a_sweep_trains_as_long_as_the_grid_that_tests_its_findings(
+    typed: tuple[str, ...],
+    steps: dict[float, int],
+    kept: int | list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--scale", "evidence", "--objectives", "doa_wise", "--budgets", "2,6", *typed)
+    arguments = sweep_arguments(monkeypatch, *options)
+    sweep = run_sweep.sweep_of(arguments)
+    # What a continued sweep is held to.
+    assert recipe_settings(sweep)["finetune.steps"] == kept
+    for minutes, full in steps.items():
+        cells = sweep.cells({"annotation_minutes": minutes})
+        assert [cell.finetune.steps for cell in cells] == [round(full / 9), round(full / 3), full]
+        record = TrialRecord(
+            study="s",
+            trial_id="t",
+            arm="doa_wise",
+            seed=0,
+            annotation_minutes=minutes,
+            status="finished",
+        )
+        command = grid_command(record, run_sweep.grid_options(arguments))
+        monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+        grid = run_grid.study_of(run_grid.parse_arguments()).cells()
+        assert {cell.finetune.steps for cell in grid} == {full}
 
 
 def typed_proposals(monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[Parameters]:

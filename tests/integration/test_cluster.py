@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+from zipfile import ZipFile
 
 import boto3
 import pytest
@@ -30,6 +31,7 @@ from loopback_machines import (
 )
 from moto import mock_aws
 from packaging.requirements import Requirement
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -39,7 +41,8 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.util import get_node_ip_address
 from s3_server import s3_process
 
-from ablations.detached import detached_command
+from ablations import detached
+from ablations.detached import SHIPPED, detached_command, submit
 from seld.records import read_records
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
@@ -252,6 +255,32 @@ def test_a_detached_run_gets_the_command_as_typed_with_places_of_the_head() -> N
     assert detached_command("ablations/run_grid.py", placed) == (
         "python ablations/run_grid.py --data=/shared/data --results /shared/r --address auto"
     )
+
+
+def test_a_detached_run_ships_what_the_nodes_have_and_nothing_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = set(_read(AWS_FILE)["file_mounts"].values()) - {".git", "~/.ray/auth_token"}
+    assert shipped == set(SHIPPED)
+    root = tmp_path / "checkout"
+    beside = {".git", ".venv", "results-esc10", "shards", "my [data]", "benchmarks"}
+    for name in shipped | beside:
+        (root / name).mkdir(parents=True)
+        (root / name / "file").touch()
+    (root / "weights.pt").touch()
+    sent: dict[str, Any] = {}
+
+    class Client:
+        def submit_job(self, **job: Any) -> str:
+            sent.update(job["runtime_env"])
+            return "job"
+
+    monkeypatch.setattr(detached, "ROOT", root)
+    monkeypatch.setattr(detached, "job_client", lambda address: Client())
+    assert submit("http://127.0.0.1:8265", "ablations/run_grid.py", []) == "job"
+    package = tmp_path / "package.zip"
+    create_package(sent["working_dir"], package, True, excludes=sent["excludes"])
+    assert set(ZipFile(package).namelist()) == {f"{name}/file" for name in shipped}
 
 
 # --- launched for real ----------------------------------------------------------------------------

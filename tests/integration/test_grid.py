@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.integration.tiny_study import (
     networks_of,
     table_of,
 )
+from trainables.ingest import RayDataExecutor
 
 
 @pytest.mark.slow
@@ -170,3 +172,20 @@ def test_a_raylet_that_is_late_is_started_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ray, "init", out_of_ports)
     with pytest.raises(RuntimeError, match="no port"), ray_cluster(ClusterOptions(cpus=2)):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_here_joins_no_cluster_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+    @ray.remote(num_cpus=0)
+    def of_a_trial() -> list[str]:
+        assert os.environ["RAY_ADDRESS"]
+        return sorted(RayDataExecutor().map(str, [1, 2], workers=1))
+
+    with ray_cluster(ClusterOptions(cpus=2)):
+        assert ray.cluster_resources()["CPU"] == 2
+        assert ray.get(of_a_trial.remote()) == ["1", "2"]
