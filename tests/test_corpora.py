@@ -89,7 +89,7 @@ def test_synth1_rows(tmp_path: Path) -> None:
     rows = CORPORA["synth1"](str(root))
     assert [(row.recording_id, row.split, row.room) for row in rows] == [
         ("fold1_room10_mix001", "train", "synth1-room10"),
-        ("fold2_room2_mix300", "validation", "synth1-room2"),
+        ("fold2_room2_mix300", "train", "synth1-room2"),
     ]
     assert rows[1].annotation_path == f"{root}/metadata/fold2_room2_mix300.csv"
     assert rows[1].video_path is None

@@ -13,6 +13,7 @@ import pytest
 from ablations.data import DataOptions
 from ablations.options import corpus
 from seld.classes import STARSS_CLASSES
+from seld.clips import select_budget
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
@@ -146,8 +147,7 @@ def test_synthetic_and_real_scenes_are_one_corpus(tmp_path: Path) -> None:
     assert data.validation_rooms == ("room1",)
     rooms = index.clips.groupby("split")["room"].unique().map(sorted).to_dict()
     assert rooms == {
-        "train": ["room1", "room2", "synth1-room3"],
-        "validation": ["synth1-room2"],
+        "train": ["room1", "room2", "synth1-room2", "synth1-room3"],
         "test": ["room3"],
     }
     # Pretraining on STARSS23 does not see the room either: it is the same one.
@@ -155,6 +155,24 @@ def test_synthetic_and_real_scenes_are_one_corpus(tmp_path: Path) -> None:
     assert set(job.reader().reader.index.clips["room"]) == {"room2"}
     # Three recordings of 6 s: one of STARSS22 and both of Synth1.
     assert data.trainable_minutes == pytest.approx(3 * 6 / 60)
+    trainable = index.select(rooms=["room2", "synth1-room2", "synth1-room3"])
+    assert select_budget(trainable, data.trainable_minutes, seed=0).minutes == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("purpose", ["pretraining", "training"])
+def test_nothing_is_learnt_in_the_rooms_that_are_tested(purpose: str, tmp_path: Path) -> None:
+    recordings = CORPORA["starss23"](str(writers.write_starss(tmp_path, NAMES, with_video=True)))
+    tested = next(recording for recording in recordings if recording.split == "test")
+    split = "unannotated" if purpose == "pretraining" else "train"
+    also = replace(tested, recording_id="again", split=split)
+    folder = str(tmp_path / "shards")
+    build_shards(
+        [*recordings, also], ShardSettings(clip_s=2.0), folder,
+        executor=ProcessExecutor(), workers=1,
+    )  # fmt: skip
+    shards = ShardFolder(path=folder)
+    with pytest.raises(InputError, match=rf"rooms in {purpose} and test is \['room3'\]"):
+        describe_data(shards, shards, STARSS_CLASSES)
 
 
 def test_corpora_with_a_recording_in_common_are_refused(tmp_path: Path) -> None:

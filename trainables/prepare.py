@@ -183,12 +183,16 @@ def describe_data(
         if highest >= len(class_names):
             where = f"{annotated.path}, annotations of {recording}"
             raise InputError(where, "class_id", highest, f"0 to {len(class_names) - 1}")
-    shared_rooms = set(train.clips["room"]) & set(test.clips["room"])
-    if shared_rooms:
-        raise InputError(
-            annotated.path, "rooms in training and test", sorted(shared_rooms), "none in both"
-        )
-    trainable = train.select(rooms=sorted(set(train.clips["room"]) - set(validation_rooms)))
+    for folder, index, purpose in (
+        (annotated, train, "training"),
+        (unannotated, unannotated_index, "pretraining"),
+    ):
+        shared_rooms = set(index.clips["room"]) & set(test.clips["room"])
+        if shared_rooms:
+            field = f"rooms in {purpose} and test"
+            raise InputError(folder.path, field, sorted(shared_rooms), "none in both")
+    rooms = sorted(set(train.clips["room"]) - set(validation_rooms))
+    trainable = train.select(splits=["train"], rooms=rooms)
     return PreparedData(
         unannotated=replace(unannotated, fingerprint=pretraining_index.fingerprint),
         annotated=replace(annotated, fingerprint=annotated_index.fingerprint),

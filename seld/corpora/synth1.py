@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from seld.corpora.recording import Recording, Split, in_order
+from seld.corpora.recording import Recording, in_order
 from seld.errors import InputError
 from seld.storage import absolute, join, list_files
 
 LAYOUT = "foa/fold<F>_room<R>_mix<NNN>.wav and metadata/….csv"
 
 _NAME = re.compile(r"fold(?P<fold>\d+)_room(?P<room>\d+)_mix\d+")
-#: The folds share no rooms. Fold 2 is for validation: what is tested is real (STARSS) scenes.
-_SPLITS: dict[int, Split] = {1: "train", 2: "validation"}
+#: The DCASE baseline trains on both: what is validated and tested on is real (STARSS) scenes.
+_FOLDS = (1, 2)
 
 
 def read(root: str) -> list[Recording]:
@@ -30,7 +30,7 @@ def read(root: str) -> list[Recording]:
         if hidden or len(path.parts) != 2 or suffixes.get(path.parts[0]) != path.suffix:
             continue
         match = _NAME.fullmatch(path.stem)
-        if match is None or int(match["fold"]) not in _SPLITS:
+        if match is None or int(match["fold"]) not in _FOLDS:
             expected = "fold1_room<R>_mix<NNN> or fold2_room<R>_mix<NNN>"
             raise InputError(join(root, name), "file name", path.stem, expected)
         stems[path.stem] = match
@@ -38,7 +38,7 @@ def read(root: str) -> list[Recording]:
         Recording(
             recording_id=stem,
             corpus="synth1",
-            split=_SPLITS[int(match["fold"])],
+            split="train",
             # Others than STARSS's rooms of the same numbers.
             room=f"synth1-room{match['room']}",
             foa_path=join(root, f"foa/{stem}.wav"),
