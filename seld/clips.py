@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,13 +272,22 @@ class ShardIndex:
         return ShardIndex(self.folder, self.clips.loc[kept])
 
 
-def write_index(folder: str) -> ShardIndex:
-    """Gather the footers of a folder's shards into ``index.parquet``."""
+def write_index(folder: str, shards: Set[str] | None = None) -> ShardIndex:
+    """Gather the footers of these shards of a folder (None: of all) into ``index.parquet``.
+
+    Raises:
+        InputError: one of ``shards`` is not there, or there are none.
+    """
     sizes = {
         name: size
         for name, size in list_files(folder).items()
-        if name.endswith(SHARD_SUFFIX) and "/" not in name
+        if name.endswith(SHARD_SUFFIX) and "/" not in name and (shards is None or name in shards)
     }
+    missing = sorted((shards or set()) - sizes.keys())
+    if missing:
+        found = f"{len(missing)} missing, the first {missing[0]}"
+        expected = "those decoded; another run decodes into this folder: start again after it"
+        raise InputError(folder, "shards", found, expected)
     clips = _clips_from_footers(folder, sizes)
     stored = clips.assign(class_frames=clips["class_frames"].map(json.dumps))
     table = pa.Table.from_pandas(stored, preserve_index=False)

@@ -43,6 +43,7 @@ from seld.corpora import CORPORA, Recording
 from seld.decoding import (
     Rejected,
     ScreeningSettings,
+    ShardResult,
     ShardSettings,
     clip_spans,
     decode_recording,
@@ -537,6 +538,31 @@ def test_a_changed_file_is_decoded_again(starss23: Path, tmp_path: Path) -> None
     assert after.fingerprint != before.fingerprint
     assert len(after.clips) == len(before.clips)
     assert len(list((tmp_path / "out").glob("*.shard.parquet"))) == 6  # the old one is gone
+
+
+def test_a_run_whose_shards_another_has_removed_does_not_go_on_with_the_rest(
+    starss23: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    recordings = CORPORA["starss23"](str(starss23))
+
+    def begun_before_two_were_added(result: ShardResult) -> None:
+        if "fold3_room2_mix001" in result.path:  # the fourth of six
+            build_shards(recordings[:4], SMALL, out, executor=ProcessExecutor(), workers=1)
+
+    backwards = {"executor": CountingExecutor(backwards=True)}
+    with pytest.raises(InputError, match=r"2 missing.*another run decodes into this folder"):
+        build("starss23", starss23, out, on_result=begun_before_two_were_added, **backwards)
+    assert ShardIndex.open(out).clips["recording_id"].nunique() == 4
+    again, _ = build("starss23", starss23, out)
+    assert again.clips["recording_id"].nunique() == 6
+
+
+def test_an_index_holds_the_shards_it_is_asked_for(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    wanted = {path.name for path in sorted(out.glob("*.shard.parquet"))[:4]}
+    assert set(write_index(str(out), wanted).clips["shard"]) == wanted
 
 
 def test_folders_and_files_may_be_links(starss23: Path, tmp_path: Path) -> None:
