@@ -317,3 +317,29 @@ def test_a_disk_that_fails_once_does_not_end_the_heartbeat(
 
     monkeypatch.setattr(store, "_write_json", failing_once)
     assert store.obtain(KEY, compute).computed
+
+
+@pytest.mark.parametrize("planted", [None, RuntimeError("planted")])
+def test_a_lease_that_cannot_be_let_go_of_hides_no_outcome(
+    store: StageStore, monkeypatch: pytest.MonkeyPatch, planted: Exception | None
+) -> None:
+    write = store._write_json
+
+    def failing_to_release(path: str, content: Mapping[str, Any]) -> None:
+        if content.get("heartbeat") == 0.0:
+            raise OSError(errno.EIO, "bucket out of reach")
+        write(path, content)
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        if planted is not None:
+            raise planted
+        return _write_result(folder)
+
+    monkeypatch.setattr(store, "_write_json", failing_to_release)
+    if planted is None:
+        assert store.obtain(KEY, compute).computed
+        return
+    with pytest.raises(RuntimeError, match="planted"):
+        store.obtain(KEY, compute)
+    monkeypatch.setattr(stages, "LEASE_EXPIRY_S", -1.0)  # time passes
+    assert store.obtain(KEY, _write_result).computed

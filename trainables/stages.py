@@ -384,7 +384,9 @@ class StageStore:
         finally:
             done.set()
             beating.join()
-            self._write_json(path, content | {"heartbeat": 0.0})
+            # The block's outcome counts, error or not; a lease not let go of expires by itself.
+            with contextlib.suppress(Exception):
+                self._write_json(path, content | {"heartbeat": 0.0})
 
     def _keep_beating(self, path: str, content: dict[str, Any], done: threading.Event) -> None:
         while not done.wait(HEARTBEAT_S):
