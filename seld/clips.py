@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter, OrderedDict
@@ -530,7 +531,7 @@ def _copy_here(path: str) -> str:
     version = info.get("ETag") or info.get("mtime") or info.get("created")
     digest = hashlib.sha256(f"{path} {info['size']} {version}".encode()).hexdigest()[:32]
     temporary_files = Path(tempfile.gettempdir())
-    copy = temporary_files / "seld-shards" / f"{digest}{SHARD_SUFFIX}"
+    copy = temporary_files / f"seld-shards-{os.getuid()}" / f"{digest}{SHARD_SUFFIX}"
     if not copy.exists():
         disk = shutil.disk_usage(temporary_files)
         if disk.free - info["size"] < _FREE_DISK_SHARE * disk.total:

@@ -951,7 +951,7 @@ def test_remote_shards_are_copied_once(
     for _ in range(2):  # processes of one machine
         read = ClipReader("memory://copied").read([4, 9], window_s=1.5)["foa"]
         assert np.array_equal(read, expected)
-    copies = list((temporary_files / "seld-shards").iterdir())
+    copies = list((temporary_files / f"seld-shards-{os.getuid()}").iterdir())
     assert len(fetched) == len(copies) == 2
     # Another file under the same name is another shard.
     index = ClipReader("memory://copied").index
@@ -971,7 +971,7 @@ def test_without_room_for_copies_remote_shards_are_read_where_they_are(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     expected = ClipReader(str(shards)).read([4, 9], window_s=1.5)["foa"]
     assert np.array_equal(ClipReader("memory://large").read([4, 9], window_s=1.5)["foa"], expected)
-    assert not (temporary_files / "seld-shards").exists()
+    assert not (temporary_files / f"seld-shards-{os.getuid()}").exists()
 
 
 @pytest.mark.usefixtures("temporary_files")

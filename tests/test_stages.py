@@ -144,6 +144,18 @@ def test_a_fetched_copy_that_was_cleaned_up_is_fetched_again(tmp_path: Path) -> 
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_users_of_one_machine_fetch_into_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own: list[Path] = []
+    for user in (61001, 61002):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        own.append(StageStore(f"memory://{tmp_path.name}").obtain(KEY, _write_result).folder)
+    tops = {folder.relative_to(tmp_path).parts[0] for folder in own}
+    assert tops == {"seld-stages-61001", "seld-stages-61002"}
+
+
 def test_a_relative_root_is_the_same_from_every_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

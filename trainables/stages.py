@@ -204,7 +204,8 @@ class StageStore:
 
     Args:
         root: folder or URI (``s3://``, ``gs://``, …).
-        cache_dir: where a remote stage's files are fetched to; unused for local roots.
+        cache_dir: where a remote stage's files are fetched to, by default a temporary folder of
+            this user's; unused for local roots.
     """
 
     def __init__(self, root: str | Path, *, cache_dir: str | Path | None = None) -> None:
@@ -212,7 +213,7 @@ class StageStore:
         self.root = absolute(str(root))
         self._files, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         self._local = "file" in self._files.protocol
-        self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / "seld-stages")
+        self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / f"seld-stages-{os.getuid()}")
         self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
 
     def __reduce__(self) -> tuple[Any, ...]:
