@@ -508,8 +508,9 @@ def _damage_named(path: str, expected: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        # Arrow's own have no number; with one, the disk or the store failed, not the content.
-        if isinstance(error, OSError) and error.errno is not None:
+        # Arrow's own have no number; with one, or of another class, as of a bucket's client, the
+        # disk or the store failed, not the content.
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         raise InputError(path, "content", str(error).strip(), expected) from error
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import botocore.exceptions
 import corpus_writers as writers
 import fsspec
 import numpy as np
@@ -771,12 +772,22 @@ def test_a_damaged_index_is_named_and_can_be_rebuilt(
     assert ShardIndex.open(str(folder)).fingerprint == ShardIndex.open(str(shards)).fingerprint
 
 
-def test_a_disk_that_fails_is_no_damage(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        botocore.exceptions.ReadTimeoutError(endpoint_url="https://s3"),
+    ],
+    ids=repr,
+)
+def test_a_disk_or_bucket_that_fails_is_no_damage(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
     def fail(path: str) -> Any:
-        raise OSError(errno.EIO, "Input/output error", path)
+        raise error
 
     monkeypatch.setattr(clips_module, "_open_parquet", fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(type(error), match=r"Input/output error|Read timeout"):
         ShardIndex.open(str(shards))
 
 
