@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,13 +273,22 @@ class ShardIndex:
         return ShardIndex(self.folder, self.clips.loc[kept])
 
 
-def write_index(folder: str) -> ShardIndex:
-    """Gather the footers of a folder's shards into ``index.parquet``."""
+def write_index(folder: str, shards: Set[str] | None = None) -> ShardIndex:
+    """Gather the footers of these shards of a folder (None: of all) into ``index.parquet``.
+
+    Raises:
+        InputError: one of ``shards`` is not there, or there are none.
+    """
     sizes = {
         name: size
         for name, size in list_files(folder).items()
-        if name.endswith(SHARD_SUFFIX) and "/" not in name
+        if name.endswith(SHARD_SUFFIX) and "/" not in name and (shards is None or name in shards)
     }
+    missing = sorted((shards or set()) - sizes.keys())
+    if missing:
+        found = f"{len(missing)} missing, the first {missing[0]}"
+        expected = "those decoded; another run decodes into this folder: start again after it"
+        raise InputError(folder, "shards", found, expected)
     clips = _clips_from_footers(folder, sizes)
     stored = clips.assign(class_frames=clips["class_frames"].map(json.dumps))
     table = pa.Table.from_pandas(stored, preserve_index=False)
@@ -498,8 +508,9 @@ def _damage_named(path: str, expected: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        # Arrow's own have no number; with one, the disk or the store failed, not the content.
-        if isinstance(error, OSError) and error.errno is not None:
+        # Arrow's own have no number; with one, or of another class, as of a bucket's client, the
+        # disk or the store failed, not the content.
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         raise InputError(path, "content", str(error).strip(), expected) from error
 
@@ -521,7 +532,7 @@ def _copy_here(path: str) -> str:
     version = info.get("ETag") or info.get("mtime") or info.get("created")
     digest = hashlib.sha256(f"{path} {info['size']} {version}".encode()).hexdigest()[:32]
     temporary_files = Path(tempfile.gettempdir())
-    copy = temporary_files / "seld-shards" / f"{digest}{SHARD_SUFFIX}"
+    copy = temporary_files / f"seld-shards-{os.getuid()}" / f"{digest}{SHARD_SUFFIX}"
     if not copy.exists():
         disk = shutil.disk_usage(temporary_files)
         if disk.free - info["size"] < _FREE_DISK_SHARE * disk.total:

@@ -54,6 +54,7 @@ FAILURE_KINDS: dict[str, str] = {
     "non_finite_loss": "a loss or gradient was not finite",
     "bad_data": "a shard or recording could not be used",
     "disk_full": "the disk or bucket had no room",
+    "storage_unreachable": "the disk or bucket, or the network to it, was out of reach",
     "lost_node": "a machine or worker process died",
     "timeout": "a stage made no progress for too long",
     "code_error": "an exception in the code",

@@ -135,7 +135,8 @@ def build_shards(
         on_result: called for every shard, whether it was there or has just been made.
 
     Raises:
-        InputError: too many recordings are bad, or ``out`` holds shards of something else.
+        InputError: too many recordings are bad, ``out`` holds shards of something else, or
+            another run has decoded into it meanwhile.
     """
     out = absolute(out)
     check_writable(out)
@@ -190,13 +191,19 @@ def _too_many_bad(
 
 
 def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -> ShardIndex:
-    """Write ``index.parquet`` once every shard is there; shards of an older plan are removed."""
+    """Write ``index.parquet`` once every shard is there; shards of an older plan are removed.
+
+    Raises:
+        InputError: another run has removed shards of this plan meanwhile, as of an older one.
+    """
     assert sorted(job.path for job in jobs) == sorted(result.path for result in results)
     wanted = {PurePosixPath(job.path).name for job in jobs}
     files, inner = file_system(out)
-    for name in _present_shards(out) - wanted:
-        files.rm_file(join(inner, name))
-    return write_index(out)
+    present = _present_shards(out)
+    if wanted <= present:  # else the others belong to the run that has taken ours for old ones
+        for name in present - wanted:
+            files.rm_file(join(inner, name))
+    return write_index(out, wanted)
 
 
 def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:

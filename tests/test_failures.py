@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import math
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
+import botocore.exceptions
 import pytest
 import ray.exceptions
 import torch
+from fsspec.exceptions import FSTimeoutError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal import exceptions as train_exceptions
+from s3fs.errors import translate_boto_error
 
 from seld.errors import InputError
 from seld.records import FAILURE_KINDS, read_record, trials_table
@@ -71,6 +77,10 @@ def fill_disk_with_a_state() -> None:
     torch.save({"weights": torch.zeros(100_000)}, "/dev/full")
 
 
+def lose_the_bucket() -> None:
+    raise botocore.exceptions.EndpointConnectionError(endpoint_url="https://s3.amazonaws.com")
+
+
 def lose_a_worker() -> None:
     raise ray.exceptions.WorkerCrashedError()
 
@@ -90,6 +100,7 @@ PLANTED: dict[Callable[[], None], str] = {
     read_bad_data: "bad_data",
     fill_disk: "disk_full",
     fill_disk_with_a_state: "disk_full",
+    lose_the_bucket: "storage_unreachable",
     lose_a_worker: "lost_node",
     wait_too_long: "timeout",
     have_a_bug: "code_error",
@@ -157,6 +168,32 @@ def test_a_group_that_nccl_cannot_join_is_not_a_lost_machine() -> None:
 )
 def test_a_gpu_that_others_have_filled_is_short_of_memory(message: str) -> None:
     assert failure_kind(RuntimeError(message)) == "gpu_memory"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        botocore.exceptions.ConnectTimeoutError(endpoint_url="https://s3"),
+        botocore.exceptions.ReadTimeoutError(endpoint_url="https://s3"),
+        botocore.exceptions.ConnectionClosedError(endpoint_url="https://s3"),
+        aiohttp.ServerDisconnectedError(),
+        FSTimeoutError(),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        translate_boto_error(
+            botocore.exceptions.ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")
+        ),
+        OSError(
+            "When initiating multiple part upload for key 'k' in bucket 'b': AWS Error "
+            "NETWORK_CONNECTION during CreateMultipartUpload operation: curlCode: 7"
+        ),
+    ],
+    ids=repr,
+)
+def test_a_store_out_of_reach_is_known_by_whoever_tells_it(error: Exception) -> None:
+    assert failure_kind(ControllerError(error)) == "storage_unreachable"
 
 
 def test_workers_whose_peer_went_away_do_not_hide_what_it_died_of() -> None:
@@ -273,6 +310,27 @@ def test_tries_count_from_the_last_progress(run: StudyRun, monkeypatch: pytest.M
     assert record.failure is not None
     assert record.failure.kind == "lost_node"
     assert tries == 8 + RETRIES["lost_node"]
+
+
+def test_a_bucket_may_be_away_for_a_while(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that the store is asked fails then, how far the stage has come as well."""
+    pauses: list[float] = []
+    find, seen = StageStore.find, []
+
+    def away_at_first(store: StageStore, key: StageKey) -> Any:
+        seen.append(key)
+        if len(seen) <= 3:
+            lose_the_bucket()
+        return find(store, key)
+
+    monkeypatch.setattr(StageStore, "find", away_at_first)
+    monkeypatch.setattr(StageStore, "progress_of", lambda store, key: have_a_bug())
+    monkeypatch.setattr(trial_module, "BACKOFF_S", 5.0)
+    monkeypatch.setattr(trial_module, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(trial_module, "run_as_task", lambda *args, **kwargs: {"loss": 0.5})
+    monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
+    assert trial_module._Trial(CELL, run, CELL.trial_id, {}).finetuned(None).computed
+    assert pauses == [5.0, 10.0, 20.0]
 
 
 def finetune_key(run: StudyRun, batch_size: int) -> StageKey:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import botocore.exceptions
 import corpus_writers as writers
 import fsspec
 import numpy as np
@@ -43,6 +44,7 @@ from seld.corpora import CORPORA, Recording
 from seld.decoding import (
     Rejected,
     ScreeningSettings,
+    ShardResult,
     ShardSettings,
     clip_spans,
     decode_recording,
@@ -539,6 +541,31 @@ def test_a_changed_file_is_decoded_again(starss23: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "out").glob("*.shard.parquet"))) == 6  # the old one is gone
 
 
+def test_a_run_whose_shards_another_has_removed_does_not_go_on_with_the_rest(
+    starss23: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    recordings = CORPORA["starss23"](str(starss23))
+
+    def begun_before_two_were_added(result: ShardResult) -> None:
+        if "fold3_room2_mix001" in result.path:  # the fourth of six
+            build_shards(recordings[:4], SMALL, out, executor=ProcessExecutor(), workers=1)
+
+    backwards = {"executor": CountingExecutor(backwards=True)}
+    with pytest.raises(InputError, match=r"2 missing.*another run decodes into this folder"):
+        build("starss23", starss23, out, on_result=begun_before_two_were_added, **backwards)
+    assert ShardIndex.open(out).clips["recording_id"].nunique() == 4
+    again, _ = build("starss23", starss23, out)
+    assert again.clips["recording_id"].nunique() == 6
+
+
+def test_an_index_holds_the_shards_it_is_asked_for(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    wanted = {path.name for path in sorted(out.glob("*.shard.parquet"))[:4]}
+    assert set(write_index(str(out), wanted).clips["shard"]) == wanted
+
+
 def test_folders_and_files_may_be_links(starss23: Path, tmp_path: Path) -> None:
     """As corpora spread over disks are, and those kept by git-annex."""
     root = tmp_path / "corpus"
@@ -745,12 +772,22 @@ def test_a_damaged_index_is_named_and_can_be_rebuilt(
     assert ShardIndex.open(str(folder)).fingerprint == ShardIndex.open(str(shards)).fingerprint
 
 
-def test_a_disk_that_fails_is_no_damage(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        botocore.exceptions.ReadTimeoutError(endpoint_url="https://s3"),
+    ],
+    ids=repr,
+)
+def test_a_disk_or_bucket_that_fails_is_no_damage(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
     def fail(path: str) -> Any:
-        raise OSError(errno.EIO, "Input/output error", path)
+        raise error
 
     monkeypatch.setattr(clips_module, "_open_parquet", fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(type(error), match=r"Input/output error|Read timeout"):
         ShardIndex.open(str(shards))
 
 
@@ -925,7 +962,7 @@ def test_remote_shards_are_copied_once(
     for _ in range(2):  # processes of one machine
         read = ClipReader("memory://copied").read([4, 9], window_s=1.5)["foa"]
         assert np.array_equal(read, expected)
-    copies = list((temporary_files / "seld-shards").iterdir())
+    copies = list((temporary_files / f"seld-shards-{os.getuid()}").iterdir())
     assert len(fetched) == len(copies) == 2
     # Another file under the same name is another shard.
     index = ClipReader("memory://copied").index
@@ -945,7 +982,7 @@ def test_without_room_for_copies_remote_shards_are_read_where_they_are(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     expected = ClipReader(str(shards)).read([4, 9], window_s=1.5)["foa"]
     assert np.array_equal(ClipReader("memory://large").read([4, 9], window_s=1.5)["foa"], expected)
-    assert not (temporary_files / "seld-shards").exists()
+    assert not (temporary_files / f"seld-shards-{os.getuid()}").exists()
 
 
 @pytest.mark.usefixtures("temporary_files")

@@ -25,7 +25,16 @@ from trainables.stages import StageKey, StageStore, _code_of, code_fingerprint, 
 
 #: Audit events of everything that the store does to files.
 FILE_EVENTS = {
-    *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir"),
+    *(
+        "open",
+        "os.link",
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.listdir",
+        "os.scandir",
+    ),
     *("shutil.copyfile", "shutil.rmtree"),
 }
 KEY = StageKey(name="pretrain", digest="a" * 20)
@@ -133,6 +142,18 @@ def test_a_fetched_copy_that_was_cleaned_up_is_fetched_again(tmp_path: Path) -> 
     assert result is not None
     assert (result.folder / "nested/weights.bin").stat().st_size == 25600
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_users_of_one_machine_fetch_into_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own: list[Path] = []
+    for user in (61001, 61002):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        own.append(StageStore(f"memory://{tmp_path.name}").obtain(KEY, _write_result).folder)
+    tops = {folder.relative_to(tmp_path).parts[0] for folder in own}
+    assert tops == {"seld-stages-61001", "seld-stages-61002"}
 
 
 def test_a_relative_root_is_the_same_from_every_working_folder(
@@ -317,3 +338,71 @@ def test_a_disk_that_fails_once_does_not_end_the_heartbeat(
 
     monkeypatch.setattr(store, "_write_json", failing_once)
     assert store.obtain(KEY, compute).computed
+
+
+@pytest.mark.parametrize("planted", [None, RuntimeError("planted")])
+def test_a_lease_that_cannot_be_let_go_of_hides_no_outcome(
+    store: StageStore, monkeypatch: pytest.MonkeyPatch, planted: Exception | None
+) -> None:
+    write = store._write_json
+
+    def failing_to_release(path: str, content: Mapping[str, Any]) -> None:
+        if content.get("heartbeat") == 0.0:
+            raise OSError(errno.EIO, "bucket out of reach")
+        write(path, content)
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        if planted is not None:
+            raise planted
+        return _write_result(folder)
+
+    monkeypatch.setattr(store, "_write_json", failing_to_release)
+    if planted is None:
+        assert store.obtain(KEY, compute).computed
+        return
+    with pytest.raises(RuntimeError, match="planted"):
+        store.obtain(KEY, compute)
+    monkeypatch.setattr(stages, "LEASE_EXPIRY_S", -1.0)  # time passes
+    assert store.obtain(KEY, _write_result).computed
+
+
+@pytest.mark.parametrize("root", ["{tmp_path}/stages", "memory://{tmp_path.name}"])
+@pytest.mark.parametrize("has_links", [True, False])
+def test_who_slept_for_longer_than_its_lease_takes_the_result_of_who_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, has_links: bool
+) -> None:
+    def no_links(source: Any, target: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(stages, "HEARTBEAT_S", 3600.0)
+    monkeypatch.setattr(stages, "REMOTE_POLL_S", 0.01)
+    monkeypatch.setattr(stages, "LEASE_EXPIRY_S", -1.0)
+    sleeper, other = (
+        StageStore(root.format(tmp_path=tmp_path), cache_dir=tmp_path / name)
+        for name in ("sleeper", "other")
+    )
+
+    def sleep(folder: Path) -> Mapping[str, Any]:
+        assert other.obtain(KEY, _write_result).computed
+        return {"loss": 0.5}
+
+    result = sleeper.obtain(KEY, sleep)
+    assert not result.computed
+    assert result.summary == {"loss": 0.25}
+    assert (result.folder / "nested/weights.bin").is_file()
+    found = other.find(KEY)
+    assert found is not None
+    assert found.summary == {"loss": 0.25}
+
+
+@pytest.mark.parametrize("left", [b"", b'{"attempt": "att', bytes(300)])
+def test_a_part_of_a_commit_commits_nothing(store: StageStore, tmp_path: Path, left: bytes) -> None:
+    store.obtain(KEY, _write_result)
+    (tmp_path / "stages" / KEY.path / "committed.json").write_bytes(left)
+    assert store.find(KEY) is None
+    assert store.committed(KEY.name) == {}
+    assert store.location(KEY.name, KEY.digest) is None
+    assert store.obtain(KEY, _write_result).computed
+    assert set(store.committed(KEY.name)) == {KEY.digest}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import traceback
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ RETRIES: dict[str, int] = {
     "non_finite_loss": 0,  # the same seed would diverge again
     "bad_data": 0,
     "disk_full": 0,  # writing more does not help
+    "storage_unreachable": 6,  # networks and buckets come back, within minutes of growing pauses
     "lost_node": 3,  # spot machines come and go
     "timeout": 1,
     "code_error": 0,
@@ -44,6 +46,30 @@ _TIMEOUTS = (
     train_exceptions.CollectiveTimeoutError,
     train_exceptions.WorkerGroupStartupTimeoutError,
     train_exceptions.WorkerHealthCheckTimeoutError,
+)
+
+#: Of a disk or bucket behind a network; s3fs makes such numbers of what S3 answers.
+_UNREACHABLE_NUMBERS = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    errno.EBUSY,  # "slow down", "service unavailable"
+    121,  # "internal error": EREMOTEIO, which not every system names
+}
+#: The same of clients of buckets, by name: they need not be installed.
+_UNREACHABLE_CLASSES = {
+    "aiohttp.client_exceptions.ClientConnectionError",
+    "aiohttp.client_exceptions.ClientPayloadError",
+    "botocore.exceptions.ConnectionError",
+    "botocore.exceptions.HTTPClientError",
+    "fsspec.exceptions.FSTimeoutError",
+}
+#: The same of Arrow, through which Ray Train keeps checkpoints; it has only words.
+_UNREACHABLE_WORDS = tuple(
+    f"AWS Error {word}"
+    for word in (
+        *("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SLOW_DOWN", "THROTTLING"),
+        *("SERVICE_UNAVAILABLE", "INTERNAL_FAILURE"),
+    )
 )
 
 #: torch.save has only these words for a write that the disk took no more of.
@@ -94,6 +120,8 @@ def _kind_of(error: BaseException) -> str | None:
         return "bad_data"
     if _disk_is_full(error):
         return "disk_full"
+    if _storage_is_unreachable(error):
+        return "storage_unreachable"
     if isinstance(error, _TIMEOUTS):
         return "timeout"
     if isinstance(error, _LOST):
@@ -124,6 +152,17 @@ def _disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT_WRITE)
+
+
+def _storage_is_unreachable(error: BaseException) -> bool:
+    if isinstance(error, (ConnectionError, socket.gaierror)):
+        return True
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE_NUMBERS:
+        return True
+    if isinstance(error, OSError) and any(words in str(error) for words in _UNREACHABLE_WORDS):
+        return True
+    names = {f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__}
+    return not names.isdisjoint(_UNREACHABLE_CLASSES)
 
 
 def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Failure:

@@ -7,7 +7,8 @@ of the code that matters to it. Its folder in the store::
       lease-00000.json       who computes it, with a heartbeat (numbered: a takeover adds one)
       partial/...            checkpoints of the computation under way
       attempt-<id>/...       the files of one attempt
-      committed.json         the attempt that counts; written last, so seeing it is seeing all
+      committed.json         the attempt that counts: the first that was done. Written after its
+                             files, so seeing it is seeing all
 
 Everything goes through fsspec, so the root is a local or shared folder or a bucket URI.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -202,7 +204,8 @@ class StageStore:
 
     Args:
         root: folder or URI (``s3://``, ``gs://``, …).
-        cache_dir: where a remote stage's files are fetched to; unused for local roots.
+        cache_dir: where a remote stage's files are fetched to, by default a temporary folder of
+            this user's; unused for local roots.
     """
 
     def __init__(self, root: str | Path, *, cache_dir: str | Path | None = None) -> None:
@@ -210,7 +213,7 @@ class StageStore:
         self.root = absolute(str(root))
         self._files, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         self._local = "file" in self._files.protocol
-        self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / "seld-stages")
+        self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / f"seld-stages-{os.getuid()}")
         self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -218,25 +221,20 @@ class StageStore:
 
     def find(self, key: StageKey) -> StageResult | None:
         """The committed stage, fetched to a local folder; None where there is none."""
-        commit = self._read_json(f"{key.path}/committed.json")
-        if commit is None:
-            return None
-        return StageResult(
-            key=key,
-            folder=self._fetch(key, commit),
-            computed=False,
-            duration_s=commit["duration_s"],
-            summary=commit["summary"],
-        )
+        commit = self._read_commit(key.path)
+        return None if commit is None else self._result(key, commit, computed=False)
 
     def committed(self, name: str) -> dict[str, dict[str, Any]]:
         """What is known of all finished stages of a name, by digest."""
         paths = self._files.glob(f"{self._base}/{name}/*/committed.json")
-        return {path.split("/")[-2]: json.loads(self._files.cat_file(path)) for path in paths}
+        commits = {
+            (digest := path.split("/")[-2]): self._read_commit(f"{name}/{digest}") for path in paths
+        }
+        return {digest: commit for digest, commit in commits.items() if commit is not None}
 
     def location(self, name: str, digest: str) -> str | None:
         """Folder or URI of a committed stage's files; None where there is none."""
-        commit = self._read_json(f"{name}/{digest}/committed.json")
+        commit = self._read_commit(f"{name}/{digest}")
         return None if commit is None else join(self.root, f"{name}/{digest}/{commit['attempt']}")
 
     def obtain(
@@ -294,18 +292,22 @@ class StageStore:
         with scratch_folder() as folder:
             summary = dict(compute(folder))
             duration_s = time.monotonic() - started
-            commit = self._commit(key, folder, summary, duration_s)
+            commit, is_ours = self._commit(key, folder, summary, duration_s)
+        return self._result(key, commit, computed=is_ours)
+
+    def _result(self, key: StageKey, commit: Mapping[str, Any], *, computed: bool) -> StageResult:
         return StageResult(
             key=key,
             folder=self._fetch(key, commit),
-            computed=True,
-            duration_s=duration_s,
-            summary=summary,
+            computed=computed,
+            duration_s=commit["duration_s"],
+            summary=commit["summary"],
         )
 
     def _commit(
         self, key: StageKey, folder: Path, summary: dict[str, Any], duration_s: float
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], bool]:
+        """The commit that counts, and whether it is this one."""
         attempt = f"attempt-{uuid.uuid4().hex[:12]}"
         names = sorted(
             str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
@@ -322,10 +324,19 @@ class StageStore:
             "alike": key.alike,
             "host": socket.gethostname(),
         }
-        self._write_json(f"{key.path}/committed.json", commit)
+        path = f"{key.path}/committed.json"
+        try:
+            self._create_json(path, commit)
+        except FileExistsError:
+            # Who has slept for longer than its lease finds that others build on another's result.
+            first = self._read_commit(key.path)
+            if first is None:  # but a damaged one
+                self._write_json(path, commit)
+            else:
+                commit = first
         # Checkpoints of a finished computation have served their purpose.
         self._drop_checkpoints(key)
-        return commit
+        return commit, commit["attempt"] == attempt
 
     def _fetch(self, key: StageKey, commit: Mapping[str, Any]) -> Path:
         source = f"{self._base}/{key.path}/{commit['attempt']}"
@@ -384,7 +395,9 @@ class StageStore:
         finally:
             done.set()
             beating.join()
-            self._write_json(path, content | {"heartbeat": 0.0})
+            # The block's outcome counts, error or not; a lease not let go of expires by itself.
+            with contextlib.suppress(Exception):
+                self._write_json(path, content | {"heartbeat": 0.0})
 
     def _keep_beating(self, path: str, content: dict[str, Any], done: threading.Event) -> None:
         while not done.wait(HEARTBEAT_S):
@@ -435,16 +448,33 @@ class StageStore:
         except FileNotFoundError:
             return None
 
+    def _read_commit(self, stage: str) -> dict[str, Any] | None:
+        """What makes a stage (its path) committed; None where nothing does, or a part of it."""
+        try:
+            return self._read_json(f"{stage}/committed.json")
+        except ValueError:  # left by a disk that was full or lost power
+            return None
+
     def _create_json(self, path: str, content: Mapping[str, Any]) -> None:
         """Write a file that must not exist; FileExistsError where another was first."""
         target = f"{self._base}/{path}"
         data = json.dumps(content).encode()
-        if self._local:
-            # fsspec's own "create" of local files looks first and writes then, which two can do.
+        if not self._local:
+            self._files.pipe_file(target, data, mode="create")
+            return
+        # fsspec's own "create" of local files looks first and writes then, which two can do.
+        temporary = Path(f"{target}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(data)
+            os.link(temporary, target)  # unlike a rename, replaces nothing
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            # A disk without hard links shows a part for a moment; readers put up with it.
             with open(target, "xb") as stream:
                 stream.write(data)
-        else:
-            self._files.pipe_file(target, data, mode="create")
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _write_json(self, path: str, content: Mapping[str, Any]) -> None:
         target = f"{self._base}/{path}"

@@ -282,7 +282,9 @@ class _Trial:
             try:
                 result = self.shared.store.obtain(key, begin, waiting=waiting)
             except Exception as error:
-                before, kept = kept, self.shared.store.progress_of(key)
+                before = kept
+                with suppress(Exception):  # the store may be what has failed
+                    kept = self.shared.store.progress_of(key)
                 if before is not None and kept != before:
                     self.attempts = 1  # a long stage may lose its machine often, and gets on
                 if self.attempts > RETRIES[failure_kind(error)]:

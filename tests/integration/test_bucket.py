@@ -142,7 +142,7 @@ def _compute_until_killed(root: str, cache: Path, marker: Path, point: str) -> N
 
         store._files._call_s3 = call_but_not_complete
     if point == "committing":
-        store._write_json = hang  # type: ignore[method-assign]
+        _hang_at_call(store, "_create_json", 2, hang)  # the first is the lease
     store.obtain(KEY, compute)
 
 
