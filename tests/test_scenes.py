@@ -322,14 +322,27 @@ def test_direct_sound_has_its_delay_level_and_direction() -> None:
         np.testing.assert_allclose(intensity_direction(response), offset_m / distance_m, atol=1e-4)
 
 
-def test_a_moving_source_that_stands_still_sounds_as_a_static_one() -> None:
-    generator = np.random.default_rng(3)
-    room = draw_room("outdoor", generator)
+@pytest.mark.parametrize("kind", ["small", "large", "reverberant"])
+def test_direct_sound_comes_first_and_from_its_direction_in_a_room(kind) -> None:
+    generator = np.random.default_rng(2)
+    room = draw_room(kind, generator)
+    for azimuth_deg, elevation_deg in ((30, 20), (-135, -30), (90, 0)):
+        direction = unit_vectors(azimuth_deg, elevation_deg)
+        response = impulse_response(direction, room, generator)
+        arrival = round(SAMPLE_RATE_HZ / SPEED_OF_SOUND_M_S)
+        first = response[:, : arrival + SAMPLE_RATE_HZ // 1000]
+        assert angular_distance_deg(intensity_direction(first), direction) < 1.0
+
+
+@pytest.mark.parametrize("kind", ["outdoor", "reverberant"])
+def test_a_moving_source_that_stands_still_sounds_as_a_static_one(kind) -> None:
+    room = draw_room(kind, np.random.default_rng(3))
     time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     dry = np.sin(2 * np.pi * 700 * time_s).astype(np.float32)
     offset_m = np.array([1.0, -0.5, 0.2])
-    static = render_source(dry, offset_m, room, generator)
-    moving = render_source(dry, np.tile(offset_m, (2 * CONTROL_RATE_HZ, 1)), room, generator)
+    still_m = np.tile(offset_m, (2 * CONTROL_RATE_HZ, 1))
+    static = render_source(dry, offset_m, room, np.random.default_rng(0))
+    moving = render_source(dry, still_m, room, np.random.default_rng(0))
     middle = slice(2000, 20_000)
     np.testing.assert_allclose(moving[:, middle], static[:, middle], atol=0.01)
 
