@@ -38,13 +38,14 @@ PROBES = (
 )
 
 _NOTE = (
-    "Measured on annotated clips that pretraining never saw; mean over seeds, chance level in "
-    "brackets. Retrieval: the crop nearest to the sound at an event's direction, among the event "
-    "crops of other recordings, shows the same class. Asked elsewhere: the same with the sound at "
-    "a random other direction; as high as retrieval means that the embedding says what, not where. "
-    "Own direction: the event's own crop is nearest among up to 16 others of its window. Class and "
-    "DOA probe: ridge regressions on frozen latents. Dimensions: the latents' participation ratio. "
-    "A pretraining has learnt where retrieval beats chance by three standard errors."
+    "Measured on annotated clips that pretraining never saw, though a sound bank's recordings may "
+    "recur in them; mean over seeds, chance level in brackets. Retrieval: the crop nearest to the "
+    "sound at an event's direction, among the event crops of other recordings, shows the same "
+    "class. Asked elsewhere: the same with the sound at a random other direction; as high as "
+    "retrieval means that the embedding says what, not where. Own direction: the event's own crop "
+    "is nearest among up to 16 others of its window. Class and DOA probe: ridge regressions on "
+    "frozen latents. Dimensions: the latents' participation ratio. A pretraining has learnt "
+    "where retrieval beats chance by three standard errors."
 )
 
 #: Drawn over the steps: title of the axis, probe.

@@ -8,10 +8,12 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
+import pyroomacoustics
 import pytest
 import soundfile
 
@@ -26,6 +28,7 @@ from seld.scenes.rooms import (
     CONTROL_RATE_HZ,
     SAMPLE_RATE_HZ,
     SPEED_OF_SOUND_M_S,
+    Room,
     diffuse_noise,
     draw_room,
     impulse_response,
@@ -240,6 +243,73 @@ def test_impulse_decays_with_the_rooms_rt60(kind) -> None:
     assert 3 * (end - start) / SAMPLE_RATE_HZ == pytest.approx(room.rt60_s, rel=0.08)
 
 
+def early_response(offset_m: np.ndarray, room: Room) -> np.ndarray:
+    """Direct sound and image sources, (4, time): the response where the tail draws zeros."""
+    silence: Any = SimpleNamespace(standard_normal=lambda shape, dtype: np.zeros(shape, dtype))
+    return impulse_response(offset_m, room, silence)
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "reverberant"])
+def test_reflections_are_those_of_pyroomacoustics(kind) -> None:
+    """Delays, gains and directions alike, told from spectra: no kernel of a delay between them."""
+    room = draw_room(kind, np.random.default_rng(1))
+    offset_m = np.array([0.8, 0.4, 0.1])
+    response = early_response(offset_m, room)
+    walls = pyroomacoustics.Material(room.absorption)
+    box = pyroomacoustics.ShoeBox(room.size_m, SAMPLE_RATE_HZ, materials=walls, max_order=2)
+    box.add_source(room.microphone_m + offset_m)
+    box.add_microphone(room.microphone_m)
+    box.image_source_model()
+    rays_m = box.sources[0].images.T - room.microphone_m  # (path, 3)
+    distances_m = np.linalg.norm(rays_m, axis=1)
+    x, y, z = rays_m.T / distances_m
+    gains = box.sources[0].damping[0] / distances_m * np.stack([np.ones_like(x), y, z, x])
+    frequencies_hz = np.linspace(100, 8000, 50)
+    arrivals = np.outer(distances_m / SPEED_OF_SOUND_M_S, frequencies_hz)
+    samples = np.outer(np.arange(response.shape[1]) / SAMPLE_RATE_HZ, frequencies_hz)
+    np.testing.assert_allclose(
+        response @ np.exp(-2j * np.pi * samples), gains @ np.exp(-2j * np.pi * arrivals), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "reverberant"])
+def test_reverberation_has_the_energy_of_a_diffuse_field(kind) -> None:
+    """Diffuse over direct energy at 1 m is (4 / R) / (1 / 4π), R = S α / (1 − α).
+
+    Beranek, Acoustics (1954), chapter 10; Kuttruff, Room Acoustics, chapter 5. α is Eyring's.
+    """
+    generator = np.random.default_rng(1)
+    room = draw_room(kind, generator)
+    offset_m = np.array([0.8, 0.4, 0.1])
+    length, width, height = room.size_m
+    surface_m2 = 2 * (length * width + length * height + width * height)
+    volume_m3 = length * width * height
+    absorption = 1 - np.exp(
+        -24 * np.log(10) / SPEED_OF_SOUND_M_S * volume_m3 / surface_m2 / room.rt60_s
+    )
+    expected = 16 * np.pi * (1 - absorption) / (surface_m2 * absorption)
+    response = impulse_response(offset_m, room, generator)
+    direct = early_response(offset_m, replace(room, kind="anechoic", rt60_s=None))
+    response[:, : direct.shape[1]] -= direct
+    assert 10 * np.log10((response[0] ** 2).sum() / expected) == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "reverberant"])
+def test_the_tail_comes_from_everywhere(kind) -> None:
+    """SN3D: a third of W's energy in each of Y, Z and X, and no mean intensity."""
+    generator = np.random.default_rng(1)
+    room = draw_room(kind, generator)
+    offset_m = np.array([0.8, 0.4, 0.1])
+    early = early_response(offset_m, room)
+    tails = np.concatenate(
+        [impulse_response(offset_m, room, generator) - early for _ in range(20)], axis=1
+    )
+    to_each = tails @ tails[0] / (tails[0] @ tails[0])
+    energies = (tails**2).sum(axis=1) / (tails[0] @ tails[0])
+    np.testing.assert_allclose(energies[1:], 1 / 3, rtol=0.1)
+    np.testing.assert_allclose(to_each[1:], 0, atol=0.03)
+
+
 def test_direct_sound_has_its_delay_level_and_direction() -> None:
     generator = np.random.default_rng(2)
     room = draw_room("anechoic", generator)
@@ -252,14 +322,27 @@ def test_direct_sound_has_its_delay_level_and_direction() -> None:
         np.testing.assert_allclose(intensity_direction(response), offset_m / distance_m, atol=1e-4)
 
 
-def test_a_moving_source_that_stands_still_sounds_as_a_static_one() -> None:
-    generator = np.random.default_rng(3)
-    room = draw_room("outdoor", generator)
+@pytest.mark.parametrize("kind", ["small", "large", "reverberant"])
+def test_direct_sound_comes_first_and_from_its_direction_in_a_room(kind) -> None:
+    generator = np.random.default_rng(2)
+    room = draw_room(kind, generator)
+    for azimuth_deg, elevation_deg in ((30, 20), (-135, -30), (90, 0)):
+        direction = unit_vectors(azimuth_deg, elevation_deg)
+        response = impulse_response(direction, room, generator)
+        arrival = round(SAMPLE_RATE_HZ / SPEED_OF_SOUND_M_S)
+        first = response[:, : arrival + SAMPLE_RATE_HZ // 1000]
+        assert angular_distance_deg(intensity_direction(first), direction) < 1.0
+
+
+@pytest.mark.parametrize("kind", ["outdoor", "reverberant"])
+def test_a_moving_source_that_stands_still_sounds_as_a_static_one(kind) -> None:
+    room = draw_room(kind, np.random.default_rng(3))
     time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     dry = np.sin(2 * np.pi * 700 * time_s).astype(np.float32)
     offset_m = np.array([1.0, -0.5, 0.2])
-    static = render_source(dry, offset_m, room, generator)
-    moving = render_source(dry, np.tile(offset_m, (2 * CONTROL_RATE_HZ, 1)), room, generator)
+    still_m = np.tile(offset_m, (2 * CONTROL_RATE_HZ, 1))
+    static = render_source(dry, offset_m, room, np.random.default_rng(0))
+    moving = render_source(dry, still_m, room, np.random.default_rng(0))
     middle = slice(2000, 20_000)
     np.testing.assert_allclose(moving[:, middle], static[:, middle], atol=0.01)
 
