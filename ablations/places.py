@@ -7,10 +7,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from seld.records import STUDY_FILE
-from seld.storage import absolute, is_local, join, upload_folder, written_whole
+from seld.records import REFERENCE_FOLDER, STUDY_FILE, TRIALS_FOLDER
+from seld.storage import (
+    absolute,
+    fetch_files,
+    files_below,
+    is_local,
+    join,
+    refusals,
+    upload_folder,
+    written_whole,
+)
 
 ROOT = Path(__file__).parents[1]
+
+#: Of a sweep's folder: all that Optuna knows.
+JOURNAL_FILE = "optuna.journal"
 
 
 def stages_root(storage: str | None, results: Path) -> str:
@@ -36,6 +48,42 @@ def keep_plan(study_folder: Path, kept: str | None) -> None:
     if kept is not None:
         with written_whole(join(kept, STUDY_FILE)) as copy:
             shutil.copyfile(study_folder / STUDY_FILE, copy)
+
+
+def keep_journal(study_folder: Path, kept: str | None, console: Console) -> None:
+    """Copy what Optuna knows to where results are kept, if anywhere: a head may die with its disk.
+
+    A run goes on without, and the next trial's end copies all of it.
+    """
+    if kept is None:
+        return
+    try:
+        with written_whole(join(kept, JOURNAL_FILE)) as copy:
+            shutil.copyfile(study_folder / JOURNAL_FILE, copy)
+    except refusals(kept) as error:
+        console.print(f"{JOURNAL_FILE} is not kept yet: {error}", markup=False, highlight=False)
+
+
+def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
+    """Copy what earlier runs have kept, if anywhere, to a machine where none has been.
+
+    Without it the plan, a sweep's proposals and other commands' trials would begin anew, and take
+    the place of what is kept. What the folder has of its own stands.
+    """
+    if kept is None:
+        return
+    ours: tuple[str, ...] = (JOURNAL_FILE,)
+    if not (study_folder / STUDY_FILE).exists():
+        ours += (f"{REFERENCE_FOLDER}/", f"{TRIALS_FOLDER}/", STUDY_FILE)
+    lacking = [
+        name
+        for name in files_below(kept)
+        if name.startswith(ours) and not (study_folder / name).exists()
+    ]
+    # The plan comes last: where it is, all is.
+    fetch_files(kept, sorted(lacking, key=lambda name: name == STUDY_FILE), study_folder)
+    if lacking:
+        console.print(f"goes on from {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:

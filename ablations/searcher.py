@@ -86,6 +86,7 @@ class OptunaSearcher(Searcher):
         config_of: a trial → what Tune runs.
         goals: keys of the results that are minimised.
         decided: called with a trial, its rung, and whether it stops there.
+        changed: called when a trial has been proposed or has ended.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class OptunaSearcher(Searcher):
         config_of: Callable[[optuna.Trial], dict[str, Any]],
         goals: Sequence[str],
         decided: Callable[[optuna.Trial, int, bool], None] = lambda trial, rung, stops: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         # Without a metric: Tune would insist that every report has it.
         super().__init__()
@@ -103,6 +105,7 @@ class OptunaSearcher(Searcher):
         self._config_of = config_of
         self._goals = goals
         self._decided = decided
+        self._changed = changed
         self._trials: dict[str, optuna.Trial] = {}
         self._stopped: set[str] = set()
 
@@ -119,7 +122,9 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Called by Tune when there is room for a trial."""
         self._trials[trial_id] = self._ask()
-        return self._config_of(self._trials[trial_id])
+        config = self._config_of(self._trials[trial_id])
+        self._changed()
+        return config
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Tune's stopper: called with every report, tells Optuna of finished rungs."""
@@ -153,3 +158,4 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr("failure", str(result.get("message", "the process died")))
             self._study.tell(trial, state=TrialState.FAIL)
         # Else the run was stopped at its time limit: the trial stays open for the next run.
+        self._changed()

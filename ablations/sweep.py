@@ -23,7 +23,13 @@ from rich.markup import escape
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
-from ablations.places import keep_plan, print_report_path
+from ablations.places import (
+    JOURNAL_FILE,
+    fetch_kept,
+    keep_journal,
+    keep_plan,
+    print_report_path,
+)
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -163,7 +169,7 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=sweep.name,
-        storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))),
         directions=[StudyDirection.MINIMIZE] * len(sweep.goals),
         pruner=optuna.pruners.SuccessiveHalvingPruner(
             min_resource=1, reduction_factor=REDUCTION, min_early_stopping_rate=0
@@ -255,6 +261,7 @@ def run_missing_trials(
         raise InputError(
             "sweep", "validation rooms", "none", "training clips from at least two rooms"
         )
+    fetch_kept(run.study_folder, run.kept_in, console)
     study = open_study(sweep, run.study_folder)
     require_same(study, run.study_folder, {"data": run.data[DEFAULT_DATA].fingerprint})
     write_sweep_record(sweep, run.study_folder)
@@ -279,7 +286,12 @@ def run_missing_trials(
     with progress:
         for _ in range(ROUNDS):
             searcher = OptunaSearcher(
-                study, lambda: ask(study, sweep.seed), config_of, sweep.goals, decided
+                study,
+                lambda: ask(study, sweep.seed),
+                config_of,
+                sweep.goals,
+                decided,
+                partial(keep_journal, run.study_folder, run.kept_in, console),
             )
             let_tune_run(
                 run_sweep_trial,
