@@ -43,10 +43,14 @@ def require_same(study: optuna.Study, folder: Path, what: dict[str, Any]) -> Non
 
 
 def propose_again(study: optuna.Study) -> None:
-    """Enqueue trials that nobody runs any more, to be proposed before any new one."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    """Let trials that nobody runs any more be asked for before any new one.
+
+    They go on with their settings and the rungs they have passed. Copies of them would compete
+    with the originals at every rung.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Optuna's public interface lets only new trials wait.
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def ask(study: optuna.Study, seed: int) -> optuna.Trial:
@@ -140,6 +144,8 @@ class OptunaSearcher(Searcher):
         trial.report(result[decisive], REDUCTION ** (result["rung"] - 1))
         stops = trial.should_prune()
         if stops:
+            # At once: should the run die, the trial would go on as one that has passed.
+            self._study.tell(trial, state=TrialState.PRUNED)
             self._stopped.add(trial_id)
         self._decided(trial, result["rung"], stops)
         return stops
@@ -151,7 +157,7 @@ class OptunaSearcher(Searcher):
         trial = self._trials.pop(trial_id)
         result = result or {}
         if trial_id in self._stopped:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            pass  # Optuna knows
         elif result.get("status") == "finished":
             self._study.tell(trial, [result[goal] for goal in self._goals])
         elif error or result.get("status") == "failed":

@@ -185,6 +185,30 @@ def test_a_trial_worse_than_two_thirds_at_its_rung_is_stopped(tmp_path: Path) ->
     assert len(done_trials(study)) == 3
 
 
+@pytest.mark.filterwarnings("ignore:The reported value is ignored")
+def test_an_interrupted_trial_competes_with_others_not_with_itself(tmp_path: Path) -> None:
+    searcher, _ = searcher_of(tmp_path)
+    passed = []
+    for number, loss in enumerate((0.01, 0.09, 0.08, 0.07, 0.06, 0.02, 0.05, 0.04, 0.03)):
+        parameters = searcher.suggest(str(number))["parameters"]
+        if not searcher.should_stop(str(number), rung(1, 1.0, loss)):
+            passed.append((parameters, loss))
+        # The others have been told of, though their run dies before they have ended.
+    assert [loss for _, loss in passed] == [0.01, 0.02, 0.03]
+    searcher, study = searcher_of(tmp_path)
+    assert len(done_trials(study)) == 6
+    for number, (parameters, loss) in enumerate(passed):
+        assert searcher.suggest(str(number))["parameters"] == parameters
+        assert not searcher.should_stop(str(number), rung(1, 1.0, loss))
+    # The third best of ten.
+    searcher.suggest("new")
+    assert not searcher.should_stop("new", rung(1, 1.0, 0.025))
+    assert searcher.should_stop("2", rung(2, 0.5, 0.03)) is False
+    assert searcher.should_stop("new", rung(2, 0.5, 0.04)) is True
+    searcher.on_trial_complete("2", rung(3, 0.4))
+    assert (study.best_value, len(study.get_trials())) == (0.4, 10)
+
+
 def test_failed_trials_count_and_interrupted_ones_do_not(tmp_path: Path) -> None:
     searcher, study = searcher_of(tmp_path)
     for trial_id in ("fails", "dies", "interrupted"):
