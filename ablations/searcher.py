@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,28 @@ def require_same(study: optuna.Study, folder: Path, what: dict[str, Any]) -> Non
             raise InputError(folder, name, value, f"{known[name]} as it began, or another --name")
     if not what.keys() <= known.keys():
         study.set_user_attr("terms", known | what)
+
+
+def mend_journal(path: Path) -> None:
+    """Cut off a line that a full disk has left unfinished: the next would be joined to it.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    *lines, unfinished = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            expected = "an entry of Optuna's journal as JSON; go on from a copy, or another --name"
+            raise InputError(
+                path, f"line {number}", line.decode(errors="replace"), expected
+            ) from error
+    if unfinished:
+        os.truncate(path, len(content) - len(unfinished))
 
 
 def propose_again(study: optuna.Study) -> None:

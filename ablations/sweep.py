@@ -44,6 +44,7 @@ from ablations.searcher import (
     OptunaSearcher,
     ask,
     done_trials,
+    mend_journal,
     propose_again,
     require_same,
 )
@@ -164,9 +165,10 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
     checkpoints waiting for them.
 
     Raises:
-        InputError: it was begun as a search of something else.
+        InputError: it was begun as a search of something else, or its journal is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    mend_journal(folder / JOURNAL_FILE)
     study = optuna.create_study(
         study_name=sweep.name,
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))),

@@ -135,6 +135,25 @@ def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> No
     assert len(done_trials(open_study(SWEEP, tmp_path))) == 3
 
 
+def test_a_line_that_a_full_disk_cut_off_is_forgotten(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    run_trials(tmp_path, 2)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:40])
+    run_trials(tmp_path, 1)
+    assert journal.read_bytes().startswith(whole)
+    assert len(done_trials(open_study(SWEEP, tmp_path))) == 3
+
+
+def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    run_trials(tmp_path, 1)
+    first, second, *rest = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([first, second[:40], second, *rest]))
+    with pytest.raises(InputError, match=r"optuna\.journal: line 2 is '.*as JSON"):
+        open_study(SWEEP, tmp_path)
+
+
 def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
     run_trials(tmp_path, 1)
     recipe = SWEEP.scale.recipe
