@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shlex
 import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from seld.errors import InputError
 from seld.records import REFERENCE_FOLDER, STUDY_FILE, TRIALS_FOLDER
 from seld.storage import (
     absolute,
@@ -23,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 
 #: Of a sweep's folder: all that Optuna knows.
 JOURNAL_FILE = "optuna.journal"
+#: Likewise: who has run the sweep last, locked while they do.
+LAST_RUN_FILE = "last-run.txt"
 
 
 def stages_root(storage: str | None, results: Path) -> str:
@@ -38,6 +49,30 @@ def results_uri(storage: str | None, study: str) -> str | None:
     if storage is None or is_local(storage):
         return None
     return join(storage, f"results/{study}")
+
+
+@contextmanager
+def only_run(study_folder: Path) -> Iterator[None]:
+    """Hold the folder of a sweep: a second run would take the trials of the first for lost.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    with (study_folder / LAST_RUN_FILE).open("a+", encoding="utf-8") as holder:
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder.seek(0)
+            expected = "none at the same time; wait for its end, or choose another --name"
+            raise InputError(study_folder, "a run", holder.read(), expected) from None
+        except OSError:  # a shared disk without locks
+            pass
+        holder.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        command = shlex.join(["python", *sys.argv])
+        holder.write(f"{command} (since {since}, {socket.gethostname()}, process {os.getpid()})")
+        holder.flush()
+        yield
 
 
 def keep_plan(study_folder: Path, kept: str | None) -> None:

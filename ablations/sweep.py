@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from ablations.console import StudyProgress
+from ablations.data import make_writable
 from ablations.options import RunOptions
 from ablations.places import (
     JOURNAL_FILE,
     fetch_kept,
     keep_journal,
     keep_plan,
+    only_run,
     print_report_path,
 )
 from ablations.runs import (
@@ -161,9 +163,6 @@ def expected_cells(sweep: Sweep) -> list[Cell]:
 def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
     """The Optuna study of a results folder, with what earlier runs found.
 
-    Trials that were running when a run was killed are proposed again, their finished stages and
-    checkpoints waiting for them.
-
     Raises:
         InputError: it was begun as a search of something else, or its journal is damaged.
     """
@@ -192,7 +191,6 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
             **{f"--set {name}": value for name, value in recipe_settings(sweep).items()},
         },
     )
-    propose_again(study)
     return study
 
 
@@ -223,13 +221,19 @@ def run_sweep(
 
     Returns:
         The exit code: 0, or 1 where no trial finished.
+
+    Raises:
+        InputError: for everything that can be known to be wrong before the work starts.
     """
-    return run_and_report(
-        as_study(sweep),
-        run_trials=partial(run_missing_trials, sweep),
-        report=partial(report_on, sweep, grid_options=grid_options),
-        **options,
-    )
+    folder = options["results"] / sweep.name
+    make_writable(folder)
+    with only_run(folder):
+        return run_and_report(
+            as_study(sweep),
+            run_trials=partial(run_missing_trials, sweep),
+            report=partial(report_on, sweep, grid_options=grid_options),
+            **options,
+        )
 
 
 def as_study(sweep: Sweep) -> Study:
@@ -257,7 +261,11 @@ def run_missing_trials(
     deadline: Deadline,
     callbacks: Sequence[tune.Callback],
 ) -> None:
-    """Let Ray Tune ask and run until the sweep has its trials."""
+    """Let Ray Tune ask and run until the sweep has its trials.
+
+    Those that were running when a run was killed come first, their finished stages and checkpoints
+    waiting for them.
+    """
     check_budgets(as_study(sweep), run.data[DEFAULT_DATA])
     if not run.data[DEFAULT_DATA].validation_rooms:
         raise InputError(
@@ -287,6 +295,7 @@ def run_missing_trials(
     progress = StudyProgress(console, planned=sweep.trials, already_done=done)
     with progress:
         for _ in range(ROUNDS):
+            propose_again(study)
             searcher = OptunaSearcher(
                 study,
                 lambda: ask(study, sweep.seed),
@@ -311,7 +320,6 @@ def run_missing_trials(
             if done >= sweep.trials or deadline.is_over:
                 break
             console.print(f"Ray has lost {sweep.trials - done} trials; they are run again")
-            propose_again(study)
 
 
 def write_sweep_record(sweep: Sweep, folder: Path) -> None:

@@ -16,7 +16,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from ablations import run_grid, run_sweep
-from ablations.searcher import OptunaSearcher, ask, done_trials
+from ablations.options import run_options
+from ablations.places import only_run
+from ablations.searcher import OptunaSearcher, ask, done_trials, propose_again
 from ablations.sweep import (
     Sweep,
     expected_cells,
@@ -127,6 +129,7 @@ def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> No
     killed = ask(study, SWEEP.seed)
     SWEEP.propose(killed)
     continued = open_study(SWEEP, tmp_path)
+    propose_again(continued)
     assert len(done_trials(continued)) == 2
     again = ask(continued, SWEEP.seed)
     SWEEP.propose(again)
@@ -154,6 +157,27 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
         open_study(SWEEP, tmp_path)
 
 
+def test_a_second_run_leaves_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    arguments = sweep_arguments(monkeypatch, "--name", "s", "--results", str(tmp_path))
+    write_sweep_record(SWEEP, folder)
+    with only_run(folder):
+        searcher, study = searcher_of(folder)
+        for trial_id in "ab":
+            searcher.suggest(trial_id)
+        with pytest.raises(InputError, match=r"a run is 'python run_sweep.py --name s .*process"):
+            run_sweep.run_sweep(SWEEP, **run_options(arguments))
+        report_on(SWEEP, folder, Console(file=io.StringIO()))
+        assert not searcher.should_stop("a", rung(1, 1.0))
+        searcher.on_trial_complete("b", rung(3, 0.4))
+        assert study.best_value == 0.4
+    with only_run(folder):
+        pass
+
+
 def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
     run_trials(tmp_path, 1)
     recipe = SWEEP.scale.recipe
@@ -171,6 +195,7 @@ def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
 
 def searcher_of(folder: Path, sweep: Sweep = SWEEP) -> tuple[OptunaSearcher, optuna.Study]:
     study = open_study(sweep, folder)
+    propose_again(study)
 
     def config_of(trial: optuna.Trial) -> dict[str, Any]:
         return {"parameters": sweep.propose(trial)}
