@@ -285,8 +285,9 @@ def run_missing_trials(
 
     def config_of(trial: optuna.Trial) -> dict[str, Any]:
         rungs = sweep.cells(sweep.propose(trial))
-        trial.set_user_attr("trial_id", rungs[-1].trial_id)
-        return {"rungs": rungs, "cell": rungs[-1]}
+        trial_id = own_name(trial, rungs[-1])
+        trial.set_user_attr("trial_id", trial_id)
+        return {"rungs": rungs, "cell": rungs[-1], "trial_id": trial_id}
 
     def decided(trial: optuna.Trial, rung: int, stops: bool) -> None:
         path = decision_path(run, trial.user_attrs["trial_id"], rung)
@@ -320,6 +321,17 @@ def run_missing_trials(
             if done >= sweep.trials or deadline.is_over:
                 break
             console.print(f"Ray has lost {sweep.trials - done} trials; they are run again")
+
+
+def own_name(trial: optuna.Trial, cell: Cell) -> str:
+    """What a trial and its folder are called: nothing keeps Optuna from the same settings twice.
+
+    A later one computes nothing, but may stop where the earlier one has finished.
+    """
+    earlier = trial.study.get_trials(deepcopy=False)[: trial.number]
+    if any(other.user_attrs.get("trial_id") == cell.trial_id for other in earlier):
+        return f"{cell.trial_id}-again{trial.number}"
+    return cell.trial_id
 
 
 def write_sweep_record(sweep: Sweep, folder: Path) -> None:
@@ -356,6 +368,7 @@ def report_on(
     counts = Counter(trial.state.name.lower() for trial in done_trials(study))
     console.print(", ".join(f"{count} trials {state}" for state, count in sorted(counts.items())))
     best = study.best_trials if counts["complete"] else []
+    best = list({str(trial.params): trial for trial in best}.values())  # each settings once
     for trial in best:
         values = ", ".join(
             f"{goal} {value:.4g}" for goal, value in zip(sweep.goals, trial.values, strict=True)
@@ -392,20 +405,20 @@ def run_sweep_trial(config: Mapping[str, Any]) -> None:
     """What Ray Tune runs: the rungs of a trial until it is stopped; always leaves a record.
 
     Args:
-        config: ``rungs`` (:class:`Cell` by rising number of steps), ``cell`` (the last of them)
-            and ``run`` (:class:`StudyRun`).
+        config: ``rungs`` (:class:`Cell` by rising number of steps), ``cell`` (the last of them),
+            ``trial_id`` (whose folder is written) and ``run`` (:class:`StudyRun`).
     """
     rungs: Sequence[Cell] = config["rungs"]
-    trial: Cell = config["cell"]
+    trial_id: str = config["trial_id"]
     run: StudyRun = config["run"]
     for number, cell in enumerate(rungs, start=1):
-        record = run_cell(cell, run, trial_id=trial.trial_id)
+        record = run_cell(cell, run, trial_id=trial_id)
         last = number == len(rungs)
         if record.status == "finished" and not last:
             # What stands if the trial goes no further.
             record = replace(record, status="stopped")
         keep_record(record, run)
-        decision = decision_path(run, trial.trial_id, number)
+        decision = decision_path(run, trial_id, number)
         decision.unlink(missing_ok=True)  # of an earlier run, which may have known less
         report_outcome(
             record,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
+import json
 import shlex
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,9 +19,10 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from ablations import run_grid, run_sweep
+from ablations import run_grid, run_sweep, sweep
 from ablations.options import run_options
 from ablations.places import only_run
+from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher, ask, done_trials, propose_again
 from ablations.sweep import (
     Sweep,
@@ -31,7 +36,8 @@ from ablations.sweep import (
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
-from seld.records import TrialRecord
+from seld.records import TrialRecord, read_record, trial_folder
+from trainables.cells import DEFAULT_DATA, Cell
 
 SWEEP = Sweep(
     name="s",
@@ -280,6 +286,57 @@ def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
         assert not searcher.should_stop(str(number), result)
         searcher.on_trial_complete(str(number), result)
     assert [trial.values for trial in study.best_trials] == [[0.5, 6.0], [0.6, 1.5]]
+
+
+def test_settings_that_are_proposed_again_leave_the_finished_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = "pretrain.rotated_negatives,pretrain.directions.grid.kind"
+    options = ("--objectives", "recording_wise", "--budgets", "6", "--search", few)
+    searched = run_sweep.sweep_of(sweep_arguments(monkeypatch, *options, "--trials", "20"))
+
+    def run_cell(cell: Cell, run: Any, *, trial_id: str) -> TrialRecord:
+        settings = cell.config()  # the same settings, the same result
+        error = int(sha256(json.dumps(settings).encode()).hexdigest()[:6], 16) / 2**24
+        return TrialRecord(
+            study=cell.study, trial_id=trial_id, arm=cell.arm, seed=cell.seed,
+            annotation_minutes=cell.annotation_minutes, status="finished",
+            parameters=cell.parameters, metrics={"seld_error": error, "loss": error},
+        )  # fmt: skip
+
+    def let_tune_run(trainable: Any, run: Any, *, search_alg: OptunaSearcher, **_: Any) -> None:
+        result: dict[str, Any] = {}
+        running = ""
+
+        def report(record: TrialRecord, **further: Any) -> None:
+            result.update(status=record.status, **record.metrics, **further)
+            search_alg.should_stop(running, result)
+
+        monkeypatch.setattr(sweep, "report_outcome", report)
+        for running in map(str, range(searched.trials)):
+            trainable(search_alg.suggest(running) | {"run": run})
+            search_alg.on_trial_complete(running, result)
+
+    monkeypatch.setattr(sweep, "run_cell", run_cell)
+    monkeypatch.setattr(sweep, "let_tune_run", let_tune_run)
+    data = SimpleNamespace(trainable_minutes=9.0, validation_rooms=("r",), fingerprint="f")
+    run: Any = SimpleNamespace(study_folder=tmp_path, data={DEFAULT_DATA: data}, kept_in=None)
+    console = Console(file=io.StringIO(), width=200)
+    sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
+    trials = done_trials(open_study(searched, tmp_path))
+    assert len(trials) == 20
+    assert len({str(trial.params) for trial in trials}) <= 10
+    for trial in trials:
+        record = read_record(trial_folder(tmp_path, trial.user_attrs["trial_id"]))
+        finished = trial.state == TrialState.COMPLETE
+        assert record.status == ("finished" if finished else "stopped")
+        assert record.metrics["seld_error"] == trial.value
+        assert trial.params.items() <= record.parameters.items()
+    report_on(searched, tmp_path, console)
+    with (tmp_path / "trials.csv").open(encoding="utf-8") as table:
+        assert len({row["trial_id"] for row in csv.DictReader(table)}) == 20
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("on the test: ") == 1
 
 
 @pytest.mark.parametrize(
