@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
-from ablations.places import keep_plan, print_report_path
+from ablations.places import fetch_kept, keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -71,6 +71,7 @@ def run_missing_trials(
     """
     cells = study.cells()
     check_budgets(study, run.data[DEFAULT_DATA])
+    fetch_kept(run.study_folder, run.kept_in, console)
     plan = plan_of(study, cells, run.study_folder)
     refuse_results_of_other_data(plan, run)
     write_study(plan, run.study_folder)

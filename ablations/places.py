@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shlex
 import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from seld.records import STUDY_FILE
-from seld.storage import absolute, is_local, join, upload_folder, written_whole
+from seld.errors import InputError
+from seld.records import REFERENCE_FOLDER, STUDY_FILE, TRIALS_FOLDER
+from seld.storage import (
+    absolute,
+    fetch_files,
+    files_below,
+    is_local,
+    join,
+    refusals,
+    upload_folder,
+    written_whole,
+)
 
 ROOT = Path(__file__).parents[1]
+
+#: Of a sweep's folder: all that Optuna knows.
+JOURNAL_FILE = "optuna.journal"
+#: Likewise: who has run the sweep last, locked while they do.
+LAST_RUN_FILE = "last-run.txt"
 
 
 def stages_root(storage: str | None, results: Path) -> str:
@@ -28,6 +51,30 @@ def results_uri(storage: str | None, study: str) -> str | None:
     return join(storage, f"results/{study}")
 
 
+@contextmanager
+def only_run(study_folder: Path) -> Iterator[None]:
+    """Hold the folder of a sweep: a second run would take the trials of the first for lost.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    with (study_folder / LAST_RUN_FILE).open("a+", encoding="utf-8") as holder:
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder.seek(0)
+            expected = "none at the same time; wait for its end, or choose another --name"
+            raise InputError(study_folder, "a run", holder.read(), expected) from None
+        except OSError:  # a shared disk without locks
+            pass
+        holder.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        command = shlex.join(["python", *sys.argv])
+        holder.write(f"{command} (since {since}, {socket.gethostname()}, process {os.getpid()})")
+        holder.flush()
+        yield
+
+
 def keep_plan(study_folder: Path, kept: str | None) -> None:
     """Copy ``study.json`` to where results are kept, if anywhere, before there are any.
 
@@ -36,6 +83,42 @@ def keep_plan(study_folder: Path, kept: str | None) -> None:
     if kept is not None:
         with written_whole(join(kept, STUDY_FILE)) as copy:
             shutil.copyfile(study_folder / STUDY_FILE, copy)
+
+
+def keep_journal(study_folder: Path, kept: str | None, console: Console) -> None:
+    """Copy what Optuna knows to where results are kept, if anywhere: a head may die with its disk.
+
+    A run goes on without, and the next trial's end copies all of it.
+    """
+    if kept is None:
+        return
+    try:
+        with written_whole(join(kept, JOURNAL_FILE)) as copy:
+            shutil.copyfile(study_folder / JOURNAL_FILE, copy)
+    except refusals(kept) as error:
+        console.print(f"{JOURNAL_FILE} is not kept yet: {error}", markup=False, highlight=False)
+
+
+def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
+    """Copy what earlier runs have kept, if anywhere, to a machine where none has been.
+
+    Without it the plan, a sweep's proposals and other commands' trials would begin anew, and take
+    the place of what is kept. What the folder has of its own stands.
+    """
+    if kept is None:
+        return
+    ours: tuple[str, ...] = (JOURNAL_FILE,)
+    if not (study_folder / STUDY_FILE).exists():
+        ours += (f"{REFERENCE_FOLDER}/", f"{TRIALS_FOLDER}/", STUDY_FILE)
+    lacking = [
+        name
+        for name in files_below(kept)
+        if name.startswith(ours) and not (study_folder / name).exists()
+    ]
+    # The plan comes last: where it is, all is.
+    fetch_files(kept, sorted(lacking, key=lambda name: name == STUDY_FILE), study_folder)
+    if lacking:
+        console.print(f"goes on from {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:

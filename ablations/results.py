@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from ablations.places import print_report_path, results_uri, stages_root
+from ablations.data import make_writable
+from ablations.places import only_run, print_report_path, results_uri, stages_root
 from seld.errors import InputError
 from seld.records import (
     FAILURE_KINDS,
@@ -48,7 +49,9 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
     """
     if kept is None:
         raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
-    fetch_folder(kept, study_folder)
+    make_writable(study_folder)
+    with only_run(study_folder):
+        fetch_folder(kept, study_folder)
     from analysis import Analysis  # what draws takes a second to import
 
     analysis = Analysis.of([study_folder])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,37 @@ def require_same(study: optuna.Study, folder: Path, what: dict[str, Any]) -> Non
         study.set_user_attr("terms", known | what)
 
 
+def mend_journal(path: Path) -> None:
+    """Cut off a line that a full disk has left unfinished: the next would be joined to it.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    *lines, unfinished = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            expected = "an entry of Optuna's journal as JSON; go on from a copy, or another --name"
+            raise InputError(
+                path, f"line {number}", line.decode(errors="replace"), expected
+            ) from error
+    if unfinished:
+        os.truncate(path, len(content) - len(unfinished))
+
+
 def propose_again(study: optuna.Study) -> None:
-    """Enqueue trials that nobody runs any more, to be proposed before any new one."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    """Let trials that nobody runs any more be asked for before any new one.
+
+    They go on with their settings and the rungs they have passed. Copies of them would compete
+    with the originals at every rung.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Optuna's public interface lets only new trials wait.
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def ask(study: optuna.Study, seed: int) -> optuna.Trial:
@@ -86,6 +114,7 @@ class OptunaSearcher(Searcher):
         config_of: a trial → what Tune runs.
         goals: keys of the results that are minimised.
         decided: called with a trial, its rung, and whether it stops there.
+        changed: called when a trial has been proposed or has ended.
     """
 
     def __init__(
@@ -95,6 +124,7 @@ class OptunaSearcher(Searcher):
         config_of: Callable[[optuna.Trial], dict[str, Any]],
         goals: Sequence[str],
         decided: Callable[[optuna.Trial, int, bool], None] = lambda trial, rung, stops: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         # Without a metric: Tune would insist that every report has it.
         super().__init__()
@@ -103,6 +133,7 @@ class OptunaSearcher(Searcher):
         self._config_of = config_of
         self._goals = goals
         self._decided = decided
+        self._changed = changed
         self._trials: dict[str, optuna.Trial] = {}
         self._stopped: set[str] = set()
 
@@ -119,7 +150,9 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Called by Tune when there is room for a trial."""
         self._trials[trial_id] = self._ask()
-        return self._config_of(self._trials[trial_id])
+        config = self._config_of(self._trials[trial_id])
+        self._changed()
+        return config
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Tune's stopper: called with every report, tells Optuna of finished rungs."""
@@ -135,6 +168,8 @@ class OptunaSearcher(Searcher):
         trial.report(result[decisive], REDUCTION ** (result["rung"] - 1))
         stops = trial.should_prune()
         if stops:
+            # At once: should the run die, the trial would go on as one that has passed.
+            self._study.tell(trial, state=TrialState.PRUNED)
             self._stopped.add(trial_id)
         self._decided(trial, result["rung"], stops)
         return stops
@@ -146,10 +181,11 @@ class OptunaSearcher(Searcher):
         trial = self._trials.pop(trial_id)
         result = result or {}
         if trial_id in self._stopped:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            pass  # Optuna knows
         elif result.get("status") == "finished":
             self._study.tell(trial, [result[goal] for goal in self._goals])
         elif error or result.get("status") == "failed":
             trial.set_user_attr("failure", str(result.get("message", "the process died")))
             self._study.tell(trial, state=TrialState.FAIL)
         # Else the run was stopped at its time limit: the trial stays open for the next run.
+        self._changed()

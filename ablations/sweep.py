@@ -22,8 +22,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from ablations.console import StudyProgress
+from ablations.data import make_writable
 from ablations.options import RunOptions
-from ablations.places import keep_plan, print_report_path
+from ablations.places import (
+    JOURNAL_FILE,
+    fetch_kept,
+    keep_journal,
+    keep_plan,
+    only_run,
+    print_report_path,
+)
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -38,6 +46,7 @@ from ablations.searcher import (
     OptunaSearcher,
     ask,
     done_trials,
+    mend_journal,
     propose_again,
     require_same,
 )
@@ -154,16 +163,14 @@ def expected_cells(sweep: Sweep) -> list[Cell]:
 def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
     """The Optuna study of a results folder, with what earlier runs found.
 
-    Trials that were running when a run was killed are proposed again, their finished stages and
-    checkpoints waiting for them.
-
     Raises:
-        InputError: it was begun as a search of something else.
+        InputError: it was begun as a search of something else, or its journal is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    mend_journal(folder / JOURNAL_FILE)
     study = optuna.create_study(
         study_name=sweep.name,
-        storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))),
         directions=[StudyDirection.MINIMIZE] * len(sweep.goals),
         pruner=optuna.pruners.SuccessiveHalvingPruner(
             min_resource=1, reduction_factor=REDUCTION, min_early_stopping_rate=0
@@ -184,7 +191,6 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
             **{f"--set {name}": value for name, value in recipe_settings(sweep).items()},
         },
     )
-    propose_again(study)
     return study
 
 
@@ -215,13 +221,19 @@ def run_sweep(
 
     Returns:
         The exit code: 0, or 1 where no trial finished.
+
+    Raises:
+        InputError: for everything that can be known to be wrong before the work starts.
     """
-    return run_and_report(
-        as_study(sweep),
-        run_trials=partial(run_missing_trials, sweep),
-        report=partial(report_on, sweep, grid_options=grid_options),
-        **options,
-    )
+    folder = options["results"] / sweep.name
+    make_writable(folder)
+    with only_run(folder):
+        return run_and_report(
+            as_study(sweep),
+            run_trials=partial(run_missing_trials, sweep),
+            report=partial(report_on, sweep, grid_options=grid_options),
+            **options,
+        )
 
 
 def as_study(sweep: Sweep) -> Study:
@@ -249,12 +261,17 @@ def run_missing_trials(
     deadline: Deadline,
     callbacks: Sequence[tune.Callback],
 ) -> None:
-    """Let Ray Tune ask and run until the sweep has its trials."""
+    """Let Ray Tune ask and run until the sweep has its trials.
+
+    Those that were running when a run was killed come first, their finished stages and checkpoints
+    waiting for them.
+    """
     check_budgets(as_study(sweep), run.data[DEFAULT_DATA])
     if not run.data[DEFAULT_DATA].validation_rooms:
         raise InputError(
             "sweep", "validation rooms", "none", "training clips from at least two rooms"
         )
+    fetch_kept(run.study_folder, run.kept_in, console)
     study = open_study(sweep, run.study_folder)
     require_same(study, run.study_folder, {"data": run.data[DEFAULT_DATA].fingerprint})
     write_sweep_record(sweep, run.study_folder)
@@ -268,8 +285,9 @@ def run_missing_trials(
 
     def config_of(trial: optuna.Trial) -> dict[str, Any]:
         rungs = sweep.cells(sweep.propose(trial))
-        trial.set_user_attr("trial_id", rungs[-1].trial_id)
-        return {"rungs": rungs, "cell": rungs[-1]}
+        trial_id = own_name(trial, rungs[-1])
+        trial.set_user_attr("trial_id", trial_id)
+        return {"rungs": rungs, "cell": rungs[-1], "trial_id": trial_id}
 
     def decided(trial: optuna.Trial, rung: int, stops: bool) -> None:
         path = decision_path(run, trial.user_attrs["trial_id"], rung)
@@ -278,8 +296,14 @@ def run_missing_trials(
     progress = StudyProgress(console, planned=sweep.trials, already_done=done)
     with progress:
         for _ in range(ROUNDS):
+            propose_again(study)
             searcher = OptunaSearcher(
-                study, lambda: ask(study, sweep.seed), config_of, sweep.goals, decided
+                study,
+                lambda: ask(study, sweep.seed),
+                config_of,
+                sweep.goals,
+                decided,
+                partial(keep_journal, run.study_folder, run.kept_in, console),
             )
             let_tune_run(
                 run_sweep_trial,
@@ -297,7 +321,17 @@ def run_missing_trials(
             if done >= sweep.trials or deadline.is_over:
                 break
             console.print(f"Ray has lost {sweep.trials - done} trials; they are run again")
-            propose_again(study)
+
+
+def own_name(trial: optuna.Trial, cell: Cell) -> str:
+    """What a trial and its folder are called: nothing keeps Optuna from the same settings twice.
+
+    A later one computes nothing, but may stop where the earlier one has finished.
+    """
+    earlier = trial.study.get_trials(deepcopy=False)[: trial.number]
+    if any(other.user_attrs.get("trial_id") == cell.trial_id for other in earlier):
+        return f"{cell.trial_id}-again{trial.number}"
+    return cell.trial_id
 
 
 def write_sweep_record(sweep: Sweep, folder: Path) -> None:
@@ -334,6 +368,7 @@ def report_on(
     counts = Counter(trial.state.name.lower() for trial in done_trials(study))
     console.print(", ".join(f"{count} trials {state}" for state, count in sorted(counts.items())))
     best = study.best_trials if counts["complete"] else []
+    best = list({str(trial.params): trial for trial in best}.values())  # each settings once
     for trial in best:
         values = ", ".join(
             f"{goal} {value:.4g}" for goal, value in zip(sweep.goals, trial.values, strict=True)
@@ -370,20 +405,20 @@ def run_sweep_trial(config: Mapping[str, Any]) -> None:
     """What Ray Tune runs: the rungs of a trial until it is stopped; always leaves a record.
 
     Args:
-        config: ``rungs`` (:class:`Cell` by rising number of steps), ``cell`` (the last of them)
-            and ``run`` (:class:`StudyRun`).
+        config: ``rungs`` (:class:`Cell` by rising number of steps), ``cell`` (the last of them),
+            ``trial_id`` (whose folder is written) and ``run`` (:class:`StudyRun`).
     """
     rungs: Sequence[Cell] = config["rungs"]
-    trial: Cell = config["cell"]
+    trial_id: str = config["trial_id"]
     run: StudyRun = config["run"]
     for number, cell in enumerate(rungs, start=1):
-        record = run_cell(cell, run, trial_id=trial.trial_id)
+        record = run_cell(cell, run, trial_id=trial_id)
         last = number == len(rungs)
         if record.status == "finished" and not last:
             # What stands if the trial goes no further.
             record = replace(record, status="stopped")
         keep_record(record, run)
-        decision = decision_path(run, trial.trial_id, number)
+        decision = decision_path(run, trial_id, number)
         decision.unlink(missing_ok=True)  # of an earlier run, which may have known less
         report_outcome(
             record,

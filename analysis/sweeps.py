@@ -55,7 +55,12 @@ def swept_trials(results: Results) -> pd.DataFrame:
     if results.swept_arms:
         table = table.loc[table["arm"].isin(list(results.swept_arms))]
     table = table.loc[table["annotation_minutes"] == table["annotation_minutes"].max()]
-    table = _without_unused(_with_plain_values(table))
+    table = _with_plain_values(table)
+    if results.swept_arms:
+        # Proposed twice, settings have one result, and are one point.
+        settings = [column for column in table.columns if column.startswith(_PREFIX)]
+        table = table.drop_duplicates(["study", "arm", "seed", *settings, SELD_ERROR.name])
+    table = _without_unused(table)
     varied = [
         column
         for column in table.columns

@@ -143,20 +143,24 @@ def _local_stamp(path: Path) -> str:
 
 def check_writable(folder: str) -> None:
     """Raise :class:`InputError` unless files can be written into ``folder`` (made if missing)."""
-    refusals: tuple[type[Exception], ...] = (OSError,)
-    if folder.startswith("s3://"):
-        with suppress(ImportError):  # then opening it says so
-            from botocore.exceptions import BotoCoreError, ClientError
-
-            refusals += (BotoCoreError, ClientError)
     probe = join(folder, f".writable-{uuid.uuid4().hex}")
     try:
         with written_whole(probe) as temporary:
             temporary.write_bytes(b"")
         files, inner = file_system(probe)
         files.rm_file(inner)
-    except refusals as error:
+    except refusals(folder) as error:
         raise InputError(folder, "folder", str(error), "one that can be written") from error
+
+
+def refusals(path: str) -> tuple[type[Exception], ...]:
+    """What is raised where files of this path's file system cannot be read or written."""
+    if path.startswith("s3://"):
+        with suppress(ImportError):  # then opening it says so
+            from botocore.exceptions import BotoCoreError, ClientError
+
+            return (OSError, BotoCoreError, ClientError)
+    return (OSError,)
 
 
 @contextmanager
@@ -227,8 +231,13 @@ def fetch_folder(uri: str, folder: Path) -> None:
     Raises:
         InputError: there are none.
     """
+    fetch_files(uri, list_files(uri), folder)
+
+
+def fetch_files(uri: str, names: Iterable[str], folder: Path) -> None:
+    """Copy these files below ``uri`` into a local folder, one after the other."""
     files, inner = file_system(uri)
-    for name in list_files(uri):
+    for name in names:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(str(target)) as temporary:

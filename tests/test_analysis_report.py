@@ -280,6 +280,11 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
         planned=False,
     )
     folder = write_simulated_study(tmp_path / "s", study, swept)
+    # As where the search proposes the same settings again.
+    path = min((folder / "trials").iterdir())
+    again = path.with_name(f"{path.name}-again20")
+    shutil.copytree(path, again)
+    write_record(replace(read_record(path), trial_id=again.name), folder)
     page = Analysis.of([folder]).write(tmp_path / "out")
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert names == {"responses", "importances"}

@@ -18,9 +18,11 @@ import ray
 from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
-from ablations import detached, grid, run_grid, run_sweep
-from ablations.places import stages_root
+from ablations import detached, grid, places, run_grid, run_sweep, sweep
+from ablations.places import fetch_kept, keep_journal, stages_root
 from ablations.runs import Deadline
+from ablations.searcher import OptunaSearcher
+from search_spaces.scales import find_scale
 from search_spaces.studies import find_study
 from seld.errors import exit_on_input_error
 from seld.records import (
@@ -30,6 +32,7 @@ from seld.records import (
     StudyRecord,
     TrialRecord,
     read_record,
+    read_study,
     trial_folder,
     write_record,
     write_study,
@@ -201,6 +204,94 @@ def test_what_a_run_has_done_so_far_is_fetched_and_reported(
     assert fetched_and_missing() == [cell.trial_id for cell in others]
     assert study.question in page.read_text()
     assert (page.parent / "figures/confusion.svg").exists()  # of predictions and references
+
+
+def head(folder: Path, bucket: str, study: str) -> Any:
+    """What a run on a head has whose disk is ``folder``."""
+    (folder / study).mkdir(parents=True)
+    data = SimpleNamespace(
+        trainable_minutes=9.0, test_fingerprint="t", fingerprint="f", validation_rooms=("r",)
+    )
+    return SimpleNamespace(
+        study_folder=folder / study,
+        data={DEFAULT_DATA: data},
+        kept_in=f"{bucket}/results/{study}",
+    )
+
+
+def test_a_grid_outlives_its_head(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(find_study("variants", "demo"), seeds=(0,), budgets_minutes=(1.5,))
+    one, other = (replace(study, arms=(arm,), baseline=arm.name) for arm in study.arms[:2])
+    (first,), (second,) = one.cells(), other.cells()
+    heads = [head(tmp_path / name, bucket, "variants") for name in "ab"]
+
+    def one_trial(*_: object, **__: object) -> None:
+        record = TrialRecord(
+            study="variants", trial_id=first.trial_id, arm=first.arm, seed=0,
+            annotation_minutes=1.5, status="finished", test_fingerprint="t",
+        )  # fmt: skip
+        keep_record(record, heads[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "let_tune_run", one_trial)
+    for part, run in zip((one, other), heads, strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            grid.run_missing_trials(
+                part, run, Console(file=io.StringIO()), deadline=Deadline(), callbacks=[]
+            )
+    assert read_record(trial_folder(heads[1].study_folder, first.trial_id)).status == "finished"
+    fetch_folder(heads[1].kept_in, tmp_path / "c")
+    planned = [cell["trial_id"] for cell in read_study(tmp_path / "c").cells]
+    assert planned == [first.trial_id, second.trial_id]
+
+
+def test_a_sweep_outlives_its_head(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = sweep.Sweep(
+        name="s", scale=find_scale("demo"), objectives=("avc",), budgets_minutes=(1.5,), trials=6
+    )
+    proposed: list[list[str]] = []
+
+    def two_trials(*_: object, search_alg: OptunaSearcher, **__: object) -> None:
+        proposed.append([])
+        for number in "01":
+            proposed[-1].append(search_alg.suggest(number)["cell"].trial_id)
+            outcome = {"status": "finished", "seld_error": 0.5}
+            search_alg.on_trial_complete(number, outcome)
+        proposed[-1].append(search_alg.suggest("2")["cell"].trial_id)
+        raise KeyboardInterrupt  # the end of the head, as far as the bucket learns
+
+    monkeypatch.setattr(sweep, "let_tune_run", two_trials)
+    console = Console(file=io.StringIO())
+    for name in "ab":
+        run = head(tmp_path / name, bucket, "s")
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
+    assert isinstance(console.file, io.StringIO)
+    assert "2 of 6 trials are done already" in console.file.getvalue()
+    assert proposed[1][0] == proposed[0][2]
+    assert not set(proposed[1]) & set(proposed[0][:2])
+    # What is on the disk is newer than what could be kept.
+    (run.study_folder / "optuna.journal").write_text("ours")
+    fetch_kept(run.study_folder, run.kept_in, console)
+    assert (run.study_folder / "optuna.journal").read_text() == "ours"
+
+
+def test_a_sweep_goes_on_while_its_bucket_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no entry")
+
+    (tmp_path / "optuna.journal").touch()
+    monkeypatch.setattr(places, "written_whole", refused)
+    console = Console(file=io.StringIO(), width=200)
+    keep_journal(tmp_path, "memory://nowhere", console)
+    assert isinstance(console.file, io.StringIO)
+    assert "optuna.journal is not kept yet: no entry" in console.file.getvalue()
 
 
 def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> None:

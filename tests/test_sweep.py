@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
+import json
 import shlex
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,8 +19,11 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from ablations import run_grid, run_sweep
-from ablations.searcher import OptunaSearcher, ask, done_trials
+from ablations import run_grid, run_sweep, sweep
+from ablations.options import run_options
+from ablations.places import only_run
+from ablations.runs import Deadline
+from ablations.searcher import OptunaSearcher, ask, done_trials, propose_again
 from ablations.sweep import (
     Sweep,
     expected_cells,
@@ -29,7 +36,8 @@ from ablations.sweep import (
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
-from seld.records import TrialRecord
+from seld.records import TrialRecord, read_record, trial_folder
+from trainables.cells import DEFAULT_DATA, Cell
 
 SWEEP = Sweep(
     name="s",
@@ -127,12 +135,53 @@ def test_a_killed_trial_is_proposed_again_and_counted_once(tmp_path: Path) -> No
     killed = ask(study, SWEEP.seed)
     SWEEP.propose(killed)
     continued = open_study(SWEEP, tmp_path)
+    propose_again(continued)
     assert len(done_trials(continued)) == 2
     again = ask(continued, SWEEP.seed)
     SWEEP.propose(again)
     assert again.params == killed.params
     continued.tell(again, 0.5)
     assert len(done_trials(open_study(SWEEP, tmp_path))) == 3
+
+
+def test_a_line_that_a_full_disk_cut_off_is_forgotten(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    run_trials(tmp_path, 2)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:40])
+    run_trials(tmp_path, 1)
+    assert journal.read_bytes().startswith(whole)
+    assert len(done_trials(open_study(SWEEP, tmp_path))) == 3
+
+
+def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    run_trials(tmp_path, 1)
+    first, second, *rest = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([first, second[:40], second, *rest]))
+    with pytest.raises(InputError, match=r"optuna\.journal: line 2 is '.*as JSON"):
+        open_study(SWEEP, tmp_path)
+
+
+def test_a_second_run_leaves_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    arguments = sweep_arguments(monkeypatch, "--name", "s", "--results", str(tmp_path))
+    write_sweep_record(SWEEP, folder)
+    with only_run(folder):
+        searcher, study = searcher_of(folder)
+        for trial_id in "ab":
+            searcher.suggest(trial_id)
+        with pytest.raises(InputError, match=r"a run is 'python run_sweep.py --name s .*process"):
+            run_sweep.run_sweep(SWEEP, **run_options(arguments))
+        report_on(SWEEP, folder, Console(file=io.StringIO()))
+        assert not searcher.should_stop("a", rung(1, 1.0))
+        searcher.on_trial_complete("b", rung(3, 0.4))
+        assert study.best_value == 0.4
+    with only_run(folder):
+        pass
 
 
 def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
@@ -152,6 +201,7 @@ def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
 
 def searcher_of(folder: Path, sweep: Sweep = SWEEP) -> tuple[OptunaSearcher, optuna.Study]:
     study = open_study(sweep, folder)
+    propose_again(study)
 
     def config_of(trial: optuna.Trial) -> dict[str, Any]:
         return {"parameters": sweep.propose(trial)}
@@ -185,6 +235,30 @@ def test_a_trial_worse_than_two_thirds_at_its_rung_is_stopped(tmp_path: Path) ->
     assert len(done_trials(study)) == 3
 
 
+@pytest.mark.filterwarnings("ignore:The reported value is ignored")
+def test_an_interrupted_trial_competes_with_others_not_with_itself(tmp_path: Path) -> None:
+    searcher, _ = searcher_of(tmp_path)
+    passed = []
+    for number, loss in enumerate((0.01, 0.09, 0.08, 0.07, 0.06, 0.02, 0.05, 0.04, 0.03)):
+        parameters = searcher.suggest(str(number))["parameters"]
+        if not searcher.should_stop(str(number), rung(1, 1.0, loss)):
+            passed.append((parameters, loss))
+        # The others have been told of, though their run dies before they have ended.
+    assert [loss for _, loss in passed] == [0.01, 0.02, 0.03]
+    searcher, study = searcher_of(tmp_path)
+    assert len(done_trials(study)) == 6
+    for number, (parameters, loss) in enumerate(passed):
+        assert searcher.suggest(str(number))["parameters"] == parameters
+        assert not searcher.should_stop(str(number), rung(1, 1.0, loss))
+    # The third best of ten.
+    searcher.suggest("new")
+    assert not searcher.should_stop("new", rung(1, 1.0, 0.025))
+    assert searcher.should_stop("2", rung(2, 0.5, 0.03)) is False
+    assert searcher.should_stop("new", rung(2, 0.5, 0.04)) is True
+    searcher.on_trial_complete("2", rung(3, 0.4))
+    assert (study.best_value, len(study.get_trials())) == (0.4, 10)
+
+
 def test_failed_trials_count_and_interrupted_ones_do_not(tmp_path: Path) -> None:
     searcher, study = searcher_of(tmp_path)
     for trial_id in ("fails", "dies", "interrupted"):
@@ -212,6 +286,57 @@ def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
         assert not searcher.should_stop(str(number), result)
         searcher.on_trial_complete(str(number), result)
     assert [trial.values for trial in study.best_trials] == [[0.5, 6.0], [0.6, 1.5]]
+
+
+def test_settings_that_are_proposed_again_leave_the_finished_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = "pretrain.rotated_negatives,pretrain.directions.grid.kind"
+    options = ("--objectives", "recording_wise", "--budgets", "6", "--search", few)
+    searched = run_sweep.sweep_of(sweep_arguments(monkeypatch, *options, "--trials", "20"))
+
+    def run_cell(cell: Cell, run: Any, *, trial_id: str) -> TrialRecord:
+        settings = cell.config()  # the same settings, the same result
+        error = int(sha256(json.dumps(settings).encode()).hexdigest()[:6], 16) / 2**24
+        return TrialRecord(
+            study=cell.study, trial_id=trial_id, arm=cell.arm, seed=cell.seed,
+            annotation_minutes=cell.annotation_minutes, status="finished",
+            parameters=cell.parameters, metrics={"seld_error": error, "loss": error},
+        )  # fmt: skip
+
+    def let_tune_run(trainable: Any, run: Any, *, search_alg: OptunaSearcher, **_: Any) -> None:
+        result: dict[str, Any] = {}
+        running = ""
+
+        def report(record: TrialRecord, **further: Any) -> None:
+            result.update(status=record.status, **record.metrics, **further)
+            search_alg.should_stop(running, result)
+
+        monkeypatch.setattr(sweep, "report_outcome", report)
+        for running in map(str, range(searched.trials)):
+            trainable(search_alg.suggest(running) | {"run": run})
+            search_alg.on_trial_complete(running, result)
+
+    monkeypatch.setattr(sweep, "run_cell", run_cell)
+    monkeypatch.setattr(sweep, "let_tune_run", let_tune_run)
+    data = SimpleNamespace(trainable_minutes=9.0, validation_rooms=("r",), fingerprint="f")
+    run: Any = SimpleNamespace(study_folder=tmp_path, data={DEFAULT_DATA: data}, kept_in=None)
+    console = Console(file=io.StringIO(), width=200)
+    sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
+    trials = done_trials(open_study(searched, tmp_path))
+    assert len(trials) == 20
+    assert len({str(trial.params) for trial in trials}) <= 10
+    for trial in trials:
+        record = read_record(trial_folder(tmp_path, trial.user_attrs["trial_id"]))
+        finished = trial.state == TrialState.COMPLETE
+        assert record.status == ("finished" if finished else "stopped")
+        assert record.metrics["seld_error"] == trial.value
+        assert trial.params.items() <= record.parameters.items()
+    report_on(searched, tmp_path, console)
+    with (tmp_path / "trials.csv").open(encoding="utf-8") as table:
+        assert len({row["trial_id"] for row in csv.DictReader(table)}) == 20
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("on the test: ") == 1
 
 
 @pytest.mark.parametrize(
