@@ -33,7 +33,7 @@ from seld.scenes.rooms import (
 )
 from seld.scenes.script import write_script
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings, with_minutes
-from seld.scenes.sounds import SyntheticBank, active_frames, open_bank, split_files
+from seld.scenes.sounds import Side, SyntheticBank, active_frames, open_bank, split_files
 from seld.storage import fetch_folder, file_system
 
 SMALL = SceneSettings(
@@ -299,6 +299,24 @@ def test_objects_are_painted_where_they_are(direction_deg: tuple[float, float]) 
     distances_deg = angular_distance_deg(painted, direction)
     expected_deg = np.clip(np.degrees(np.arctan2(look.radius_m, 1.5)), 14, 24)
     assert distances_deg.max() == pytest.approx(expected_deg, abs=1.2)
+
+
+def test_sounds_of_test_scenes_are_the_banks_test_side(tmp_path: Path) -> None:
+    drawn: list[Side] = []
+
+    class Spy(SyntheticBank):
+        def draw(
+            self, class_id: int, side: Side, duration_s: float, generator: np.random.Generator
+        ) -> np.ndarray:
+            drawn.append(side)
+            return super().draw(class_id, side, duration_s, generator)
+
+    sides: dict[str, set[Side]] = {}
+    for recording in plan_recordings(SMALL):
+        drawn.clear()
+        render_recording(recording, SMALL, Spy(), tmp_path)
+        sides.setdefault(recording.part, set()).update(drawn)
+    assert sides == {"unannotated": {"train"}, "train": {"train"}, "test": {"test"}}
 
 
 def test_synthetic_classes_differ_within_and_are_sound() -> None:
