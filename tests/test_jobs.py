@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ from trainables.finetune_job import FinetuneJob, validation_score
 from trainables.jobs import NETWORK_FILE, ShardFolder
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
+TEST_NAME = "dev-test-sony/fold4_room4_mix001"
 TRAINING = replace(SETTINGS, steps=6, report_every=1, state_every=2)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
-    root = writers.write_starss(tmp_path_factory.mktemp("corpus"), NAMES)
+    root = writers.write_starss(tmp_path_factory.mktemp("corpus"), [*NAMES, TEST_NAME])
     out = tmp_path_factory.mktemp("shards")
     build_shards(
         CORPORA["starss22"](str(root)),
@@ -120,7 +122,10 @@ def test_targets_are_those_of_the_windows_events(
         assert np.any(expected)
 
 
-def test_validation_scores_only_the_rooms_kept_out(shards: ShardFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rooms", "name"), [(None, "fold4_room4"), (("room1",), "fold3_room1")])
+def test_evaluation_scores_only_test_recordings_or_the_rooms_kept_out(
+    rooms: tuple[str, ...] | None, name: str, shards: ShardFolder, tmp_path: Path
+) -> None:
     network, scores = tmp_path / "network", tmp_path / "scores"
     network.mkdir()
     scores.mkdir()
@@ -133,11 +138,27 @@ def test_validation_scores_only_the_rooms_kept_out(shards: ShardFolder, tmp_path
         shards=shards,
         network=Trained(),  # type: ignore[arg-type]
         class_names=STARSS_CLASSES,
-        rooms=("room1",),
+        rooms=rooms,
     )
     result = evaluation.run(scores, device="cpu", report=lambda progress: None)
-    assert {path.name for path in (scores / "predictions").iterdir()} == {"fold3_room1_mix001.csv"}
-    assert [row["room"] for row in result["per_room"]] == [1]
+    for kind in ("predictions", "reference"):
+        assert [path.name for path in (scores / kind).iterdir()] == [f"{name}_mix001.csv"]
+    assert [f"room{row['room']}" for row in result["per_room"]] == [name.partition("_")[2]]
+
+
+def test_finetuning_reads_neither_test_nor_validation_rooms(
+    shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    read_clips = ClipReader.read
+
+    def spy(reader: ClipReader, clips: Sequence[int], **window: Any) -> dict[str, Any]:
+        read.update(reader.index.clips.loc[list(clips), "room"])
+        return read_clips(reader, clips, **window)
+
+    monkeypatch.setattr(ClipReader, "read", spy)
+    job(shards, None).run(tmp_path, device="cpu", report=lambda progress: None)
+    assert read == {"room2", "room3"}
 
 
 @pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])

@@ -1,4 +1,4 @@
-"""The pretraining loop: resumes bit for bit, never steps on a bad loss, learns a planted scene."""
+"""The pretraining loop: resumes bit for bit, never steps on a bad loss, looks where it hears."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ import torch
 from seld.ambisonics import FoaFeatures, encode, rotate
 from seld.clips import ShardIndex
 from seld.errors import InputError
-from seld.geometry import DoaGrid, channel_swaps, unit_vectors
+from seld.geometry import DoaGrid, azimuth_elevation, channel_swaps, unit_vectors
 from seld.losses import doa_wise_loss
 from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
 from seld.spatial_spectra import spatial_spectra, turned_features
+from tests.test_panorama import pixel_directions
+from trainables import pretrain as pretrain_module
 from trainables import steps
 from trainables.clips import Batch, WindowSchedule, clip_schedule
 from trainables.directions import DirectionSettings, choose_directions
@@ -220,6 +222,101 @@ def test_joint_swap_leaves_a_grid_that_swaps_with_it_unchanged() -> None:
     swaps = channel_swaps().float()
     drawn = {int((swaps - one).abs().sum((1, 2)).argmin()) for one in transforms}
     assert drawn == set(range(8))
+
+
+def planted_batch(settings: PretrainSettings) -> Batch:
+    """Two sounds, one after the other; a red spot is where the first is, a blue one the second."""
+    places = unit_vectors(torch.tensor([40.0, 62.0]), torch.tensor([10.0, 20.0]))
+    signals = 3000.0 * torch.randn(2, 9600, generator=torch.Generator().manual_seed(0))
+    signals[0, 4800:] = 0.0
+    signals[1, :4800] = 0.0
+    foa = encode(signals, places).sum(0).to(torch.int16)
+    red, blue = (pixel_directions() @ places.T > math.cos(math.radians(7.0))).unbind(-1)
+    picture = 255 * torch.stack([red, torch.zeros_like(red), blue]).to(torch.uint8)
+    size = settings.batch_size
+    return {
+        "foa": foa.expand(size, -1, -1),
+        "frames": picture.expand(size, settings.frame_count, -1, -1, -1),
+    }
+
+
+def heard_and_seen(settings: PretrainSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the networks are given of :func:`planted_batch`.
+
+    Directions (window, 2, 3) of the two sounds by the features' intensity, directions
+    (window, K, 3) asked for, and crops (window, view, 3, size, size).
+    """
+    given: dict[str, torch.Tensor] = {}
+
+    class Networks(PretrainNetworks):
+        def embed_sound(
+            self, features: torch.Tensor, directions: torch.Tensor, segments: int = 1
+        ) -> torch.Tensor:
+            given.update(features=features, asked=directions)
+            return torch.zeros(*directions.shape[:2], 16)
+
+        def embed_pictures(self, crops: torch.Tensor, segments: int = 1) -> torch.Tensor:
+            given.update(crops=crops)
+            return torch.zeros(*crops.shape[:2], 16)
+
+    contrastive_loss(Networks(settings), planted_batch(settings), settings, seed_step(0, 0), "cpu")
+    intensity = given["features"][:, 4:].mean(dim=3)  # (window, 3, frame)
+    heard = torch.stack([intensity[..., :8].mean(dim=2), intensity[..., -8:].mean(dim=2)], dim=1)
+    heard = torch.nn.functional.normalize(heard, dim=-1)
+    return heard, given["asked"], given["crops"][:, :, 0]
+
+
+def colours_at(place: torch.Tensor, crops: torch.Tensor, looked_at: torch.Tensor) -> torch.Tensor:
+    """The pixels (seen, 3) that show direction ``place``, in those crops that show it at all.
+
+    ``crops`` (K, 3, size, size) of 90° have been taken upright at directions ``looked_at``.
+    """
+    azimuth_deg, elevation_deg = azimuth_elevation(looked_at)
+    left = unit_vectors(azimuth_deg + 90.0, 0.0)
+    up = unit_vectors(azimuth_deg, elevation_deg + 90.0)
+    ahead = looked_at @ place
+    size = crops.shape[-1]
+    columns, rows = (size / 2 * (1.0 - axis @ place / ahead) for axis in (left, up))
+    inside = (ahead > 0) & (torch.stack([rows, columns]) > 0).all(0)
+    inside &= (torch.stack([rows, columns]) < size).all(0)
+    return crops[inside, :, rows[inside].long(), columns[inside].long()]
+
+
+RED, BLUE = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+LOOKING = {"field_of_view_deg": 90.0, "crop_px": 32, "batch_size": 32}
+
+
+@pytest.mark.parametrize("augmentation", ["none", "swaps", "rotations", "swaps_and_rotations"])
+def test_each_sound_is_seen_where_it_is_heard(augmentation: Any) -> None:
+    """However sound and picture are turned or mirrored."""
+    settings = dataclasses.replace(TINY, augmentation=augmentation, **LOOKING)
+    heard, asked, crops = heard_and_seen(settings)
+    different = {tuple(place) for place in (heard[:, 0] * 100).round().int().tolist()}
+    assert len(different) == {"none": 1, "swaps": 8}.get(augmentation, 32)
+    for places, window_crops, looked_at in zip(heard, crops, asked, strict=True):
+        for place, colour in zip(places, (RED, BLUE), strict=True):
+            seen = colours_at(place, window_crops, looked_at)
+            assert len(seen) >= 1  # the crop at the loudest direction shows both
+            assert torch.allclose(seen, colour.expand_as(seen), atol=0.1)
+
+
+def test_rotated_negatives_show_the_heard_scene_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a quarter to the left here, after it has been turned with the sound."""
+    quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    monkeypatch.setattr(
+        pretrain_module, "random_rotations", lambda count, **how: quarter.expand(count, 3, 3)
+    )
+    settings = dataclasses.replace(OBJECTIVES["recording_wise"], **LOOKING)
+    heard, asked, crops = heard_and_seen(settings)
+    shown = 0
+    for places, window_crops, looked_at in zip(heard, crops, asked, strict=True):
+        for (x, y, z), colour in zip(places, (RED, BLUE), strict=True):
+            own, rotated = window_crops.split(len(looked_at))
+            for place, views in (((x, y, z), own), ((-y, x, z), rotated)):
+                seen = colours_at(torch.stack(place), views, looked_at)
+                assert torch.allclose(seen, colour.expand_as(seen), atol=0.1)
+                shown += len(seen)
+    assert shown > 100
 
 
 def test_energy_peaks_point_at_the_sources() -> None:

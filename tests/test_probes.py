@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from seld.models.heads import GridProjectionHead
+from tests.test_panorama import pixel_directions
 from tests.test_pretrain import OBJECTIVES, TINY
 from trainables.pretrain import PretrainNetworks
 from trainables.probes import (
@@ -15,6 +16,7 @@ from trainables.probes import (
     has_learnt,
     linear_probe_metrics,
     probe_pretraining,
+    retrieval_metrics,
     spread_metrics,
 )
 
@@ -84,6 +86,52 @@ def probe_windows() -> ProbeWindows:
         event_class=event_class,
         event_direction=directions,
     )
+
+
+class PlantedNetworks(PretrainNetworks):
+    """Pictures are their mean colour; sounds the colours their latents hold.
+
+    Latents (window, 1, 9) are the colour heard at a direction, that direction, and the colour
+    heard elsewhere.
+    """
+
+    def project_sound(self, latents: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        there, direction, elsewhere = latents.split(3, dim=2)
+        asked_there = (directions * direction).sum(dim=2, keepdim=True) > 0.99
+        return torch.where(asked_there, there, elsewhere)
+
+    def embed_pictures(self, crops: torch.Tensor, segments: int = 1) -> torch.Tensor:
+        return crops.mean(dim=(2, 4, 5))
+
+
+def test_retrieval_is_that_counted_by_hand() -> None:
+    """Six windows with one event each, a spot of its class's colour where it is heard.
+
+    The third class is in one recording alone, so that its two events have nothing to find in
+    another. Asked elsewhere, the sound tells other classes, but for the first and fourth event.
+    """
+    classes, elsewhere = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 1, 0, 0])
+    windows = probe_windows()
+    directions, colours = windows.event_direction[:6], torch.eye(3)
+    spots = (pixel_directions() @ directions.T).permute(2, 0, 1) > 0.995
+    pictures = 255 * spots[:, None] * colours[classes][:, :, None, None]
+    planted = dataclasses.replace(
+        windows,
+        pictures=pictures[:, None].byte(),
+        group=torch.tensor([0, 1, 2, 3, 4, 4]),
+        event_window=torch.arange(6),
+        event_class=classes,
+        event_direction=directions,
+    )
+    latents = torch.cat([colours[classes], directions, colours[elsewhere]], dim=1)[:, None]
+    # Crops small enough that none off an event's direction (by 35°) shows its spot.
+    settings = dataclasses.replace(TINY, field_of_view_deg=40.0)
+    metrics = retrieval_metrics(PlantedNetworks(settings), latents, planted, settings)
+    assert metrics["retrieval_top1"] == pytest.approx(4 / 6)
+    assert metrics["retrieval_direction_shuffled_top1"] == pytest.approx(2 / 6)
+    assert metrics["retrieval_direction_top1"] == 1.0
+    # Each of the first four has one of its class among five others.
+    assert metrics["retrieval_top1_chance"] == pytest.approx(4 / 6 / 5)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pyroomacoustics
+import pandas as pd
 import pytest
 import soundfile
 
@@ -36,7 +37,7 @@ from seld.scenes.rooms import (
 )
 from seld.scenes.script import write_script
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings, with_minutes
-from seld.scenes.sounds import SyntheticBank, active_frames, open_bank, split_files
+from seld.scenes.sounds import Side, SyntheticBank, active_frames, open_bank, split_files
 from seld.storage import fetch_folder, file_system
 
 SMALL = SceneSettings(
@@ -382,6 +383,104 @@ def test_objects_are_painted_where_they_are(direction_deg: tuple[float, float]) 
     distances_deg = angular_distance_deg(painted, direction)
     expected_deg = np.clip(np.degrees(np.arctan2(look.radius_m, 1.5)), 14, 24)
     assert distances_deg.max() == pytest.approx(expected_deg, abs=1.2)
+
+
+#: One voice at a time, without echoes. Its class is a disc with stripes that flow while it sounds.
+ONE_VOICE = replace(
+    SMALL,
+    recording_s=6.0,
+    max_overlap=1,
+    picture=PictureSettings(height_px=64, width_px=128, frame_rate_hz=10),
+    train=PartSettings(
+        minutes=0.1,
+        rooms=1,
+        acoustics="anechoic",
+        classes=("female_speech",),
+        unseen_share=0.0,
+        silent_share=0.0,
+    ),
+)
+
+
+def unseen(settings: SceneSettings) -> SceneSettings:
+    """The same scenes with nothing in the picture."""
+    return replace(settings, train=replace(settings.train, unseen_share=1.0))
+
+
+def rendered_train(settings: SceneSettings, folder: Path) -> list[tuple[np.ndarray, pd.DataFrame]]:
+    """Pictures (frame, height, width, 3) and annotations of every training recording."""
+    found = []
+    for recording in plan_recordings(settings):
+        if recording.part == "train":
+            render_recording(recording, settings, SyntheticBank(), folder)
+            with av.open(str(recording.path(folder, "video", ".mp4")), "r") as video:
+                pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+            table = read_annotations(recording.path(folder, "metadata", ".csv"))
+            found.append((np.stack(pictures).astype(float), table))
+    return found
+
+
+def test_an_object_is_seen_where_its_sound_is_annotated(tmp_path: Path) -> None:
+    settings = replace(ONE_VOICE, moving_share=1.0)
+    ((pictures, table),) = rendered_train(settings, tmp_path / "seen")
+    ((empty, _),) = rendered_train(unseen(settings), tmp_path / "unseen")
+    rows, columns = (np.arange(size) + 0.5 for size in (64, 128))
+    directions = unit_vectors(180 - columns * 360 / 128, (90 - rows * 180 / 64)[:, None])
+    areas = np.cos(np.radians(90 - rows * 180 / 64))[:, None, None]
+    labels = unit_vectors(table["azimuth_deg"], table["elevation_deg"])
+    assert angular_distance_deg(labels[0], labels[-1]) > 30
+    for number, label in zip(table["frame"], labels, strict=True):
+        changed = np.abs(pictures[number] - empty[number]).max(axis=-1, keepdims=True) > 40
+        centre = (changed * areas * directions).sum(axis=(0, 1))
+        assert changed.sum() > 50
+        assert angular_distance_deg(centre, label) < 5
+
+
+def test_an_object_moves_exactly_while_its_sound_is_annotated(tmp_path: Path) -> None:
+    """It changes from one picture to the next, or back to rest, where the first one is labelled."""
+    settings = replace(ONE_VOICE, seed=8, moving_share=0.0)
+    ((pictures, table),) = rendered_train(settings, tmp_path / "seen")
+    ((empty, _),) = rendered_train(unseen(settings), tmp_path / "unseen")
+    sounds = np.isin(np.arange(60), table["frame"])
+    differs = np.abs(pictures - empty).max(axis=-1) > 40
+    is_seen = differs.sum(axis=(1, 2)) > 50
+    assert is_seen[sounds].all()
+    assert (is_seen & ~sounds).sum() > 5
+    steps = np.abs(np.diff(pictures, axis=0))[:, differs[is_seen][0]].mean(axis=(1, 2))
+    stays = is_seen[1:] & is_seen[:-1]
+    assert ((steps > 3) == sounds[:-1])[stays].all()
+
+
+def test_unseen_sources_leave_only_the_background_that_is_their_rooms(tmp_path: Path) -> None:
+    settings = unseen(replace(ONE_VOICE, train=replace(ONE_VOICE.train, minutes=0.3, rooms=2)))
+    backgrounds = []
+    for pictures, table in rendered_train(settings, tmp_path):
+        assert len(table) > 0
+        background = np.median(pictures, axis=0)
+        assert np.abs(pictures - background).max() < 30
+        backgrounds.append(background.ravel())
+    # Room 1, room 2 and room 1 again: one room's pictures differ in brightness alone.
+    similar = np.corrcoef(backgrounds)[0]
+    assert similar[2] > 0.99
+    assert similar[1] < 0.9
+
+
+def test_sounds_of_test_scenes_are_the_banks_test_side(tmp_path: Path) -> None:
+    drawn: list[Side] = []
+
+    class Spy(SyntheticBank):
+        def draw(
+            self, class_id: int, side: Side, duration_s: float, generator: np.random.Generator
+        ) -> np.ndarray:
+            drawn.append(side)
+            return super().draw(class_id, side, duration_s, generator)
+
+    sides: dict[str, set[Side]] = {}
+    for recording in plan_recordings(SMALL):
+        drawn.clear()
+        render_recording(recording, SMALL, Spy(), tmp_path)
+        sides.setdefault(recording.part, set()).update(drawn)
+    assert sides == {"unannotated": {"train"}, "train": {"train"}, "test": {"test"}}
 
 
 def test_synthetic_classes_differ_within_and_are_sound() -> None:
