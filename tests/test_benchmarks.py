@@ -1,4 +1,4 @@
-"""Surfaces that benchmarks replace training by."""
+"""Surfaces that benchmarks replace training by, and what a search on them costs."""
 
 from __future__ import annotations
 
