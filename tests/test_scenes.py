@@ -13,8 +13,8 @@ from typing import Any
 
 import av
 import numpy as np
-import pyroomacoustics
 import pandas as pd
+import pyroomacoustics
 import pytest
 import soundfile
 
