@@ -56,6 +56,16 @@ def test_permutation_heeds_the_recordings() -> None:
     assert permutation_p_value(np.full(10, 0.01), draws, recordings=8) > 0.3
 
 
+@pytest.mark.parametrize(("seeds", "least"), [(4, 2 / 2**4), (5, 2 / 2**5), (12, 1 / 2**10)])
+def test_permutation_is_not_made_smaller_by_what_recordings_add(seeds: int, least: float) -> None:
+    """Where seeds agree, two of the orders are as far out, or of those drawn the observed one."""
+    scores = np.linspace(0.9, 1.1, seeds)
+    draws = np.random.default_rng(1).normal(0, 1, (400, 1))
+    for spread in (0.0, 1e-6, 1e-2):
+        found = permutation_p_value(scores, scores + spread * draws, recordings=9)
+        assert found >= least * (1 - 1e-9)
+
+
 def test_without_recording_variance_the_interval_is_student_t() -> None:
     scores = np.array([0.30, 0.34, 0.35])
     same = np.tile(scores, (200, 1))
