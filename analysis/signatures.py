@@ -21,6 +21,7 @@ import numpy as np
 
 from analysis.compare import Comparison, Estimate, estimate
 from analysis.load import Trial
+from analysis.probes import pretrainings
 from analysis.scores import F20, LE_CD, LR_CD, SELD_ERROR
 from analysis.tables import Entry, Table, minutes
 from seld.metrics import COUNT_COLUMNS
@@ -190,10 +191,11 @@ _RETRIEVAL_GAIN = 0.05
 def find_signatures(comparison: Comparison, baseline: str) -> list[Finding]:
     """Every signature's number for every arm that has what it takes, triggered or not."""
     found: list[Finding] = []
+    probed = pretrainings(comparison.results)
     for arm in comparison.results.arms:
         found += _misplaced(comparison, arm)
         for signature, measure in _PROBE_MEASURES:
-            found += _from_probes(comparison, arm, signature, measure)
+            found += _from_probes(probed.get(arm, []), arm, signature, measure)
         if arm != baseline:
             found += _unseen_classes(comparison, arm, baseline)
             found += _small_budgets(comparison, arm, baseline)
@@ -290,15 +292,9 @@ Measure = Callable[[Probes, str], tuple[float, str] | None]
 
 
 def _from_probes(
-    comparison: Comparison, arm: str, signature: Signature, measure: Measure
+    trials: Sequence[Trial], arm: str, signature: Signature, measure: Measure
 ) -> list[Finding]:
-    trials = [
-        trial
-        for (name, budget) in comparison.cells
-        if name == arm
-        for trial in _finished(comparison, arm, budget)
-        if trial.record.probes
-    ]
+    """``trials`` are one for each of the arm's pretrainings."""
     if not trials:
         return []
     common = set.intersection(*(set(trial.record.probes) for trial in trials))

@@ -10,6 +10,7 @@ from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simu
 
 from analysis.compare import Comparison
 from analysis.load import load_studies
+from analysis.probes import probes_table
 from analysis.signatures import (
     BLIND_ENCODER,
     COLLAPSE,
@@ -24,6 +25,7 @@ from analysis.signatures import (
     signatures_table,
 )
 from seld.classes import STARSS_CLASSES
+from seld.records import TrialRecord
 
 HEALTHY = ArmTruth(found=0.65, near=0.8, probes=HEALTHY_PROBES)
 UNSEEN = ("bell", "knock")
@@ -84,3 +86,36 @@ def test_probes_that_are_lacking_are_not_measured(tmp_path: Path) -> None:
     comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study)]))
     measured = {finding.signature for finding in find_signatures(comparison, "scratch")}
     assert not measured & {BLIND_ENCODER, COLLAPSE, DIRECTION_IGNORED, EMPTY_DIRECTIONS}
+
+
+def test_a_pretraining_counts_once_however_many_budgets_have_finished(tmp_path: Path) -> None:
+    """One seed's latents have collapsed, and only its fine-tunings have all finished."""
+
+    def change(record: TrialRecord) -> TrialRecord:
+        if record.arm != "arm":
+            return record
+        ratio = 1.0 if record.seed == 0 else 8.0
+        unfinished = record.seed == 1 and record.annotation_minutes > 10
+        return replace(
+            record,
+            probes={**record.probes, "participation_ratio": ratio},
+            status="stopped" if unfinished else "finished",
+        )
+
+    study = SimulatedStudy(
+        arms={"scratch": ArmTruth(), "arm": HEALTHY},
+        budgets_minutes=(5.0, 20.0, 60.0),
+        seeds=(0, 1),
+        recordings=3,
+        predictions=False,
+    )
+    results = load_studies([write_simulated_study(tmp_path / "s", study, change)])
+    (found,) = [
+        finding
+        for finding in find_signatures(Comparison(results), "scratch")
+        if finding.signature is COLLAPSE
+    ]
+    (row,) = probes_table(results).values
+    assert found.value == pytest.approx(4.5)
+    assert found.value == row["participation_ratio"]
+    assert found.evidence.endswith("mean of 2 seeds")
