@@ -125,6 +125,28 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(name: str, tmp_path) -
         assert torch.equal(resumed.state["networks"][key], tensor), key
 
 
+def test_a_learnt_temperature_at_its_bound_can_rise_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five steps push it down, and five up."""
+    settings = dataclasses.replace(
+        TINY, steps=10, temperature=0.0101, learning_rate=0.05, warmup_steps=0, weight_decay=0.0
+    )
+    loss_of = contrastive_loss
+    gradients: list[float] = []
+
+    def pushing(networks: PretrainNetworks, *arguments: Any) -> torch.Tensor:
+        loss = loss_of(networks, *arguments)
+        (gradient,) = torch.autograd.grad(loss, networks.log_temperature, retain_graph=True)
+        gradients.append(gradient.item())
+        return 0.0 * loss + (1.0 if len(gradients) <= 5 else -1.0) * networks.log_temperature
+
+    monkeypatch.setattr(pretrain_module, "contrastive_loss", pushing)
+    reports = Reports()
+    pretrain(settings, random_batches(settings), report=reports)
+    assert all(gradients), gradients
+    temperatures = [reports.metrics[step]["temperature"] for step in range(1, 11)]
+    assert min(temperatures) == pytest.approx(pretrain_module.LOWEST_TEMPERATURE, rel=1e-6)
+
+
 def test_every_trainable_parameter_receives_a_gradient() -> None:
     for name, settings in OBJECTIVES.items():
         torch.manual_seed(0)

@@ -344,6 +344,9 @@ def pretrain(
         norm = nn.utils.clip_grad_norm_(networks.parameters(), settings.gradient_norm)
         require_finite(step, loss, norm)
         optimizer.step()
+        # Here and not in the loss, where a temperature at the bound would have no gradient to rise.
+        with torch.no_grad():
+            networks.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
 
         means.add(loss=loss, gradient_norm=norm)
         done = step + 1
@@ -422,7 +425,7 @@ def contrastive_loss(
     heard_only = standardise(audio[:, seen.shape[1] :], like=seen)
     audio = standardise(seen)
     visual = standardise(gather_with_gradients(visual.float()))
-    temperature = networks.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+    temperature = networks.log_temperature.exp()
     if settings.objective == "avc":
         return avc_loss(audio.mean(dim=1), visual.mean(dim=1), temperature)
     if settings.objective == "doa_wise":
