@@ -184,7 +184,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.contiguous()
+        # A copy: the same memory may be the gradient of something else, as of a sum's other term.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(gradient)
         return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 

@@ -307,11 +307,14 @@ def joined_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 def loss_of(module: nn.Module, sound: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
     audio, visual = module(sound, pictures)
+    # Both terms of a sum have one and the same gradient.
+    together = (gather_with_gradients(audio) + gather_with_gradients(visual)).square().mean()
     audio, visual = standardise(gather_with_gradients(audio)), gather_with_gradients(visual)
     weights = gather_with_gradients(weights)
-    return doa_wise_loss(audio, visual, 0.1, weights=weights) + recording_wise_loss(
+    recording_wise = recording_wise_loss(
         audio, visual, 0.1, rotated_visual=visual.roll(1, dims=1).unsqueeze(1)
     )
+    return doa_wise_loss(audio, visual, 0.1, weights=weights) + recording_wise + together
 
 
 def run_rank(rank: int, folder: Path) -> None:
