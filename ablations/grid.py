@@ -23,6 +23,7 @@ from ablations.runs import (
     check_budgets,
     let_tune_run,
     run_and_report,
+    say_lost,
     write_tables,
 )
 from search_spaces.studies import Study
@@ -86,7 +87,7 @@ def run_missing_trials(
     with progress:
         for _ in range(ROUNDS):
             before = {cell.trial_id: _record_time_ns(cell, run) for cell in missing}
-            let_tune_run(
+            memory_was_short = let_tune_run(
                 run_trial,
                 run,
                 name=study.name,
@@ -99,7 +100,7 @@ def run_missing_trials(
             ]
             if not missing or deadline.is_over:
                 break
-            console.print(f"Ray has lost {len(missing)} trials; they are run again")
+            say_lost(console, len(missing), memory_was_short=memory_was_short)
 
 
 def _record_time_ns(cell: Cell, run: StudyRun) -> int | None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from rich.console import Console
 from rich.text import Text
@@ -141,15 +142,18 @@ def let_tune_run(
     callbacks: Sequence[tune.Callback],
     stop: Callable[[str, Mapping[str, Any]], bool] | None = None,
     **tune_settings: Any,
-) -> None:
+) -> bool:
     """Let Ray Tune run trials, as many at once as the placement has room for.
 
     Args:
         trainable: what Tune runs, on the driver's machine; trials write their records there.
         stop: called with a trial's id and each of its reports.
         tune_settings: of :class:`ray.tune.TuneConfig`.
+
+    Returns:
+        Whether Ray's memory monitor has killed a trial, and with it the run of all.
     """
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
         param_space={**param_space, "run": run},
         tune_config=tune.TuneConfig(
@@ -168,7 +172,21 @@ def let_tune_run(
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except RuntimeError as error:
+        # Tune survives trials that die of RayActorError alone, and this is none.
+        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            raise
+        return True
+    return False
+
+
+def say_lost(console: Console, count: int, *, memory_was_short: bool) -> None:
+    """Say that trials have ended without a record."""
+    reason = " for want of memory" if memory_was_short else ""
+    console.print(f"Ray has lost {count} trials{reason}; they are run again")
 
 
 def check_budgets(study: Study, data: PreparedData) -> None:

@@ -38,6 +38,7 @@ from ablations.runs import (
     check_budgets,
     let_tune_run,
     run_and_report,
+    say_lost,
     write_tables,
 )
 from ablations.searcher import (
@@ -305,7 +306,7 @@ def run_missing_trials(
                 decided,
                 partial(keep_journal, run.study_folder, run.kept_in, console),
             )
-            let_tune_run(
+            memory_was_short = let_tune_run(
                 run_sweep_trial,
                 run,
                 name=sweep.name,
@@ -320,7 +321,7 @@ def run_missing_trials(
             done = len(done_trials(study))
             if done >= sweep.trials or deadline.is_over:
                 break
-            console.print(f"Ray has lost {sweep.trials - done} trials; they are run again")
+            say_lost(console, sweep.trials - done, memory_was_short=memory_was_short)
 
 
 def own_name(trial: optuna.Trial, cell: Cell) -> str:
