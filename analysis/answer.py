@@ -72,7 +72,7 @@ def _primary(item: Difference) -> Estimate:
 
 def _evidence(item: Difference, found: Estimate) -> str:
     if found.low != found.low:
-        return f"{found.seeds} seed: no interval can be given"
+        return f"{found.seeds} seed{'s' if found.seeds > 1 else ''}: no interval can be given"
     interval = SELD_ERROR.interval(found.low, found.high, signed=True)
     text = f"difference {SELD_ERROR.number(found.mean, signed=True)}, 95 % interval {interval}"
     text += f", {found.seeds} seeds, Holm-adjusted p {_relation(p_text(item.p_holm))}"
