@@ -122,11 +122,20 @@ def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
 
 
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:
-    """Copy tables and report beside the stages, where those are under a URI."""
+    """Copy tables and report beside the stages, where those are under a URI.
+
+    Raises:
+        InputError: they cannot be written there.
+    """
     kept = results_uri(storage, study_folder.name)
-    if kept is not None:
+    if kept is None:
+        return
+    try:
         upload_folder(study_folder, kept)
-        console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)
+    except refusals(kept) as error:
+        expected = f"one that can be written; all is in {study_folder}, the same command copies it"
+        raise InputError(kept, "bucket", str(error), expected) from error
+    console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_report_path(report: Path, console: Console) -> None:

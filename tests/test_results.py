@@ -19,12 +19,12 @@ from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
-from ablations.places import fetch_kept, keep_journal, stages_root
+from ablations.places import fetch_kept, keep_journal, keep_results, stages_root
 from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
 from search_spaces.studies import find_study
-from seld.errors import exit_on_input_error
+from seld.errors import InputError, exit_on_input_error
 from seld.records import (
     LOG_FILE,
     Failure,
@@ -38,6 +38,7 @@ from seld.records import (
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
+from trainables import trial
 from trainables.cells import DEFAULT_DATA
 from trainables.stages import StageKey, StageStore
 from trainables.trial import keep_record
@@ -292,6 +293,59 @@ def test_a_sweep_goes_on_while_its_bucket_cannot_be_written(
     keep_journal(tmp_path, "memory://nowhere", console)
     assert isinstance(console.file, io.StringIO)
     assert "optuna.journal is not kept yet: no entry" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "outages", "tries", "said"),
+    [
+        (ConnectionError("no route"), 2, 3, "storage_unreachable, is tried again"),
+        (ConnectionError("no route"), 99, 7, "storage_unreachable, is left to the end of the run"),
+        (PermissionError("no entry"), 99, 1, "code_error, is left to the end of the run"),
+    ],
+)
+def test_a_trial_with_its_scores_does_not_fail_for_a_bucket_that_is_away(
+    error: Exception,
+    outages: int,
+    tries: int,
+    said: str,
+    tmp_path: Path,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "variants"
+    write_trials(folder)
+    record = read_record(trial_folder(folder, "scratch-2min-seed0-aaaaaa"))
+    kept = f"{bucket}/results/variants"
+    tried: list[str] = []
+
+    def upload(source: Path, uri: str) -> None:
+        if source.name == "reference":
+            tried.append(uri)
+            if len(tried) <= outages:
+                raise error
+        upload_folder(source, uri)
+
+    monkeypatch.setattr(trial, "upload_folder", upload)
+    monkeypatch.setattr(trial, "BACKOFF_S", 0.0)
+    run: Any = SimpleNamespace(study_folder=folder, kept_in=kept)
+    keep_record(record, run)
+    assert len(tried) == tries
+    log = (trial_folder(folder, record.trial_id) / LOG_FILE).read_text()
+    assert said in log
+    assert str(error) in log
+    there = f"trials/{record.trial_id}/record.json" in files_below(kept)
+    assert there == (outages < tries)
+
+
+def test_what_a_run_cannot_keep_in_the_end_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no entry")
+
+    monkeypatch.setattr(places, "upload_folder", refused)
+    with pytest.raises(InputError, match=rf"is 'no entry', .* in {tmp_path}, the same command"):
+        keep_results(tmp_path, "memory://nowhere", Console(file=io.StringIO()))
 
 
 def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> None:
