@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from seld.storage import (
     files_below,
     is_local,
     join,
+    local_copy,
     refusals,
     upload_folder,
     written_whole,
@@ -103,22 +105,58 @@ def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
     """Copy what earlier runs have kept, if anywhere, to a machine where none has been.
 
     Without it the plan, a sweep's proposals and other commands' trials would begin anew, and take
-    the place of what is kept. What the folder has of its own stands.
+    the place of what is kept. What the folder has of its own stands, unless the sweep has gone on
+    elsewhere since: then what is kept holds.
     """
     if kept is None:
         return
+    there = files_below(kept)
+    replaced = JOURNAL_FILE in there and _has_gone_on_elsewhere(study_folder, kept, console)
     ours: tuple[str, ...] = (JOURNAL_FILE,)
-    if not (study_folder / STUDY_FILE).exists():
+    if replaced or not (study_folder / STUDY_FILE).exists():
         ours += (f"{REFERENCE_FOLDER}/", f"{TRIALS_FOLDER}/", STUDY_FILE)
-    lacking = [
+    wanted = [
         name
-        for name in files_below(kept)
-        if name.startswith(ours) and not (study_folder / name).exists()
+        for name in there
+        if name.startswith(ours) and (replaced or not (study_folder / name).exists())
     ]
-    # The plan comes last: where it is, all is.
-    fetch_files(kept, sorted(lacking, key=lambda name: name == STUDY_FILE), study_folder)
-    if lacking:
+    # These come last: where they are, all is.
+    last = (STUDY_FILE, JOURNAL_FILE)
+    wanted.sort(key=lambda name: last.index(name) if name in last else -1)
+    fetch_files(kept, wanted, study_folder)
+    if wanted:
         console.print(f"goes on from {kept}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _has_gone_on_elsewhere(study_folder: Path, kept: str, console: Console) -> bool:
+    """Whether the kept journal has entries that the folder's own, if there is one, has not.
+
+    Journals only grow. One that has entries of its own, too, as of a trial under way when its run
+    died, is put aside: the stages of its trials are in the bucket.
+    """
+    journal = study_folder / JOURNAL_FILE
+    if not journal.exists():
+        return False
+    own = _whole_lines(journal)
+    with local_copy(join(kept, JOURNAL_FILE)) as copy:
+        theirs = _whole_lines(copy)
+    if own.startswith(theirs):
+        return False
+    if not theirs.startswith(own):
+        aside = journal.with_name(f"{JOURNAL_FILE}.{hashlib.sha256(own).hexdigest()[:6]}")
+        shutil.copyfile(journal, aside)
+        console.print(
+            f"the sweep has gone on elsewhere; {journal} was another, and is {aside.name} now",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return True
+
+
+def _whole_lines(journal: Path) -> bytes:
+    content = journal.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:

@@ -29,6 +29,7 @@ from seld.records import (
     LOG_FILE,
     Failure,
     StageUse,
+    Status,
     StudyRecord,
     TrialRecord,
     read_record,
@@ -276,9 +277,71 @@ def test_a_sweep_outlives_its_head(
     assert proposed[1][0] == proposed[0][2]
     assert not set(proposed[1]) & set(proposed[0][:2])
     # What is on the disk is newer than what could be kept.
-    (run.study_folder / "optuna.journal").write_text("ours")
+    journal = run.study_folder / "optuna.journal"
+    newer = journal.read_text() + '{"op": "more"}\n'
+    journal.write_text(newer)
     fetch_kept(run.study_folder, run.kept_in, console)
-    assert (run.study_folder / "optuna.journal").read_text() == "ours"
+    assert journal.read_text() == newer
+
+
+@pytest.mark.parametrize("killed_at_work", [False, True])
+def test_a_sweep_that_has_gone_on_elsewhere_loses_nothing_where_it_began(
+    killed_at_work: bool, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = sweep.Sweep(
+        name="s", scale=find_scale("demo"), objectives=("avc",), budgets_minutes=(1.5,), trials=9
+    )
+    proposed: list[list[str]] = []
+
+    def go_on(run: Any, *trials: str, rungs: int = 0) -> None:
+        """A run of these trials, which all finish, and of one more that passes so many rungs."""
+
+        def kept(trial_id: str, status: Status) -> str:
+            record = TrialRecord(
+                study="s", trial_id=trial_id, arm="avc", seed=0, annotation_minutes=1.5,
+                status=status, metrics={"seld_error": 0.5},
+            )  # fmt: skip
+            keep_record(record, run)
+            return trial_id
+
+        def some_trials(*_: object, search_alg: OptunaSearcher, **__: object) -> None:
+            proposed.append([])
+            for number in trials:
+                trial_id = search_alg.suggest(number)["cell"].trial_id
+                proposed[-1].append(kept(trial_id, "finished"))
+                outcome = {"status": "finished", "seld_error": 0.5}
+                search_alg.on_trial_complete(number, outcome)
+            proposed[-1].append(search_alg.suggest("last")["cell"].trial_id)
+            for rung in range(1, rungs + 1):
+                result = {"rung": rung, "rungs": 3, "status": "finished", "loss": 0.1}
+                kept(proposed[-1][-1], "stopped")
+                search_alg.should_stop("last", result)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(sweep, "let_tune_run", some_trials)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
+
+    console = Console(file=io.StringIO(), width=300)
+    one, other = (head(tmp_path / name, bucket, "s") for name in "ab")
+    for run in (one, other):
+        (run.study_folder / "reference").mkdir()
+    # What the bucket does not learn of the trial under way: that it has passed a rung.
+    go_on(one, "0", "1", rungs=int(killed_at_work))
+    before = (one.study_folder / "optuna.journal").read_bytes()
+    go_on(other, "0", "1", "2")
+    go_on(one, "0")
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "5 of 9 trials are done already" in printed
+    assert proposed[2][0] == proposed[1][3]  # the one that was under way
+    trials = [*proposed[0][:2], *proposed[1][:3], proposed[2][0]]
+    assert len(set(trials)) == 6
+    for trial_id in trials:
+        assert read_record(trial_folder(one.study_folder, trial_id)).status == "finished"
+    aside = [path.read_bytes() for path in one.study_folder.glob("optuna.journal.??????")]
+    assert aside == ([before] if killed_at_work else [])
+    assert ("the sweep has gone on elsewhere" in printed) == killed_at_work
 
 
 def test_a_sweep_goes_on_while_its_bucket_cannot_be_written(
