@@ -20,6 +20,7 @@ from seld.errors import InputError
 from seld.records import REFERENCE_FOLDER, STUDY_FILE, TRIALS_FOLDER
 from seld.storage import (
     absolute,
+    check_writable,
     fetch_files,
     files_below,
     is_local,
@@ -29,6 +30,7 @@ from seld.storage import (
     upload_folder,
     written_whole,
 )
+from trainables.stages import StageKey, StageStore
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +76,37 @@ def only_run(study_folder: Path) -> Iterator[None]:
         command = shlex.join(["python", *sys.argv])
         holder.write(f"{command} (since {since}, {socket.gethostname()}, process {os.getpid()})")
         holder.flush()
+        yield
+
+
+@contextmanager
+def only_head(storage: str | None, sweep: str, console: Console) -> Iterator[None]:
+    """Hold what a bucket keeps of a sweep, if one does, as :func:`only_run` holds its folder.
+
+    Of two heads each would keep its journal in the place of the other's. One that has died holds
+    it until its heart has stood still for as long as that of any stage's.
+
+    Raises:
+        InputError: another head holds it.
+    """
+    kept = results_uri(storage, sweep)
+    if storage is None or kept is None:
+        yield
+        return
+    check_writable(kept)
+    waited_for: set[str] = set()
+
+    def say(owner: str) -> None:
+        if owner not in waited_for:
+            console.print(f"waits to see whether {owner} still runs", markup=False, highlight=False)
+        waited_for.add(owner)
+
+    # Beside the stages: what is below the results is copied to and fro.
+    store = StageStore(join(storage, "stages"))
+    with store.hold(StageKey(name="sweep", digest=sweep), waiting=say) as owner:
+        if owner is not None:
+            expected = "none at the same time; wait for its end, or choose another --name"
+            raise InputError(kept, "a run", owner, expected)
         yield
 
 

@@ -29,6 +29,7 @@ from ablations.places import (
     fetch_kept,
     keep_journal,
     keep_plan,
+    only_head,
     only_run,
     print_report_path,
 )
@@ -227,7 +228,7 @@ def run_sweep(
     """
     folder = options["results"] / sweep.name
     make_writable(folder)
-    with only_run(folder):
+    with only_run(folder), only_head(options.get("storage"), sweep.name, Console()):
         return run_and_report(
             as_study(sweep),
             run_trials=partial(run_missing_trials, sweep),

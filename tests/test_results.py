@@ -19,7 +19,13 @@ from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
-from ablations.places import fetch_kept, keep_journal, keep_results, stages_root
+from ablations.places import (
+    fetch_kept,
+    keep_journal,
+    keep_results,
+    only_head,
+    stages_root,
+)
 from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
@@ -39,7 +45,7 @@ from seld.records import (
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
-from trainables import trial
+from trainables import stages, trial
 from trainables.cells import DEFAULT_DATA
 from trainables.stages import StageKey, StageStore
 from trainables.trial import keep_record
@@ -342,6 +348,28 @@ def test_a_sweep_that_has_gone_on_elsewhere_loses_nothing_where_it_began(
     aside = [path.read_bytes() for path in one.study_folder.glob("optuna.journal.??????")]
     assert aside == ([before] if killed_at_work else [])
     assert ("the sweep has gone on elsewhere" in printed) == killed_at_work
+
+
+def test_a_second_head_leaves_the_first_alone(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setattr(stages, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(stages, "REMOTE_POLL_S", 0.01)
+    ran: list[str] = []
+    monkeypatch.setattr(sweep, "run_and_report", lambda *_, **__: ran.append("a run") or 0)
+
+    def second(*arguments: str) -> tuple[int, str]:
+        return run(run_sweep.main, "--results", str(tmp_path), "--name", "s", *arguments)
+
+    with only_head(bucket, "s", Console()):
+        code, printed = second("--storage", bucket)
+        assert (code, ran) == (2, [])
+        assert f"error: {bucket}/results/s: a run is '" in printed
+        assert "expected none at the same time" in printed
+        assert second("--storage", f"{bucket}/other")[0] == 0
+        assert second()[0] == 0
+    assert second("--storage", bucket)[0] == 0
+    assert len(ran) == 3
 
 
 def test_a_sweep_goes_on_while_its_bucket_cannot_be_written(
