@@ -34,6 +34,8 @@ from trainables.stages import StageKey, StageStore
 
 ROOT = Path(__file__).parents[1]
 
+#: Below the results, or below the URI they are kept at: finished stages.
+STAGES_FOLDER = "stages"
 #: Of a sweep's folder: all that Optuna knows.
 JOURNAL_FILE = "optuna.journal"
 #: Likewise: who has run the sweep last, locked while they do.
@@ -43,9 +45,9 @@ LAST_RUN_FILE = "last-run.txt"
 def stages_root(storage: str | None, results: Path) -> str:
     """Where finished stages are kept: beside shards and results under a URI, else as said."""
     if storage is None:
-        return str((results / "stages").resolve())
+        return str((results / STAGES_FOLDER).resolve())
     # Ray Train takes no relative path.
-    return absolute(storage) if is_local(storage) else join(storage, "stages")
+    return absolute(storage) if is_local(storage) else join(storage, STAGES_FOLDER)
 
 
 def results_uri(storage: str | None, study: str) -> str | None:
@@ -102,7 +104,7 @@ def only_head(storage: str | None, sweep: str, console: Console) -> Iterator[Non
         waited_for.add(owner)
 
     # Beside the stages: what is below the results is copied to and fro.
-    store = StageStore(join(storage, "stages"))
+    store = StageStore(join(storage, STAGES_FOLDER))
     with store.hold(StageKey(name="sweep", digest=sweep), waiting=say) as owner:
         if owner is not None:
             expected = "none at the same time; wait for its end, or choose another --name"

@@ -515,12 +515,35 @@ def test_a_job_that_is_not_taken_is_refused_in_one_line(
     assert len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("storage", ["{occupied}", "{occupied}/below", "nothing://there"])
+@pytest.mark.parametrize("action", [("--plan",), ("--show", "all")])
+def test_a_store_that_cannot_be_is_refused_before_any_work(
+    storage: str, action: tuple[str, ...], tmp_path: Path, run: Run
+) -> None:
+    occupied = tmp_path / "file"
+    occupied.touch()
+    places = ("--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"))
+    storage = storage.format(occupied=occupied)
+    code, printed = run(run_grid.main, *action, *places, "--storage", storage)
+    if action == ("--plan",) or "://" in storage:
+        assert (code, storage in printed, len(printed.strip().splitlines())) == (2, True, 1)
+    else:
+        assert (code, printed.strip()) == (0, "no trial has begun")  # results are elsewhere
+
+
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [
         (run_grid.main, ("--show", "")),
         (run_grid.main, ("--attach", "", "--address", "http://127.0.0.1:1")),
         (run_grid.main, ("--arms", "")),
+        (run_grid.main, ("--scale", "")),
+        (run_grid.main, ("--data", "")),
+        (run_grid.main, ("--results", "")),
+        (run_grid.main, ("--sound-bank", "")),
+        (run_grid.main, ("--annotated", "starss22=")),
+        (run_grid.main, ("--storage", "s3://")),
+        (run_grid.main, ("--storage", "://runs")),
         (run_grid.main, ("--budgets", "nan")),
         (run_grid.main, ("--budgets", "1,inf")),
         (run_grid.main, ("--gpus-per-worker", "nan")),
@@ -528,12 +551,16 @@ def test_a_job_that_is_not_taken_is_refused_in_one_line(
         (run_sweep.main, ("--objectives", "")),
         (run_sweep.main, ("--minimise", ",")),
         (run_sweep.main, ("--name", "")),
+        (run_sweep.main, ("--name", "..")),
+        (run_sweep.main, ("--name", "a/b")),
+        (run_sweep.main, ("--name", "stages")),
+        (run_sweep.main, ("--name", "variants")),
     ],
 )
 def test_values_that_say_nothing_are_refused(
     main: Callable[[], int], arguments: tuple[str, ...], run: Run
 ) -> None:
-    code, printed = run(main, *arguments)
+    code, printed = run(main, *arguments, "--plan")  # lest one that is taken should run
     assert code == 2
     assert f"argument {arguments[0]}: " in printed
     assert len(printed.strip().splitlines()) == 1

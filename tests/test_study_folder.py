@@ -177,6 +177,28 @@ def test_a_seed_of_one_stage_alone_is_refused(stage: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("shards.clip_s=5", "stage is 'shards', expected pretrain or finetune; scenes and shards"),
+        ("steps=5", "assignment is 'steps=5', expected STAGE.KEY=VALUE"),
+        ("pretrain", "assignment is 'pretrain', expected STAGE.KEY=VALUE"),
+        ("pretrain.steps", "assignment is 'pretrain.steps', expected STAGE.KEY=VALUE"),
+        ("finetune.window_s=11", "scratch finetune.window_s is 11.0, expected at most the 10 s"),
+        ("pretrain.window_s=11", "avc pretrain.window_s is 11.0, expected at most the 10 s"),
+    ],
+)
+def test_what_cannot_be_set_is_said_before_any_work(assignment: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        with_assignments(VARIANTS, [assignment])
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    replace(VARIANTS, seeds=(2**63 - 1,))
+    with pytest.raises(InputError, match=rf"seeds is {2**63}, expected at most"):
+        replace(VARIANTS, seeds=(0, 2**63))
+
+
+@pytest.mark.parametrize(
     ("study", "assignment", "arms"),
     [
         ("temperature", "pretrain.temperature=0.1", "tau_0.03 and tau_0.07"),
