@@ -17,7 +17,7 @@ from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import SoundBank, open_bank
 from seld.shards import rejected_table
-from seld.storage import check_writable, is_local, join
+from seld.storage import absolute, check_writable, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
@@ -112,7 +112,9 @@ class DataOptions:
                 title_of(self.annotated),
                 f"none with study {study.name}, whose arms {own_scenes} change rendered scenes",
             )
-        make_writable(self.folder)
+        make_writable(self.folder, "--data")
+        if self.storage is not None and is_local(self.storage):
+            make_writable(Path(absolute(self.storage)), "--storage")
         if not is_local(self.root):
             check_writable(self.root)
 
@@ -129,8 +131,8 @@ def _check_budget(study: Study, annotated_minutes: float) -> None:
         )
 
 
-def make_writable(folder: Path) -> None:
-    """Create a folder, or say why it cannot be written."""
+def make_writable(folder: Path, option: str) -> None:
+    """Create the folder that an option names, or say why it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -138,7 +140,7 @@ def make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         expected = f"a folder that can be written ({error.strerror})"
-        raise InputError("command line", "folder", str(folder), expected) from error
+        raise InputError("command line", option, str(folder), expected) from error
 
 
 def prepare_data(

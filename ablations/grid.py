@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,10 +74,11 @@ def run_missing_trials(
     check_budgets(study, run.data[DEFAULT_DATA])
     fetch_kept(run.study_folder, run.kept_in, console)
     plan = plan_of(study, cells, run.study_folder)
-    refuse_results_of_other_data(plan, run)
+    missing = [cell for cell in cells if not is_finished(cell, run)]
+    finished = {cell.trial_id for cell in cells} - {cell.trial_id for cell in missing}
+    refuse_results_of_other_data(plan, run, finished)
     write_study(plan, run.study_folder)
     keep_plan(run.study_folder, run.kept_in)
-    missing = [cell for cell in cells if not is_finished(cell, run)]
     if not missing:
         console.print(f"all {len(cells)} trials are finished already")
         return
@@ -121,10 +122,18 @@ def is_finished(cell: Cell, run: StudyRun) -> bool:
     return record.status == "finished" and made.get("evaluate") == wanted
 
 
-def refuse_results_of_other_data(plan: StudyRecord, run: StudyRun) -> None:
-    """What is planned counts together, by this command and earlier ones: it has to have one test.
+def refuse_results_of_other_data(
+    plan: StudyRecord, run: StudyRun, finished: Collection[str] = ()
+) -> None:
+    """What is planned counts together, by this command and earlier ones: it has to have one data.
 
     Trials are named by their settings, too, so those on other recordings would be replaced.
+
+    Args:
+        plan: of this command and earlier ones.
+        run: whose data they have to be of.
+        finished: trials of this command that its data would make again: without pretraining it is
+            all the same what the others pretrain on.
     """
     # Arms with scenes of their own share the test recordings.
     scored_on = run.data[DEFAULT_DATA].test_fingerprint
@@ -133,9 +142,17 @@ def refuse_results_of_other_data(plan: StudyRecord, run: StudyRun) -> None:
             record = read_record(trial_folder(run.study_folder, trial_id))
         except InputError:
             continue
-        if record.status == "finished" and record.test_fingerprint != scored_on:
-            expected = f"another: it has results on other test recordings ({trial_id})"
-            raise InputError("command line", "--results", str(run.study_folder.parent), expected)
+        if record.status != "finished" or trial_id in finished:
+            continue
+        data = run.data.get(record.config.get("data", DEFAULT_DATA))
+        if record.test_fingerprint != scored_on:
+            other = "test recordings"
+        elif data is not None and record.data_fingerprint not in ("", data.fingerprint):
+            other = "recordings to train on"
+        else:
+            continue
+        expected = f"another: it has results on other {other} ({trial_id})"
+        raise InputError("command line", "--results", str(run.study_folder.parent), expected)
 
 
 def report_on(study_folder: Path, console: Console) -> int:

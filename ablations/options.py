@@ -34,8 +34,8 @@ class RunOptions(TypedDict):
 def add_place_options(parser: argparse.ArgumentParser) -> None:
     """Options that say which data, and where to compute and keep results."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards (data/)")
-    data.add_argument("--sound-bank", type=Path, help="folder of <class>/*.wav|ogg|flac")
+    data.add_argument("--data", type=folder, default=Path("data"), help="scenes and shards (data/)")
+    data.add_argument("--sound-bank", type=folder, help="folder of <class>/*.wav|ogg|flac")
     for option, example in (
         ("--annotated", "starss22=DIR"),
         ("--unannotated", "yt360=DIR, or yt360:5000=DIR of 5000 recordings"),
@@ -50,10 +50,10 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         )
     data.add_argument("--max-bad-share", type=float, default=0.5, help="stop above (0.5)")
     where = parser.add_argument_group("where")
-    where.add_argument("--results", type=Path, default=Path("results"), help="(results/)")
+    where.add_argument("--results", type=folder, default=Path("results"), help="(results/)")
     where.add_argument(
         "--storage",
-        type=word,
+        type=place,
         help="folder of finished stages (results/stages);\n"
         "a URI keeps scenes, shards and results as well, for clusters without a common disk",
     )
@@ -165,9 +165,13 @@ def assignments_by_stage(assignments: Sequence[str]) -> dict[str, list[str]]:
     """``pretrain.key=value`` and ``finetune.key=value``, without the stage, by stage."""
     by_stage: dict[str, list[str]] = {"pretrain": [], "finetune": []}
     for assignment in assignments:
+        name, equals, _ = assignment.partition("=")
         stage, _, rest = assignment.partition(".")
+        if not equals or "." not in name:
+            raise InputError("--set", "assignment", assignment, "STAGE.KEY=VALUE")
         if stage not in by_stage:
-            raise InputError("--set", "stage", stage, "pretrain or finetune")
+            expected = "pretrain or finetune; scenes and shards are as the scale has them"
+            raise InputError("--set", "stage", stage, expected)
         if rest.partition("=")[0] == "seed":
             expected = "--seeds (of a sweep: --seed), of all stages at once"
             raise InputError("--set", f"{stage}.seed", assignment, expected)
@@ -187,6 +191,21 @@ def word(text: str) -> str:
     """Something rather than nothing, as an unset variable of a shell gives."""
     if not text:
         raise argparse.ArgumentTypeError(f"{text!r}, expected something")
+    return text
+
+
+def folder(text: str) -> Path:
+    """A path, which nothing is not: it would be the working folder."""
+    return Path(word(text))
+
+
+def place(text: str) -> str:
+    """A path, or a URI that says where."""
+    protocol, separator, rest = text.partition("://")
+    if not text or (separator and not (protocol and rest.strip("/"))):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected a folder, or a URI as s3://BUCKET/RUN"
+        )
     return text
 
 

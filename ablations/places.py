@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shlex
 import shutil
@@ -19,17 +20,22 @@ from seld.errors import InputError
 from seld.records import REFERENCE_FOLDER, STUDY_FILE, TRIALS_FOLDER
 from seld.storage import (
     absolute,
+    check_writable,
     fetch_files,
     files_below,
     is_local,
     join,
+    local_copy,
     refusals,
     upload_folder,
     written_whole,
 )
+from trainables.stages import StageKey, StageStore
 
 ROOT = Path(__file__).parents[1]
 
+#: Below the results, or below the URI they are kept at: finished stages.
+STAGES_FOLDER = "stages"
 #: Of a sweep's folder: all that Optuna knows.
 JOURNAL_FILE = "optuna.journal"
 #: Likewise: who has run the sweep last, locked while they do.
@@ -39,9 +45,9 @@ LAST_RUN_FILE = "last-run.txt"
 def stages_root(storage: str | None, results: Path) -> str:
     """Where finished stages are kept: beside shards and results under a URI, else as said."""
     if storage is None:
-        return str((results / "stages").resolve())
+        return str((results / STAGES_FOLDER).resolve())
     # Ray Train takes no relative path.
-    return absolute(storage) if is_local(storage) else join(storage, "stages")
+    return absolute(storage) if is_local(storage) else join(storage, STAGES_FOLDER)
 
 
 def results_uri(storage: str | None, study: str) -> str | None:
@@ -75,6 +81,37 @@ def only_run(study_folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def only_head(storage: str | None, sweep: str, console: Console) -> Iterator[None]:
+    """Hold what a bucket keeps of a sweep, if one does, as :func:`only_run` holds its folder.
+
+    Of two heads each would keep its journal in the place of the other's. One that has died holds
+    it until its heart has stood still for as long as that of any stage's.
+
+    Raises:
+        InputError: another head holds it.
+    """
+    kept = results_uri(storage, sweep)
+    if storage is None or kept is None:
+        yield
+        return
+    check_writable(kept)
+    waited_for: set[str] = set()
+
+    def say(owner: str) -> None:
+        if owner not in waited_for:
+            console.print(f"waits to see whether {owner} still runs", markup=False, highlight=False)
+        waited_for.add(owner)
+
+    # Beside the stages: what is below the results is copied to and fro.
+    store = StageStore(join(storage, STAGES_FOLDER))
+    with store.hold(StageKey(name="sweep", digest=sweep), waiting=say) as owner:
+        if owner is not None:
+            expected = "none at the same time; wait for its end, or choose another --name"
+            raise InputError(kept, "a run", owner, expected)
+        yield
+
+
 def keep_plan(study_folder: Path, kept: str | None) -> None:
     """Copy ``study.json`` to where results are kept, if anywhere, before there are any.
 
@@ -103,30 +140,75 @@ def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
     """Copy what earlier runs have kept, if anywhere, to a machine where none has been.
 
     Without it the plan, a sweep's proposals and other commands' trials would begin anew, and take
-    the place of what is kept. What the folder has of its own stands.
+    the place of what is kept. What the folder has of its own stands, unless the sweep has gone on
+    elsewhere since: then what is kept holds.
     """
     if kept is None:
         return
+    there = files_below(kept)
+    replaced = JOURNAL_FILE in there and _has_gone_on_elsewhere(study_folder, kept, console)
     ours: tuple[str, ...] = (JOURNAL_FILE,)
-    if not (study_folder / STUDY_FILE).exists():
+    if replaced or not (study_folder / STUDY_FILE).exists():
         ours += (f"{REFERENCE_FOLDER}/", f"{TRIALS_FOLDER}/", STUDY_FILE)
-    lacking = [
+    wanted = [
         name
-        for name in files_below(kept)
-        if name.startswith(ours) and not (study_folder / name).exists()
+        for name in there
+        if name.startswith(ours) and (replaced or not (study_folder / name).exists())
     ]
-    # The plan comes last: where it is, all is.
-    fetch_files(kept, sorted(lacking, key=lambda name: name == STUDY_FILE), study_folder)
-    if lacking:
+    # These come last: where they are, all is.
+    last = (STUDY_FILE, JOURNAL_FILE)
+    wanted.sort(key=lambda name: last.index(name) if name in last else -1)
+    fetch_files(kept, wanted, study_folder)
+    if wanted:
         console.print(f"goes on from {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _has_gone_on_elsewhere(study_folder: Path, kept: str, console: Console) -> bool:
+    """Whether the kept journal has entries that the folder's own, if there is one, has not.
+
+    Journals only grow. One that has entries of its own, too, as of a trial under way when its run
+    died, is put aside: the stages of its trials are in the bucket.
+    """
+    journal = study_folder / JOURNAL_FILE
+    if not journal.exists():
+        return False
+    own = _whole_lines(journal)
+    with local_copy(join(kept, JOURNAL_FILE)) as copy:
+        theirs = _whole_lines(copy)
+    if own.startswith(theirs):
+        return False
+    if not theirs.startswith(own):
+        aside = journal.with_name(f"{JOURNAL_FILE}.{hashlib.sha256(own).hexdigest()[:6]}")
+        shutil.copyfile(journal, aside)
+        console.print(
+            f"the sweep has gone on elsewhere; {journal} was another, and is {aside.name} now",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return True
+
+
+def _whole_lines(journal: Path) -> bytes:
+    content = journal.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:
-    """Copy tables and report beside the stages, where those are under a URI."""
+    """Copy tables and report beside the stages, where those are under a URI.
+
+    Raises:
+        InputError: they cannot be written there.
+    """
     kept = results_uri(storage, study_folder.name)
-    if kept is not None:
+    if kept is None:
+        return
+    try:
         upload_folder(study_folder, kept)
-        console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)
+    except refusals(kept) as error:
+        expected = f"one that can be written; all is in {study_folder}, the same command copies it"
+        raise InputError(kept, "bucket", str(error), expected) from error
+    console.print(f"kept in {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_report_path(report: Path, console: Console) -> None:

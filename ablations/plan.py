@@ -100,8 +100,16 @@ def plan_study(
     if len(machines) > 1 and cluster.address is None:
         heading += f", on {len(machines)} machines like this one"
     console.print(f"{study.name}: {heading}; {placement.describe()}", highlight=False)
+    console.print(finetuning_lengths(study), highlight=False)
     print_plan(plans, placement, console)
     return 0
+
+
+def finetuning_lengths(study: Study) -> str:
+    """How long each budget is fine-tuned: a scale may have fewer steps for some than for others."""
+    lengths = {(cell.annotation_minutes, cell.finetune.steps): None for cell in study.cells()}
+    parts = (f"{steps} steps with {minutes:g}" for minutes, steps in lengths)
+    return f"fine-tuning: {', '.join(parts)} annotated minutes"
 
 
 def machines_of_a_trial(gpus: float, cluster: ClusterOptions) -> int:

@@ -49,7 +49,7 @@ def fetch(kept: str | None, study_folder: Path, console: Console) -> int:
     """
     if kept is None:
         raise InputError("command line", "--storage", kept, "the URI of the run to fetch from")
-    make_writable(study_folder)
+    make_writable(study_folder, "--results")
     with only_run(study_folder):
         fetch_folder(kept, study_folder)
     from analysis import Analysis  # what draws takes a second to import

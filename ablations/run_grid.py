@@ -32,6 +32,7 @@ from ablations.options import (
     number,
     numbers,
     run_options,
+    word,
 )
 from ablations.plan import plan_study
 from search_spaces.scales import SCALES
@@ -72,12 +73,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("study", nargs="?", default="variants", help=f"one of {', '.join(STUDIES)}")
     parser.add_argument(
-        "--scale", help=f"one of {', '.join(SCALES)} (demo; the study evidence: evidence)"
+        "--scale",
+        type=word,
+        help=f"one of {', '.join(SCALES)} (demo; the study evidence: evidence)",
     )
     what = parser.add_argument_group("what to run")
     what.add_argument("--arms", type=names, help="only these arms, comma-separated")
     what.add_argument("--seeds", type=numbers(int), help="for example 0,1,2")
-    what.add_argument("--budgets", type=numbers(number), help="annotated minutes, for example 2,8")
+    what.add_argument(
+        "--budgets",
+        type=numbers(number),
+        help="annotated minutes, for example 2,8;\n--plan says how long each is fine-tuned",
+    )
     what.add_argument(
         "--set",
         dest="assignments",

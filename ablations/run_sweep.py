@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ablations import detached, results
@@ -32,8 +33,8 @@ from ablations.options import (
     numbers,
     run_options,
     typed_places,
-    word,
 )
+from ablations.places import STAGES_FOLDER
 from ablations.plan import plan_study
 from ablations.sweep import GOALS, Sweep, as_study, expected_cells, run_sweep
 from search_spaces.scales import SCALES, find_scale
@@ -44,6 +45,7 @@ from search_spaces.spaces import (
     OBJECTIVES,
     TEMPERATURE,
 )
+from search_spaces.studies import STUDIES
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
 
@@ -78,14 +80,18 @@ def parse_arguments() -> argparse.Namespace:
         prog="run_sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--name", type=word, default="sweep", help="of its folder in the results (sweep)"
+        "--name", type=own_folder, default="sweep", help="of its folder in the results (sweep)"
     )
     parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
     what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
     what.add_argument("--search", type=names, help="only these settings of the space (all)")
-    what.add_argument("--budgets", type=numbers(number), help="annotated minutes (the scale's)")
+    what.add_argument(
+        "--budgets",
+        type=numbers(number),
+        help="annotated minutes (the scale's);\n--plan says how long each is fine-tuned",
+    )
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
         "--minimise",
@@ -107,6 +113,15 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     check_cost_options(parser, arguments)
     return arguments
+
+
+def own_folder(text: str) -> str:
+    """A name for a folder in the results that is no grid's and not that of the stages."""
+    taken = ("", ".", "..", STAGES_FOLDER, *STUDIES)
+    if text in taken or Path(text).name != text:
+        expected = f"the name of one folder, and none of {', '.join(taken[3:])}"
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
+    return text
 
 
 def sweep_of(arguments: argparse.Namespace) -> Sweep:

@@ -107,7 +107,7 @@ def run_and_report(
     """
     deadline = Deadline.after(budget_hours)
     study_folder = results / study.name
-    make_writable(study_folder)
+    make_writable(study_folder, "--results")
     data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
         tracking = trackers(study.name, study_folder, also=track)

@@ -29,6 +29,7 @@ from ablations.places import (
     fetch_kept,
     keep_journal,
     keep_plan,
+    only_head,
     only_run,
     print_report_path,
 )
@@ -115,12 +116,22 @@ class Sweep:
         for option, count in (("--trials", self.trials), ("--rungs", self.rungs)):
             if count < 1:
                 raise InputError("command line", option, count, "at least 1")
+        if len(set(self.goals)) < len(self.goals):
+            raise InputError("--minimise", "goals", ",".join(self.goals), "different ones")
         if self.seed < 0:
             raise InputError("command line", "--seed", self.seed, "0 or more")
         if len(self.goals) > 1 and self.rungs > 1:
             raise InputError("command line", "--rungs", self.rungs, "1 with several goals")
         if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
             raise InputError("--budgets", "minutes", self.budgets_minutes, "more than 0")
+        recipes = [getattr(self.scale, name) for name in self.objectives]
+        fewest = min(stage.steps for stage in (*recipes, self.scale.finetune))
+        most = 1
+        while REDUCTION**most <= fewest:
+            most += 1
+        if self.rungs > most:
+            expected = f"at most {most}: of {fewest} steps, the first has one then"
+            raise InputError("command line", "--rungs", self.rungs, expected)
 
     def propose(self, trial: Suggests) -> Parameters:
         """The next point."""
@@ -227,8 +238,8 @@ def run_sweep(
         InputError: for everything that can be known to be wrong before the work starts.
     """
     folder = options["results"] / sweep.name
-    make_writable(folder)
-    with only_run(folder):
+    make_writable(folder, "--results")
+    with only_run(folder), only_head(options.get("storage"), sweep.name, Console()):
         return run_and_report(
             as_study(sweep),
             run_trials=partial(run_missing_trials, sweep),

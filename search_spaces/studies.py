@@ -23,6 +23,9 @@ from trainables.finetune import FinetuneSettings
 from trainables.presets import with_ingredients
 from trainables.pretrain import PretrainSettings
 
+#: What torch and tables take.
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -71,10 +74,18 @@ class Study:
             raise InputError(where, "seeds", "none", "at least one")
         if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise InputError(where, "seeds", self.seeds, "different numbers from 0")
+        if max(self.seeds) > LARGEST_SEED:
+            raise InputError(where, "seeds", max(self.seeds), f"at most {LARGEST_SEED}")
         for arm in self.arms:
             for name, pretrained, finetuned in _misfits(arm):
                 expected = f"pretrain.audio.{name}, {pretrained}: what is pretrained is fine-tuned"
                 raise InputError(where, f"{arm.name} finetune.audio.{name}", finetuned, expected)
+            for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
+                clip_s = self.scale.shards.clip_s
+                if settings is not None and settings.window_s > clip_s + 1e-6:
+                    expected = f"at most the {clip_s:g} s of a clip"
+                    field = f"{arm.name} {stage}.window_s"
+                    raise InputError(where, field, settings.window_s, expected)
             if arm.scenes is not None and arm.scenes.test != self.scale.scenes.test:
                 raise InputError(where, f"test part of {arm.name}", arm.scenes.test, "the study's")
         budgets = self.budgets_minutes

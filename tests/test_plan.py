@@ -18,10 +18,10 @@ from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, autoscaled_machines
 from ablations.data import DataOptions, data_for_plan
 from ablations.places import ROOT
-from ablations.plan import StagePlan, plan_stages, plan_study
+from ablations.plan import StagePlan, finetuning_lengths, plan_stages, plan_study
 from ablations.sweep import Sweep, as_study, expected_cells
 from search_spaces.scales import find_scale
-from search_spaces.studies import Study, variants
+from search_spaces.studies import Study, find_study, variants
 from seld.errors import InputError
 from tests.test_finetune import SETTINGS as FINETUNE
 from tests.test_pretrain import TINY
@@ -71,6 +71,14 @@ def test_calibration_times_each_arm_once(tmp_path: Path) -> None:
     assert sorted(measured) == sorted(arm.name for arm in STUDY.arms)
     assert plans["pretrain"].expected_s == 8 * SECONDS["pretrain"]
     assert plans["finetune"].expected_s == 20 * SECONDS["finetune"]
+
+
+def test_a_plan_says_how_long_each_budget_is_fine_tuned() -> None:
+    """A budget that the scale has no number of steps for gets the recipe's."""
+    study = replace(find_study("evidence"), budgets_minutes=(1.0, 2.0, 6.0))
+    assert finetuning_lengths(study) == (
+        "fine-tuning: 6000 steps with 1, 3000 steps with 2, 6000 steps with 6 annotated minutes"
+    )
 
 
 def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> None:

@@ -19,16 +19,23 @@ from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
-from ablations.places import fetch_kept, keep_journal, stages_root
+from ablations.places import (
+    fetch_kept,
+    keep_journal,
+    keep_results,
+    only_head,
+    stages_root,
+)
 from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
 from search_spaces.studies import find_study
-from seld.errors import exit_on_input_error
+from seld.errors import InputError, exit_on_input_error
 from seld.records import (
     LOG_FILE,
     Failure,
     StageUse,
+    Status,
     StudyRecord,
     TrialRecord,
     read_record,
@@ -38,6 +45,7 @@ from seld.records import (
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
+from trainables import stages, trial
 from trainables.cells import DEFAULT_DATA
 from trainables.stages import StageKey, StageStore
 from trainables.trial import keep_record
@@ -275,9 +283,93 @@ def test_a_sweep_outlives_its_head(
     assert proposed[1][0] == proposed[0][2]
     assert not set(proposed[1]) & set(proposed[0][:2])
     # What is on the disk is newer than what could be kept.
-    (run.study_folder / "optuna.journal").write_text("ours")
+    journal = run.study_folder / "optuna.journal"
+    newer = journal.read_text() + '{"op": "more"}\n'
+    journal.write_text(newer)
     fetch_kept(run.study_folder, run.kept_in, console)
-    assert (run.study_folder / "optuna.journal").read_text() == "ours"
+    assert journal.read_text() == newer
+
+
+@pytest.mark.parametrize("killed_at_work", [False, True])
+def test_a_sweep_that_has_gone_on_elsewhere_loses_nothing_where_it_began(
+    killed_at_work: bool, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = sweep.Sweep(
+        name="s", scale=find_scale("demo"), objectives=("avc",), budgets_minutes=(1.5,), trials=9
+    )
+    proposed: list[list[str]] = []
+
+    def go_on(run: Any, *trials: str, rungs: int = 0) -> None:
+        """A run of these trials, which all finish, and of one more that passes so many rungs."""
+
+        def kept(trial_id: str, status: Status) -> str:
+            record = TrialRecord(
+                study="s", trial_id=trial_id, arm="avc", seed=0, annotation_minutes=1.5,
+                status=status, metrics={"seld_error": 0.5},
+            )  # fmt: skip
+            keep_record(record, run)
+            return trial_id
+
+        def some_trials(*_: object, search_alg: OptunaSearcher, **__: object) -> None:
+            proposed.append([])
+            for number in trials:
+                trial_id = search_alg.suggest(number)["cell"].trial_id
+                proposed[-1].append(kept(trial_id, "finished"))
+                outcome = {"status": "finished", "seld_error": 0.5}
+                search_alg.on_trial_complete(number, outcome)
+            proposed[-1].append(search_alg.suggest("last")["cell"].trial_id)
+            for rung in range(1, rungs + 1):
+                result = {"rung": rung, "rungs": 3, "status": "finished", "loss": 0.1}
+                kept(proposed[-1][-1], "stopped")
+                search_alg.should_stop("last", result)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(sweep, "let_tune_run", some_trials)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
+
+    console = Console(file=io.StringIO(), width=300)
+    one, other = (head(tmp_path / name, bucket, "s") for name in "ab")
+    for run in (one, other):
+        (run.study_folder / "reference").mkdir()
+    # What the bucket does not learn of the trial under way: that it has passed a rung.
+    go_on(one, "0", "1", rungs=int(killed_at_work))
+    before = (one.study_folder / "optuna.journal").read_bytes()
+    go_on(other, "0", "1", "2")
+    go_on(one, "0")
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "5 of 9 trials are done already" in printed
+    assert proposed[2][0] == proposed[1][3]  # the one that was under way
+    trials = [*proposed[0][:2], *proposed[1][:3], proposed[2][0]]
+    assert len(set(trials)) == 6
+    for trial_id in trials:
+        assert read_record(trial_folder(one.study_folder, trial_id)).status == "finished"
+    aside = [path.read_bytes() for path in one.study_folder.glob("optuna.journal.??????")]
+    assert aside == ([before] if killed_at_work else [])
+    assert ("the sweep has gone on elsewhere" in printed) == killed_at_work
+
+
+def test_a_second_head_leaves_the_first_alone(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setattr(stages, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(stages, "REMOTE_POLL_S", 0.01)
+    ran: list[str] = []
+    monkeypatch.setattr(sweep, "run_and_report", lambda *_, **__: ran.append("a run") or 0)
+
+    def second(*arguments: str) -> tuple[int, str]:
+        return run(run_sweep.main, "--results", str(tmp_path), "--name", "s", *arguments)
+
+    with only_head(bucket, "s", Console()):
+        code, printed = second("--storage", bucket)
+        assert (code, ran) == (2, [])
+        assert f"error: {bucket}/results/s: a run is '" in printed
+        assert "expected none at the same time" in printed
+        assert second("--storage", f"{bucket}/other")[0] == 0
+        assert second()[0] == 0
+    assert second("--storage", bucket)[0] == 0
+    assert len(ran) == 3
 
 
 def test_a_sweep_goes_on_while_its_bucket_cannot_be_written(
@@ -292,6 +384,59 @@ def test_a_sweep_goes_on_while_its_bucket_cannot_be_written(
     keep_journal(tmp_path, "memory://nowhere", console)
     assert isinstance(console.file, io.StringIO)
     assert "optuna.journal is not kept yet: no entry" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "outages", "tries", "said"),
+    [
+        (ConnectionError("no route"), 2, 3, "storage_unreachable, is tried again"),
+        (ConnectionError("no route"), 99, 7, "storage_unreachable, is left to the end of the run"),
+        (PermissionError("no entry"), 99, 1, "code_error, is left to the end of the run"),
+    ],
+)
+def test_a_trial_with_its_scores_does_not_fail_for_a_bucket_that_is_away(
+    error: Exception,
+    outages: int,
+    tries: int,
+    said: str,
+    tmp_path: Path,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "variants"
+    write_trials(folder)
+    record = read_record(trial_folder(folder, "scratch-2min-seed0-aaaaaa"))
+    kept = f"{bucket}/results/variants"
+    tried: list[str] = []
+
+    def upload(source: Path, uri: str) -> None:
+        if source.name == "reference":
+            tried.append(uri)
+            if len(tried) <= outages:
+                raise error
+        upload_folder(source, uri)
+
+    monkeypatch.setattr(trial, "upload_folder", upload)
+    monkeypatch.setattr(trial, "BACKOFF_S", 0.0)
+    run: Any = SimpleNamespace(study_folder=folder, kept_in=kept)
+    keep_record(record, run)
+    assert len(tried) == tries
+    log = (trial_folder(folder, record.trial_id) / LOG_FILE).read_text()
+    assert said in log
+    assert str(error) in log
+    there = f"trials/{record.trial_id}/record.json" in files_below(kept)
+    assert there == (outages < tries)
+
+
+def test_what_a_run_cannot_keep_in_the_end_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no entry")
+
+    monkeypatch.setattr(places, "upload_folder", refused)
+    with pytest.raises(InputError, match=rf"is 'no entry', .* in {tmp_path}, the same command"):
+        keep_results(tmp_path, "memory://nowhere", Console(file=io.StringIO()))
 
 
 def test_what_a_bucket_has_is_not_copied_again(tmp_path: Path, bucket: str) -> None:
@@ -370,12 +515,35 @@ def test_a_job_that_is_not_taken_is_refused_in_one_line(
     assert len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("storage", ["{occupied}", "{occupied}/below", "nothing://there"])
+@pytest.mark.parametrize("action", [("--plan",), ("--show", "all")])
+def test_a_store_that_cannot_be_is_refused_before_any_work(
+    storage: str, action: tuple[str, ...], tmp_path: Path, run: Run
+) -> None:
+    occupied = tmp_path / "file"
+    occupied.touch()
+    places = ("--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"))
+    storage = storage.format(occupied=occupied)
+    code, printed = run(run_grid.main, *action, *places, "--storage", storage)
+    if action == ("--plan",) or "://" in storage:
+        assert (code, storage in printed, len(printed.strip().splitlines())) == (2, True, 1)
+    else:
+        assert (code, printed.strip()) == (0, "no trial has begun")  # results are elsewhere
+
+
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [
         (run_grid.main, ("--show", "")),
         (run_grid.main, ("--attach", "", "--address", "http://127.0.0.1:1")),
         (run_grid.main, ("--arms", "")),
+        (run_grid.main, ("--scale", "")),
+        (run_grid.main, ("--data", "")),
+        (run_grid.main, ("--results", "")),
+        (run_grid.main, ("--sound-bank", "")),
+        (run_grid.main, ("--annotated", "starss22=")),
+        (run_grid.main, ("--storage", "s3://")),
+        (run_grid.main, ("--storage", "://runs")),
         (run_grid.main, ("--budgets", "nan")),
         (run_grid.main, ("--budgets", "1,inf")),
         (run_grid.main, ("--gpus-per-worker", "nan")),
@@ -383,12 +551,16 @@ def test_a_job_that_is_not_taken_is_refused_in_one_line(
         (run_sweep.main, ("--objectives", "")),
         (run_sweep.main, ("--minimise", ",")),
         (run_sweep.main, ("--name", "")),
+        (run_sweep.main, ("--name", "..")),
+        (run_sweep.main, ("--name", "a/b")),
+        (run_sweep.main, ("--name", "stages")),
+        (run_sweep.main, ("--name", "variants")),
     ],
 )
 def test_values_that_say_nothing_are_refused(
     main: Callable[[], int], arguments: tuple[str, ...], run: Run
 ) -> None:
-    code, printed = run(main, *arguments)
+    code, printed = run(main, *arguments, "--plan")  # lest one that is taken should run
     assert code == 2
     assert f"argument {arguments[0]}: " in printed
     assert len(printed.strip().splitlines()) == 1

@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -309,6 +310,35 @@ def test_a_lease_elsewhere_expires_once_its_heart_stands_still(
     lease["heartbeat"] += 5
     assert not is_free()
     assert is_free()
+
+
+def test_what_is_held_is_refused_while_its_holder_lives(
+    store: StageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(stages, "POLL_S", 0.01)
+    other = StageStore(tmp_path / "stages")
+    with store.hold(KEY) as mine:
+        assert mine is None
+        with other.hold(KEY) as holder:
+            assert holder == f"{socket.gethostname()} (process {os.getpid()})"
+    with other.hold(KEY) as mine:
+        assert mine is None
+
+
+def test_what_the_dead_held_is_free_once_their_heart_has_stood_still(
+    store: StageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "POLL_S", 0.01)
+    monkeypatch.setattr(stages, "LEASE_EXPIRY_S", 0.1)
+    folder = tmp_path / "stages" / KEY.path
+    folder.mkdir(parents=True)
+    lease = {"owner": "x", "host": "another-host", "pid": 1, "heartbeat": time.time()}
+    (folder / "lease-00000.json").write_text(json.dumps(lease))
+    waited_for: list[str] = []
+    with store.hold(KEY, waiting=waited_for.append) as holder:
+        assert holder is None
+    assert set(waited_for) == {"another-host (process 1)"}
 
 
 def test_a_lease_of_long_ago_is_free_at_once(store: StageStore, tmp_path: Path) -> None:

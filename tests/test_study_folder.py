@@ -17,17 +17,25 @@ from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
 from ablations.console import StudyProgress
-from ablations.grid import plan_of, refuse_results_of_other_data, report_on
+from ablations.grid import (
+    plan_of,
+    refuse_results_of_other_data,
+    report_on,
+    run_missing_trials,
+)
 from ablations.run_grid import with_assignments
+from ablations.runs import Deadline
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
 from seld.classes import STARSS_CLASSES
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
-from seld.records import TrialRecord, trial_folder, write_study
+from seld.records import StageUse, TrialRecord, trial_folder, write_record, write_study
 from seld.shards import rejected_table
-from trainables.cells import DEFAULT_DATA
+from trainables.cells import DEFAULT_DATA, stages_of
+from trainables.jobs import ShardFolder
+from trainables.prepare import PreparedData
 
 VARIANTS = replace(find_study("variants", "demo"), seeds=(0, 1), budgets_minutes=(1.5,))
 RECORDINGS = [f"fold4_room{n}_mix001" for n in range(3)]
@@ -169,6 +177,28 @@ def test_a_seed_of_one_stage_alone_is_refused(stage: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("shards.clip_s=5", "stage is 'shards', expected pretrain or finetune; scenes and shards"),
+        ("steps=5", "assignment is 'steps=5', expected STAGE.KEY=VALUE"),
+        ("pretrain", "assignment is 'pretrain', expected STAGE.KEY=VALUE"),
+        ("pretrain.steps", "assignment is 'pretrain.steps', expected STAGE.KEY=VALUE"),
+        ("finetune.window_s=11", "scratch finetune.window_s is 11.0, expected at most the 10 s"),
+        ("pretrain.window_s=11", "avc pretrain.window_s is 11.0, expected at most the 10 s"),
+    ],
+)
+def test_what_cannot_be_set_is_said_before_any_work(assignment: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        with_assignments(VARIANTS, [assignment])
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    replace(VARIANTS, seeds=(2**63 - 1,))
+    with pytest.raises(InputError, match=rf"seeds is {2**63}, expected at most"):
+        replace(VARIANTS, seeds=(0, 2**63))
+
+
+@pytest.mark.parametrize(
     ("study", "assignment", "arms"),
     [
         ("temperature", "pretrain.temperature=0.1", "tau_0.03 and tau_0.07"),
@@ -200,7 +230,7 @@ def test_results_on_other_recordings_are_not_replaced(tmp_path: Path) -> None:
     run(study, folder)
 
     def of(test_fingerprint: str) -> Any:
-        data = SimpleNamespace(test_fingerprint=test_fingerprint)
+        data = SimpleNamespace(test_fingerprint=test_fingerprint, fingerprint="f")
         return SimpleNamespace(study_folder=folder, data={DEFAULT_DATA: data})
 
     shutil.rmtree(trial_folder(folder, study.cells()[0].trial_id))
@@ -210,6 +240,53 @@ def test_results_on_other_recordings_are_not_replaced(tmp_path: Path) -> None:
         refuse_results_of_other_data(plan, of("rendered"))
         with pytest.raises(InputError, match=f"--results is '{folder.parent}', expected another"):
             refuse_results_of_other_data(plan, of("recorded"))
+
+
+def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path) -> None:
+    """As those of ``--unannotated yt360:5000=DIR`` by all of them: the test is the same."""
+    few = PreparedData(
+        unannotated=ShardFolder(path="few"),
+        annotated=ShardFolder(path="annotated"),
+        class_names=STARSS_CLASSES,
+        validation_rooms=(),
+        unannotated_fingerprint="few",
+        annotated_fingerprint="annotated",
+        test_fingerprint="test",
+        trainable_minutes=9.0,
+    )
+    many = replace(few, unannotated_fingerprint="many")
+
+    def go_on(study: Study, data: PreparedData) -> str:
+        """A command that finds every trial finished, or is refused."""
+        console = Console(file=io.StringIO(), width=200)
+        run: Any = SimpleNamespace(
+            study_folder=tmp_path / "variants", data={DEFAULT_DATA: data}, kept_in=None
+        )
+        run_missing_trials(study, run, console, deadline=Deadline(), callbacks=[])
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    for cell in only(VARIANTS, "scratch", "doa_wise").cells():
+        evaluate = stages_of(cell, few).evaluate
+        record = TrialRecord(
+            study="variants",
+            trial_id=cell.trial_id,
+            arm=cell.arm,
+            seed=cell.seed,
+            annotation_minutes=cell.annotation_minutes,
+            status="finished",
+            config=cell.config(),
+            stages=[StageUse(name="evaluate", key=evaluate.digest, computed=True, duration_s=1.0)],
+            data_fingerprint=few.fingerprint,
+            test_fingerprint="test",
+        )
+        write_record(record, tmp_path / "variants")
+    # What is not pretrained is the same.
+    assert "all 2 trials are finished" in go_on(only(VARIANTS, "scratch"), many)
+    assert "all 4 trials are finished" in go_on(only(VARIANTS, "scratch", "doa_wise"), few)
+    for arms in (["scratch", "doa_wise"], ["avc"]):
+        with pytest.raises(InputError, match=r"other recordings to train on \((doa|scratch)"):
+            go_on(only(VARIANTS, *arms), many)
 
 
 def test_at_another_scale_results_on_other_recordings_do_not_count(tmp_path: Path) -> None:

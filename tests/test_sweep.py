@@ -187,7 +187,7 @@ def test_a_second_run_leaves_the_first_alone(
 def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
     run_trials(tmp_path, 1)
     recipe = SWEEP.scale.recipe
-    longer = replace(recipe, finetune=replace(recipe.finetune, steps=7))
+    longer = replace(recipe, finetune=replace(recipe.finetune, steps=9))
     for changes, name in (
         ({"objectives": OBJECTIVES[:2]}, "--objectives"),
         ({"budgets_minutes": (3.0,)}, "--budgets"),
@@ -526,6 +526,25 @@ def test_a_space_that_cannot_be_is_refused(
 def test_a_seed_of_one_stage_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"pretrain\.seed .* expected --seeds"):
         run_sweep.sweep_of(sweep_arguments(monkeypatch, "--set", "pretrain.seed=1"))
+
+
+def test_no_more_rungs_than_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sweep_of(rungs: str, *typed: str) -> Sweep:
+        return run_sweep.sweep_of(sweep_arguments(monkeypatch, "--rungs", rungs, *typed))
+
+    lengths = [cell.finetune.steps for cell in sweep_of("6").cells({})]  # of 400 steps
+    assert lengths == sorted(set(lengths))
+    for rungs, most in (("7", 6), ("1000", 6)):
+        with pytest.raises(InputError, match=rf"--rungs is {rungs}, expected at most {most}"):
+            sweep_of(rungs)
+    with pytest.raises(InputError, match=r"--rungs is 3, expected at most 2: of 8 steps"):
+        sweep_of("3", "--set", "pretrain.steps=8")
+    assert sweep_of("3", "--set", "pretrain.steps=9").rungs == 3
+
+
+def test_a_goal_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"--minimise: goals is 'seld_error,seld_error'"):
+        run_sweep.sweep_of(sweep_arguments(monkeypatch, "--minimise", "seld_error,seld_error"))
 
 
 @pytest.mark.parametrize("rungs", ["0", "-1"])

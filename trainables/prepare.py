@@ -39,6 +39,8 @@ class CorpusSource:
     def __post_init__(self) -> None:
         if self.name not in CORPORA:
             raise InputError("corpus", "name", self.name, f"one of {', '.join(CORPORA)}")
+        if not self.root:
+            raise InputError("corpus", "path", self.root, "a folder or URI")
         if self.most is not None and self.most < 1:
             raise InputError("corpus", "recordings", self.most, "at least 1")
 

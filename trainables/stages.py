@@ -36,11 +36,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from seld.errors import InputError
 from seld.scratch import scratch_folder
-from seld.storage import absolute, files_below, join, stamps, written_whole
+from seld.storage import absolute, file_system, files_below, join, stamps, written_whole
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
@@ -206,12 +204,15 @@ class StageStore:
         root: folder or URI (``s3://``, ``gs://``, …).
         cache_dir: where a remote stage's files are fetched to, by default a temporary folder of
             this user's; unused for local roots.
+
+    Raises:
+        InputError: the URI cannot be opened here.
     """
 
     def __init__(self, root: str | Path, *, cache_dir: str | Path | None = None) -> None:
         # Tune runs every trial in a working folder of its own.
         self.root = absolute(str(root))
-        self._files, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        self._files, self._base = file_system(self.root)
         self._local = "file" in self._files.protocol
         self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / f"seld-stages-{os.getuid()}")
         self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
@@ -226,7 +227,7 @@ class StageStore:
 
     def committed(self, name: str) -> dict[str, dict[str, Any]]:
         """What is known of all finished stages of a name, by digest."""
-        paths = self._files.glob(f"{self._base}/{name}/*/committed.json")
+        paths = map(str, self._files.glob(f"{self._base}/{name}/*/committed.json"))
         commits = {
             (digest := path.split("/")[-2]): self._read_commit(f"{name}/{digest}") for path in paths
         }
@@ -264,7 +265,33 @@ class StageStore:
                     # It may have been committed between the look and the lease.
                     return self.find(key) or self._compute_and_commit(key, compute)
             waiting(self._holder(key))
-            time.sleep(POLL_S if self._local else REMOTE_POLL_S)
+            time.sleep(self._poll_s)
+
+    @contextmanager
+    def hold(
+        self, key: StageKey, *, waiting: Callable[[str], None] = lambda owner: None
+    ) -> Iterator[str | None]:
+        """Hold ``key`` for the block's time, for work that nobody else may do meanwhile.
+
+        Args:
+            key: of what is no stage: nothing is committed.
+            waiting: told of a holder that it takes a while to tell alive from dead.
+
+        Yields:
+            None where it is held, else who holds it and is alive.
+        """
+        _, before = self._latest_lease(key)
+        while True:
+            with self._lease(key) as held:
+                if held:
+                    yield None
+                    return
+            holder = self._holder(key)
+            if self._latest_lease(key)[1] != before:  # a heart that beats
+                yield holder
+                return
+            waiting(holder)
+            time.sleep(self._poll_s)
 
     def partial_uri(self, key: StageKey) -> str:
         """Where the computation under way may keep its checkpoints."""
@@ -275,6 +302,10 @@ class StageStore:
         partial = self.partial_uri(key)
         names = [name for name in files_below(partial) if name.rpartition("/")[2] == STATE_FILE]
         return stamps(join(partial, name) for name in names)
+
+    @property
+    def _poll_s(self) -> float:
+        return POLL_S if self._local else REMOTE_POLL_S
 
     def _drop_checkpoints(self, key: StageKey) -> None:
         """Remove what a committed stage kept while it was under way."""

@@ -97,12 +97,29 @@ def run_trial(config: Mapping[str, Any]) -> None:
 def keep_record(record: TrialRecord, run: StudyRun) -> None:
     """Write a trial's record, last into its folder, and copy the folder to where it is kept.
 
-    The references are kept before it, which a report draws the trial's predictions with.
+    The references are kept before it, which a report draws the trial's predictions with. What
+    cannot be copied, however often it is tried, is left to the end of the run, which copies the
+    whole study: that a bucket was away makes no failure of a trial that has its scores.
     """
     write_record(record, run.study_folder)
-    if run.kept_in is not None:
-        for name in (REFERENCE_FOLDER, f"{TRIALS_FOLDER}/{record.trial_id}"):
-            upload_folder(run.study_folder / name, join(run.kept_in, name))
+    attempts = 0
+    while run.kept_in is not None:
+        attempts += 1
+        try:
+            for name in (REFERENCE_FOLDER, f"{TRIALS_FOLDER}/{record.trial_id}"):
+                upload_folder(run.study_folder / name, join(run.kept_in, name))
+            return
+        except Exception as error:
+            failure = describe_failure(error, stage="keeping the record", attempts=attempts)
+        again = attempts <= RETRIES[failure.kind]
+        what_next = "is tried again" if again else "is left to the end of the run"
+        _log(
+            trial_folder(run.study_folder, record.trial_id),
+            f"copying to {run.kept_in}: {failure.kind}, {what_next}\n{failure.traceback}",
+        )
+        if not again:
+            return
+        time.sleep(BACKOFF_S * 2 ** (attempts - 1))
 
 
 def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> TrialRecord:
@@ -315,10 +332,7 @@ class _Trial:
 
     def log(self, text: str) -> None:
         """Add a line, or several, to the trial's ``log.txt``."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        # A full disk is for the record to tell.
-        with suppress(OSError), (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
-            stream.write(f"{now} {text.rstrip()}\n")
+        _log(self.folder, text)
 
     def failure(self, error: Exception) -> Failure:
         """The record's account of what went wrong."""
@@ -362,3 +376,11 @@ class _Trial:
             finished_at=finished_at.isoformat(timespec="seconds"),
             **outcome,
         )
+
+
+def _log(folder: Path, text: str) -> None:
+    """Add a line, or several, to the ``log.txt`` of a trial's folder."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # A full disk is for the record to tell.
+    with suppress(OSError), (folder / LOG_FILE).open("a", encoding="utf-8") as stream:
+        stream.write(f"{now} {text.rstrip()}\n")
