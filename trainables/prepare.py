@@ -12,7 +12,7 @@ from typing import TypeAlias
 from seld.classes import CLASSES_FILE, STARSS_CLASSES, read_class_names
 from seld.clips import ShardIndex
 from seld.corpora import CORPORA, Recording
-from seld.decoding import Rejected, ShardSettings
+from seld.decoding import Rejected, ShardResult, ShardSettings
 from seld.errors import InputError
 from seld.settings import to_mapping
 from seld.shards import Executor, build_shards
@@ -148,9 +148,9 @@ def build_clip_shards(
     recordings = recordings_of(corpora)
     done = 0
 
-    def count(result: object) -> None:
+    def count(result: ShardResult) -> None:
         nonlocal done
-        done += getattr(result, "recording_count", 1)
+        done += result.recording_count
         progress(done, len(recordings))
 
     return build_shards(
