@@ -27,7 +27,7 @@ from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader, WindowSchedule
-from trainables.evaluate_job import EvaluateJob, regression_loss
+from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss
 from trainables.finetune_job import FinetuneJob, validation_score
 from trainables.jobs import NETWORK_FILE, ShardFolder
 
@@ -144,6 +144,20 @@ def test_evaluation_scores_only_test_recordings_or_the_rooms_kept_out(
     for kind in ("predictions", "reference"):
         assert [path.name for path in (scores / kind).iterdir()] == [f"{name}_mix001.csv"]
     assert [f"room{row['room']}" for row in result["per_room"]] == [name.partition("_")[2]]
+
+
+def test_recordings_whose_clips_overlap_are_not_scored(tmp_path: Path) -> None:
+    """Sound and events in two clips would count twice."""
+    root = writers.write_starss(tmp_path / "corpus", NAMES[:1])
+    index, _ = build_shards(
+        CORPORA["starss22"](str(root)),
+        ShardSettings(clip_s=2.0, hop_s=1.0),
+        str(tmp_path / "shards"),
+        executor=ProcessExecutor(),
+        workers=1,
+    )
+    with pytest.raises(InputError, match="room1_mix001: clips is 'overlapping'"):
+        RecordingClips(ClipReader(index.folder, index))
 
 
 def test_finetuning_reads_neither_test_nor_validation_rooms(
