@@ -119,6 +119,14 @@ def test_every_kind_is_planted_and_has_a_policy() -> None:
 
 
 @pytest.mark.parametrize("plant", PLANTED)
+def test_the_kind_is_known_of_an_error_from_another_process(plant: Callable[[], None]) -> None:
+    """As Ray brings it: pickled, and a nameless error where that cannot be undone."""
+    error = ray.exceptions.RayTaskError("run_job", "traceback", caught(plant))
+    brought = ray.exceptions.RayError.from_bytes(error.to_bytes())
+    assert failure_kind(brought) == PLANTED[plant]
+
+
+@pytest.mark.parametrize("plant", PLANTED)
 def test_a_failure_is_known_however_ray_wraps_it(plant: Callable[[], None]) -> None:
     error, kind = caught(plant), PLANTED[plant]
     as_task = ray.exceptions.RayTaskError("run_job", "traceback", error)

@@ -43,8 +43,12 @@ class NonFiniteLossError(RuntimeError):
     """A loss or gradient was not finite; no step was taken with it."""
 
     def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is not finite at step {step}")
+        super().__init__(step, what)  # unpickling calls it with these
         self.step = step
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} is not finite at step {self.step}"
 
 
 def seed_step(seed: int, step: int) -> torch.Generator:
