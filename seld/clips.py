@@ -364,22 +364,25 @@ class ClipReader:
 
     Local shards are memory-mapped, those of URIs copied to this machine when first asked for, as
     training reads each again and again; where the disk has no room they are read by ranges. An
-    instance may be pickled to
-    another process, where it opens its own files; it is not for sharing between threads.
+    instance may be pickled to another process, where it opens its own files; it is not for sharing
+    between threads.
+
+    Args:
+        clips: those to read, or the folder (path or URI) of all of them.
     """
 
-    def __init__(self, folder: str, index: ShardIndex | None = None) -> None:
-        self.index = ShardIndex.open(folder) if index is None else index
-        clips = self.index.clips
-        self._position_of_row = {row: position for position, row in enumerate(clips.index)}
-        self._position_of_id = {name: position for position, name in enumerate(clips["clip_id"])}
+    def __init__(self, clips: ShardIndex | str) -> None:
+        self.index = ShardIndex.open(clips) if isinstance(clips, str) else clips
+        table = self.index.clips
+        self._position_of_row = {row: position for position, row in enumerate(table.index)}
+        self._position_of_id = {name: position for position, name in enumerate(table["clip_id"])}
         # Lists, because looking one value up in a table takes longer than reading the clip.
-        self._columns = {name: clips[name].tolist() for name in _StoredClip._fields}
+        self._columns = {name: table[name].tolist() for name in _StoredClip._fields}
         self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._latest: tuple[tuple[str, int, tuple[str, ...]], pa.Table] | None = None
 
-    def __reduce__(self) -> tuple[type[ClipReader], tuple[str, ShardIndex]]:
-        return ClipReader, (self.index.folder, self.index)
+    def __reduce__(self) -> tuple[type[ClipReader], tuple[ShardIndex]]:
+        return ClipReader, (self.index,)
 
     def read(
         self,

@@ -157,7 +157,7 @@ def test_recordings_whose_clips_overlap_are_not_scored(tmp_path: Path) -> None:
         workers=1,
     )
     with pytest.raises(InputError, match="room1_mix001: clips is 'overlapping'"):
-        RecordingClips(ClipReader(index.folder, index))
+        RecordingClips(ClipReader(index))
 
 
 def test_finetuning_reads_neither_test_nor_validation_rooms(
@@ -210,11 +210,11 @@ def test_validation_on_the_way_equals_the_evaluation_of_the_same_rooms(
     trained = load_checkpoint(network / NETWORK_FILE).network
     # A network that hears something: an untrained one predicts nothing anywhere.
     torch.nn.init.normal_(trained.head.output.bias, generator=torch.Generator().manual_seed(0))
-    score = validation_score(shards, index, validated.audio.features, len(STARSS_CLASSES), "cpu")(
+    score = validation_score(index, validated.audio.features, len(STARSS_CLASSES), "cpu")(
         trained.eval()
     )
     references, predictions = {}, {}
-    reader = shards.reader(index)
+    reader = ClipReader(index)
     for row, duration_s in zip(index.clips.index, index.clips["duration_s"], strict=True):
         references[str(row)] = reader.events(row)
         predictions[str(row)] = predict_waveform(

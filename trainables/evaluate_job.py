@@ -56,7 +56,7 @@ class EvaluateJob:
         losses, lengths = [], []
         recordings = index.clips.sort_values("start_s").groupby("recording_id")
         for done, (name, clips) in enumerate(recordings, start=1):
-            recording = RecordingClips(self.shards.reader(ShardIndex(index.folder, clips)))
+            recording = RecordingClips(ClipReader(ShardIndex(index.folder, clips)))
             reference = recording.annotations()
             vectors = list(predict_vectors(network, recording.blocks(), PredictionSettings()))
             prediction = events_of(vectors, output_format)

@@ -60,9 +60,6 @@ class ShardFolder:
             raise InputError(self.path, "fingerprint of the clips", index.fingerprint, expected)
         return index
 
-    def reader(self, index: ShardIndex) -> ClipReader:
-        return ClipReader(self.path, index)
-
     def store(
         self,
         features: FeatureSettings,
