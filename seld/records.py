@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -191,17 +191,6 @@ def read_record(folder: Path) -> TrialRecord:
         return TrialRecord(**values)
     except TypeError as error:
         raise InputError(folder / RECORD_FILE, "record", str(error), "a trial record") from error
-
-
-def read_records(study_folder: Path) -> Iterator[TrialRecord | InputError]:
-    """Every trial of a study in order of id; a broken record comes as the error that says why."""
-    for folder in sorted((study_folder / TRIALS_FOLDER).glob("*")):
-        if not folder.is_dir():
-            continue
-        try:
-            yield read_record(folder)
-        except InputError as error:
-            yield error
 
 
 def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
