@@ -254,7 +254,6 @@ def render_recording(
         settings,
         part,
         bank.class_names,
-        room,
         _generator(settings, recording.room, recording.number, _SCRIPT_STREAM),
     )
     sounds = _draw_sounds(script, recording, settings, bank)

@@ -96,7 +96,6 @@ def write_script(
     settings: SceneSettings,
     part: PartSettings,
     class_names: tuple[str, ...],
-    room: Room,
     generator: np.random.Generator,
 ) -> Script:
     """Draw a recording's script. At most ``settings.max_overlap`` sources sound at once."""
@@ -111,7 +110,7 @@ def write_script(
             seen = generator.random() >= part.unseen_share
             sources.append(
                 _draw_source(
-                    class_weights, time_s, duration_s, settings, sources, room, generator, seen=seen
+                    class_weights, time_s, duration_s, settings, sources, generator, seen=seen
                 )
             )
             time_s += duration_s + generator.exponential(pause_s)
@@ -120,7 +119,7 @@ def write_script(
         start_s = generator.uniform(0, max(settings.recording_s - duration_s, 0.0))
         sources.append(
             _draw_source(
-                class_weights, start_s, duration_s, settings, sources, room, generator, sounds=False
+                class_weights, start_s, duration_s, settings, sources, generator, sounds=False
             )
         )
     return Script(
@@ -144,7 +143,6 @@ def _draw_source(
     duration_s: float,
     settings: SceneSettings,
     others: list[Source],
-    room: Room,
     generator: np.random.Generator,
     *,
     sounds: bool = True,
