@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from seld.geometry import unit_vectors
 from seld.scenes.rooms import Room
 from seld.scenes.settings import PartSettings, SceneSettings
 
@@ -45,12 +46,10 @@ class Trajectory:
     def directions(self, time_s: NDArray) -> NDArray:
         """Unit vectors (..., 3) at times (...) of the recording."""
         elapsed_s = time_s - self.start_s
-        azimuth = np.radians(self.azimuth_deg + self.azimuth_speed_deg_s * elapsed_s)
         swing = np.sin(2 * np.pi * self.swing_rate_hz * elapsed_s)
-        elevation = np.radians(self.elevation_deg + self.elevation_swing_deg * swing)
-        horizontal = np.cos(elevation)
-        return np.stack(
-            [horizontal * np.cos(azimuth), horizontal * np.sin(azimuth), np.sin(elevation)], axis=-1
+        return unit_vectors(
+            self.azimuth_deg + self.azimuth_speed_deg_s * elapsed_s,
+            self.elevation_deg + self.elevation_swing_deg * swing,
         )
 
     def offsets_m(self, time_s: NDArray, room: Room) -> NDArray:
