@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from seld.annotations import POLAR_COLUMNS
 from seld.errors import InputError
 from seld.storage import file_system, is_local, join, list_files, written_whole
 
@@ -37,8 +38,6 @@ SHARD_SUFFIX = ".shard.parquet"
 INDEX_NAME = "index.parquet"
 
 FrameEncoding = Literal["raw", "jpeg"]
-
-EVENT_COLUMNS = ("frame", "class_id", "source_id", "azimuth_deg", "elevation_deg")
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -85,7 +84,7 @@ class Clip:
     """One clip of a recording as it is stored.
 
     ``foa`` is int16 (4, time); ``frames`` encoded pictures, empty for corpora without video;
-    ``events`` has the columns :data:`EVENT_COLUMNS`, frames counted from the clip's start.
+    ``events`` is a table of :mod:`seld.annotations`, frames counted from the clip's start.
     """
 
     recording_id: str
@@ -115,8 +114,8 @@ class Clip:
         row = {name: getattr(self, name) for name in CLIP_SCHEMA.names}
         row["foa"] = self.foa.astype("<i2").tobytes()
         row["events"] = [
-            dict(zip(EVENT_COLUMNS, event, strict=True))
-            for event in zip(*(self.events[name].tolist() for name in EVENT_COLUMNS), strict=True)
+            dict(zip(POLAR_COLUMNS, event, strict=True))
+            for event in zip(*(self.events[name].tolist() for name in POLAR_COLUMNS), strict=True)
         ]
         return row
 
@@ -452,7 +451,7 @@ class ClipReader:
         ``window_start_s`` must be a multiple of the 100 ms label frame.
         """
         row_group = self._row_group(self._stored_clip(clip), ["events"])
-        events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(EVENT_COLUMNS))
+        events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(POLAR_COLUMNS))
         first = round(window_start_s / LABEL_FRAME_S)
         assert abs(first * LABEL_FRAME_S - window_start_s) < 1e-6, window_start_s
         events["frame"] -= first
