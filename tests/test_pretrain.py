@@ -32,7 +32,6 @@ from trainables.pretrain import (
     PretrainNetworks,
     PretrainSettings,
     contrastive_loss,
-    joint_transforms,
     own_window_loss,
     pretrain,
     refuse_broken_convolution,
@@ -235,15 +234,6 @@ def test_own_window_loss_is_the_doa_wise_loss_of_each_window_alone() -> None:
     ]
     loss = own_window_loss(audio, visual, temperature, weights, excluded)
     assert torch.allclose(loss, torch.stack(alone).sum() / weights.sum(), atol=1e-6)
-
-
-def test_joint_swap_leaves_a_grid_that_swaps_with_it_unchanged() -> None:
-    """Turning sound and picture together only renames directions: the pairs stay pairs."""
-    settings = dataclasses.replace(TINY, augmentation="swaps")
-    transforms = joint_transforms(64, settings, torch.Generator().manual_seed(0))
-    swaps = channel_swaps().float()
-    drawn = {int((swaps - one).abs().sum((1, 2)).argmin()) for one in transforms}
-    assert drawn == set(range(8))
 
 
 def planted_batch(settings: PretrainSettings) -> Batch:

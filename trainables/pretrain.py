@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from seld.clips import LABEL_FRAME_S
 from seld.errors import InputError
-from seld.geometry import channel_swaps, random_rotations
+from seld.geometry import random_rotations, random_transforms
 from seld.losses import (
     avc_loss,
     doa_wise_loss,
@@ -388,7 +388,12 @@ def contrastive_loss(
 
     # Directions are chosen in the scene as the listener hears it, after the joint transformation.
     # Looking at the transformed picture is looking at the untouched one with cameras turned back.
-    transform = joint_transforms(batch_size, settings, generator).to(device)
+    transform = random_transforms(
+        batch_size,
+        rotations=settings.augmentation_axes if "rotations" in settings.augmentation else "none",
+        swaps="swaps" in settings.augmentation,
+        generator=generator,
+    ).to(device)
     features = turned_features(spectra, transform)
     directions = choose_directions(features[:, 4:], spectra[:, 0], settings.directions, generator)
     cameras = transform.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
@@ -496,18 +501,6 @@ def own_window_loss(
     both = logits.logsumexp(dim=2) + heard.logsumexp(dim=2)
     losses = 0.5 * both - logits.diagonal(dim1=1, dim2=2)
     return (losses * weights).sum() / weights.sum()
-
-
-def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
-    """Random (count, 3, 3) rotations and reflections that sound and picture undergo together."""
-    transforms = torch.eye(3).expand(count, 3, 3)
-    if "rotations" in settings.augmentation:
-        transforms = random_rotations(count, axes=settings.augmentation_axes, generator=generator)
-    if "swaps" in settings.augmentation:
-        swaps = channel_swaps().float()
-        drawn = torch.randint(len(swaps), (count,), generator=generator)
-        transforms = swaps[drawn] @ transforms
-    return transforms
 
 
 def refuse_broken_convolution(settings: PretrainSettings, device: torch.device | str) -> None:
