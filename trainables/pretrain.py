@@ -53,7 +53,6 @@ from trainables.steps import (
     RunningMeans,
     TrainState,
     average_gradients,
-    detached,
     distributed,
     network_precision,
     require_finite,
@@ -365,9 +364,7 @@ def pretrain(
             report(done, metrics, state)
     assert state is not None, "batches ended early"
     assert state["step"] == settings.steps, "batches ended early"
-    return PretrainResult(
-        state=state, audio_encoder=detached(networks.audio_encoder.state_dict()), metrics=metrics
-    )
+    return PretrainResult(state=state, audio_encoder=audio_encoder_of(state), metrics=metrics)
 
 
 def contrastive_loss(
