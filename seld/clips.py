@@ -75,7 +75,7 @@ _PAYLOAD_COLUMNS = ("foa", "frames", "events")
 _FOOTER_KEY = b"seld.shard"
 _OPEN_SHARDS = 256
 _FOOTERS_AT_ONCE = 16
-#: Of a disk, what copies of remote shards leave free.
+#: Share of a disk that copies of remote shards leave free.
 _FREE_DISK_SHARE = 0.1
 
 
@@ -168,7 +168,7 @@ def read_footer(path: str) -> dict[str, Any]:
 
 
 def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Those of many shards, in order and many at a time: a bucket takes its while for each."""
+    """Footers of many shards, in order; read in parallel, as a bucket is slow to answer."""
     with ThreadPoolExecutor(max_workers=_FOOTERS_AT_ONCE) as pool:
         yield from pool.map(read_footer, paths)
 
@@ -434,7 +434,7 @@ class ClipReader:
         window_s: float,
         frame_count: int,
     ) -> NDArray[np.uint8]:
-        """The ``frames`` of :meth:`read` alone, for who has the sound in another form."""
+        """The ``frames`` of :meth:`read` alone, where the sound is read as spectra."""
         starts_s = np.broadcast_to(np.asarray(window_start_s, np.float64), (len(clips),))
         frames = []
         for clip, start_s in zip(clips, starts_s.tolist(), strict=True):
@@ -510,8 +510,8 @@ def _damage_named(path: str, expected: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        # Arrow's own have no number; with one, or of another class, as of a bucket's client, the
-        # disk or the store failed, not the content.
+        # For damaged content Arrow raises a plain OSError without an errno. An errno, or a subclass
+        # (a bucket's client), means that the disk or the store failed.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         raise InputError(path, "content", str(error).strip(), expected) from error

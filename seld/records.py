@@ -66,7 +66,16 @@ SCORE_COLUMNS: tuple[str, ...] = ("seld_error", "er20", "f20", "le_cd_deg", "lr_
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a trial did not finish."""
+    """Why a trial did not finish.
+
+    Attributes:
+        kind: a key of :data:`FAILURE_KINDS`.
+        message: first line of the innermost cause.
+        traceback: of the whole exception.
+        stage: which one failed: pretrain, finetune or evaluate.
+        policy: how often a stage that fails so is tried again, for people.
+        attempts: tries of the stage, since its last progress.
+    """
 
     kind: str
     message: str

@@ -27,7 +27,7 @@ Progress = dict[str, Any]
 ENCODER_FILE = "audio_encoder.safetensors"
 NETWORK_FILE = "seld_network.safetensors"
 
-#: Of what makes spectra: others' are not read.
+#: Version of the code that makes spectra: stored ones of another version are not read.
 SPECTRA_CODE = code_fingerprint("seld.ambisonics", "seld.spatial_spectra", with_imports=False)
 
 

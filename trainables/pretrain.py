@@ -303,7 +303,7 @@ def pretrain(
         settings: all choices.
         batches: the batches of the steps after ``start``, as :mod:`trainables.clips` makes them.
         device: where the networks live; batches arrive on the CPU.
-        report: called every ``report_every`` steps and after the last.
+        report: called every ``report_every`` steps, with every state and after the last step.
         start: continue from here; on the CPU the result equals an uninterrupted run bit for bit.
         probe: further metrics of the networks (in evaluation mode), taken at every state.
 
