@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from seld.annotations import POLAR_COLUMNS
 from seld.errors import InputError
 from seld.storage import file_system, is_local, join, list_files, written_whole
 
@@ -37,8 +38,6 @@ SHARD_SUFFIX = ".shard.parquet"
 INDEX_NAME = "index.parquet"
 
 FrameEncoding = Literal["raw", "jpeg"]
-
-EVENT_COLUMNS = ("frame", "class_id", "source_id", "azimuth_deg", "elevation_deg")
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -76,7 +75,7 @@ _PAYLOAD_COLUMNS = ("foa", "frames", "events")
 _FOOTER_KEY = b"seld.shard"
 _OPEN_SHARDS = 256
 _FOOTERS_AT_ONCE = 16
-#: Of a disk, what copies of remote shards leave free.
+#: Share of a disk that copies of remote shards leave free.
 _FREE_DISK_SHARE = 0.1
 
 
@@ -85,7 +84,7 @@ class Clip:
     """One clip of a recording as it is stored.
 
     ``foa`` is int16 (4, time); ``frames`` encoded pictures, empty for corpora without video;
-    ``events`` has the columns :data:`EVENT_COLUMNS`, frames counted from the clip's start.
+    ``events`` is a table of :mod:`seld.annotations`, frames counted from the clip's start.
     """
 
     recording_id: str
@@ -115,8 +114,8 @@ class Clip:
         row = {name: getattr(self, name) for name in CLIP_SCHEMA.names}
         row["foa"] = self.foa.astype("<i2").tobytes()
         row["events"] = [
-            dict(zip(EVENT_COLUMNS, event, strict=True))
-            for event in zip(*(self.events[name].tolist() for name in EVENT_COLUMNS), strict=True)
+            dict(zip(POLAR_COLUMNS, event, strict=True))
+            for event in zip(*(self.events[name].tolist() for name in POLAR_COLUMNS), strict=True)
         ]
         return row
 
@@ -169,7 +168,7 @@ def read_footer(path: str) -> dict[str, Any]:
 
 
 def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Those of many shards, in order and many at a time: a bucket takes its while for each."""
+    """Footers of many shards, in order; read in parallel, as a bucket is slow to answer."""
     with ThreadPoolExecutor(max_workers=_FOOTERS_AT_ONCE) as pool:
         yield from pool.map(read_footer, paths)
 
@@ -364,22 +363,25 @@ class ClipReader:
 
     Local shards are memory-mapped, those of URIs copied to this machine when first asked for, as
     training reads each again and again; where the disk has no room they are read by ranges. An
-    instance may be pickled to
-    another process, where it opens its own files; it is not for sharing between threads.
+    instance may be pickled to another process, where it opens its own files; it is not for sharing
+    between threads.
+
+    Args:
+        clips: those to read, or the folder (path or URI) of all of them.
     """
 
-    def __init__(self, folder: str, index: ShardIndex | None = None) -> None:
-        self.index = ShardIndex.open(folder) if index is None else index
-        clips = self.index.clips
-        self._position_of_row = {row: position for position, row in enumerate(clips.index)}
-        self._position_of_id = {name: position for position, name in enumerate(clips["clip_id"])}
+    def __init__(self, clips: ShardIndex | str) -> None:
+        self.index = ShardIndex.open(clips) if isinstance(clips, str) else clips
+        table = self.index.clips
+        self._position_of_row = {row: position for position, row in enumerate(table.index)}
+        self._position_of_id = {name: position for position, name in enumerate(table["clip_id"])}
         # Lists, because looking one value up in a table takes longer than reading the clip.
-        self._columns = {name: clips[name].tolist() for name in _StoredClip._fields}
+        self._columns = {name: table[name].tolist() for name in _StoredClip._fields}
         self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._latest: tuple[tuple[str, int, tuple[str, ...]], pa.Table] | None = None
 
-    def __reduce__(self) -> tuple[type[ClipReader], tuple[str, ShardIndex]]:
-        return ClipReader, (self.index.folder, self.index)
+    def __reduce__(self) -> tuple[type[ClipReader], tuple[ShardIndex]]:
+        return ClipReader, (self.index,)
 
     def read(
         self,
@@ -432,7 +434,7 @@ class ClipReader:
         window_s: float,
         frame_count: int,
     ) -> NDArray[np.uint8]:
-        """The ``frames`` of :meth:`read` alone, for who has the sound in another form."""
+        """The ``frames`` of :meth:`read` alone, where the sound is read as spectra."""
         starts_s = np.broadcast_to(np.asarray(window_start_s, np.float64), (len(clips),))
         frames = []
         for clip, start_s in zip(clips, starts_s.tolist(), strict=True):
@@ -449,7 +451,7 @@ class ClipReader:
         ``window_start_s`` must be a multiple of the 100 ms label frame.
         """
         row_group = self._row_group(self._stored_clip(clip), ["events"])
-        events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(EVENT_COLUMNS))
+        events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(POLAR_COLUMNS))
         first = round(window_start_s / LABEL_FRAME_S)
         assert abs(first * LABEL_FRAME_S - window_start_s) < 1e-6, window_start_s
         events["frame"] -= first
@@ -508,8 +510,8 @@ def _damage_named(path: str, expected: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        # Arrow's own have no number; with one, or of another class, as of a bucket's client, the
-        # disk or the store failed, not the content.
+        # For damaged content Arrow raises a plain OSError without an errno. An errno, or a subclass
+        # (a bucket's client), means that the disk or the store failed.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         raise InputError(path, "content", str(error).strip(), expected) from error

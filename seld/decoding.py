@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seld.annotations import read_annotations
+from seld.annotations import POLAR_COLUMNS, read_annotations
 from seld.clips import (
-    EVENT_COLUMNS,
     LABEL_FRAME_S,
     SAMPLE_RATE_HZ,
     Clip,
@@ -169,7 +168,7 @@ def decode_recording(recording: Recording, settings: ShardSettings) -> list[Clip
         if recording.video_path is not None:
             path = recording.video_path
             frames = _read_frames(recording, path, spans, foa.shape[1] / SAMPLE_RATE_HZ, settings)
-        events = pd.DataFrame(columns=list(EVENT_COLUMNS))
+        events = pd.DataFrame(columns=list(POLAR_COLUMNS))
         if recording.annotation_path is not None:
             path = recording.annotation_path
             with local_copy(path) as table:

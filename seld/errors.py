@@ -34,7 +34,8 @@ class InputError(ValueError):
 class CommandLine(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like every other input error.
 
-    Options are not abbreviated: who passes a command line on must find them in it.
+    Abbreviated options are refused: code that passes a command line on to another process looks
+    its options up by their full names.
     """
 
     def __init__(self, **options: Any) -> None:

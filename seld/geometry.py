@@ -163,6 +163,31 @@ def channel_swaps() -> Tensor:
     return torch.from_numpy(np.rint(np.stack(swaps))).float()
 
 
+def random_transforms(
+    count: int,
+    *,
+    rotations: Literal["none", "vertical", "any"],
+    swaps: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Random orthogonal matrices (count, 3, 3), float32 on the CPU, to augment scenes with.
+
+    Args:
+        count: how many.
+        rotations: about which axes each turns, see :func:`random_rotations`.
+        swaps: whether one of :func:`channel_swaps` follows, drawn anew for each.
+        generator: CPU generator, the only source of randomness.
+    """
+    transforms = torch.eye(3).expand(count, 3, 3)
+    if rotations != "none":
+        transforms = random_rotations(count, axes=rotations, generator=generator)
+    if swaps:
+        choices = channel_swaps()
+        drawn = torch.randint(len(choices), (count,), generator=generator)
+        transforms = choices[drawn] @ transforms
+    return transforms
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoaGrid:
     """K fixed directions of arrival, spread over the sphere.

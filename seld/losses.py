@@ -62,6 +62,44 @@ def doa_wise_loss(
         return _symmetric_cross_entropy(logits, None if weights is None else weights.flatten())
 
 
+def own_window_loss(
+    audio: Tensor,
+    visual: Tensor,
+    temperature: float | Tensor,
+    *,
+    weights: Tensor,
+    exclude: Tensor,
+    heard_only: Tensor,
+    near: Tensor,
+) -> Tensor:
+    """InfoNCE over the directions of each window alone: (n, k) against every (n, l). [ours]
+
+    Most negatives of the DOA-wise loss are other windows, told apart by what is heard; these are
+    told apart only by where it is.
+
+    Args:
+        audio: (window, K, embedding) audio embeddings.
+        visual: embeddings of the crops at the same directions, same shape.
+        temperature: positive; a tensor where it is learnt.
+        weights: (window, K), at least 0 and not all 0: how much each pair counts.
+        exclude: (window, K, K) bool, false on the diagonal: pairs that are no negatives.
+        heard_only: (window, L, embedding) audio embeddings at directions without a crop: further
+            negatives of each crop.
+        near: (window, K, L) bool: which of these are too near a crop's direction to be negatives.
+    """
+    with _full_precision(audio):
+        scale = _checked(temperature)
+        audio = F.normalize(audio.float(), dim=-1)
+        visual = F.normalize(visual.float(), dim=-1)
+        elsewhere = F.normalize(heard_only.float(), dim=-1)
+        logits = (audio @ visual.transpose(1, 2) / scale).masked_fill(exclude, -torch.inf)
+        further = (visual @ elsewhere.transpose(1, 2) / scale).masked_fill(near, -torch.inf)
+        heard = torch.cat([logits.transpose(1, 2), further], dim=2)  # (window, crop, K + L)
+        both = logits.logsumexp(dim=2) + heard.logsumexp(dim=2)
+        losses = 0.5 * both - logits.diagonal(dim1=1, dim2=2)
+        return (losses * weights).sum() / weights.sum()
+
+
 def recording_wise_loss(
     audio: Tensor,
     visual: Tensor,

@@ -24,8 +24,8 @@ Two things are not followed: rooms are told apart by their whole number (the eva
 first digit, so rooms 2 and 21 are one), and with the jackknife ER is that of all files (the
 evaluator returns that of its last leave-one-out round; the intervals are the same).
 
-Everything is a ratio of counts that add up over recordings (:func:`file_counts`), so a jackknife
-or a bootstrap is a sum of counts and one call of :func:`scores_from_counts`.
+Everything is a ratio of counts that add up over recordings (:func:`recording_counts`), so a
+jackknife or a bootstrap is a sum of counts and one call of :func:`scores_from_counts`.
 """
 
 from __future__ import annotations
@@ -165,13 +165,6 @@ def score_from_recordings(
     )
 
 
-def file_counts(
-    reference: pd.DataFrame, prediction: pd.DataFrame, class_count: int
-) -> NDArray[np.float64]:
-    """Additive counts of one recording: (class, column), columns as in ``COUNT_COLUMNS``."""
-    return recording_counts([reference], [prediction], class_count=class_count)[0]
-
-
 def scores_from_counts(
     counts: NDArray[np.float64], average: Average = "macro"
 ) -> dict[str, NDArray[np.float64]]:
@@ -192,7 +185,11 @@ def scores_from_counts(
 def recording_counts(
     references: Sequence[pd.DataFrame], predictions: Sequence[pd.DataFrame], *, class_count: int
 ) -> NDArray[np.float64]:
-    """Additive counts of many recordings at once: (recording, class, column)."""
+    """Additive counts of many recordings: (recording, class, column), see :data:`COUNT_COLUMNS`.
+
+    Raises:
+        InputError: a class is not within ``class_count``.
+    """
     counts = np.zeros((len(references), class_count, len(COUNT_COLUMNS)))
     block_counts = [_block_count(reference) for reference in references]
     first_block = np.concatenate([[0], np.cumsum(block_counts)]).astype(np.int64)

@@ -52,7 +52,7 @@ def perspective_crops(
         float32 (batch, K, time, 3, size, size), differentiable in the frames.
 
     Raises:
-        InputError: for an odd width or a field of view outside (0, 180).
+        InputError: for an odd width, a field of view outside (0, 180) or a size below 1.
     """
     if not 0.0 < field_of_view_deg < 180.0:
         raise InputError("crops", "field_of_view_deg", field_of_view_deg, "between 0 and 180")

@@ -3,7 +3,7 @@
 Sound of any rate and length streams through in bounded memory: blocks are read, resampled
 without seams, cut into overlapping windows, and what the windows say about a label frame is
 averaged, with the most weight on the window in whose middle it lies. Evaluation in studies uses
-the same :func:`predict_waveform`.
+the same :func:`predict_vectors` and :func:`events_of`.
 """
 
 from __future__ import annotations

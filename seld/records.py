@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,16 @@ SCORE_COLUMNS: tuple[str, ...] = ("seld_error", "er20", "f20", "le_cd_deg", "lr_
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a trial did not finish."""
+    """Why a trial did not finish.
+
+    Attributes:
+        kind: a key of :data:`FAILURE_KINDS`.
+        message: first line of the innermost cause.
+        traceback: of the whole exception.
+        stage: which one failed: pretrain, finetune or evaluate.
+        policy: how often a stage that fails so is tried again, for people.
+        attempts: tries of the stage, since its last progress.
+    """
 
     kind: str
     message: str
@@ -191,17 +200,6 @@ def read_record(folder: Path) -> TrialRecord:
         return TrialRecord(**values)
     except TypeError as error:
         raise InputError(folder / RECORD_FILE, "record", str(error), "a trial record") from error
-
-
-def read_records(study_folder: Path) -> Iterator[TrialRecord | InputError]:
-    """Every trial of a study in order of id; a broken record comes as the error that says why."""
-    for folder in sorted((study_folder / TRIALS_FOLDER).glob("*")):
-        if not folder.is_dir():
-            continue
-        try:
-            yield read_record(folder)
-        except InputError as error:
-            yield error
 
 
 def trials_table(records: list[TrialRecord]) -> pd.DataFrame:

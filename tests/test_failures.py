@@ -26,6 +26,7 @@ from seld.errors import InputError
 from seld.records import FAILURE_KINDS, read_record, trials_table
 from seld.settings import to_mapping
 from tests.test_finetune import SETTINGS, random_batches
+from tests.test_pretrain import TINY
 from trainables import trial as trial_module
 from trainables.cells import Cell
 from trainables.clips import Batch
@@ -115,6 +116,14 @@ def caught(plant: Callable[[], None]) -> Exception:
 
 def test_every_kind_is_planted_and_has_a_policy() -> None:
     assert set(PLANTED.values()) == set(FAILURE_KINDS) == set(RETRIES)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_the_kind_is_known_of_an_error_from_another_process(plant: Callable[[], None]) -> None:
+    """As Ray brings it: pickled, and a nameless error where that cannot be undone."""
+    error = ray.exceptions.RayTaskError("run_job", "traceback", caught(plant))
+    brought = ray.exceptions.RayError.from_bytes(error.to_bytes())
+    assert failure_kind(brought) == PLANTED[plant]
 
 
 @pytest.mark.parametrize("plant", PLANTED)
@@ -329,7 +338,7 @@ def test_a_bucket_may_be_away_for_a_while(run: StudyRun, monkeypatch: pytest.Mon
     monkeypatch.setattr(trial_module, "time", SimpleNamespace(sleep=pauses.append))
     monkeypatch.setattr(trial_module, "run_as_task", lambda *args, **kwargs: {"loss": 0.5})
     monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
-    assert trial_module._Trial(CELL, run, CELL.trial_id, {}).finetuned(None).computed
+    assert trial_module._Trial(CELL, run, CELL.trial_id).finetuned(None).computed
     assert pauses == [5.0, 10.0, 20.0]
 
 
@@ -364,6 +373,35 @@ def test_what_does_not_fit_the_gpu_is_trained_in_smaller_batches_and_says_so(
     assert list(trials_table([record])["smaller_batches"]) == ["finetune.batch_size=4"]
 
 
+def test_a_trial_in_smaller_batches_still_says_what_it_computed(
+    run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = replace(CELL, pretrain=TINY)
+    tries = []
+
+    def pretraining(job: Any, placement: Any, **where: Any) -> dict[str, float]:
+        return {"loss": 1.0}
+
+    def task(
+        job: Any, placement: Any, *, provenance: Any, folder: Path, report: Any
+    ) -> dict[str, Any]:
+        tries.append(job.settings.batch_size)
+        if len(tries) <= 1 + RETRIES["gpu_memory"]:
+            run_out_of_gpu_memory()
+        return {"loss": 0.5}
+
+    monkeypatch.setattr(trial_module, "pretrain_on_workers", pretraining)
+    monkeypatch.setattr(trial_module, "run_as_task", task)
+    monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
+    monkeypatch.setattr(trial_module._Trial, "evaluated", lambda trial, network: have_a_bug())
+    record = trial_module.run_cell(cell, run)
+    assert tries == [3, 3, 1]
+    assert [(stage.name, stage.computed) for stage in record.stages] == [
+        ("pretrain", True),
+        ("finetune", True),
+    ]
+
+
 def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -378,7 +416,7 @@ def test_a_lost_worker_is_survived(run: StudyRun, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(trial_module, "run_as_task", lost_twice)
     monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
-    result = trial_module._Trial(CELL, run, CELL.trial_id, {}).finetuned(None)
+    result = trial_module._Trial(CELL, run, CELL.trial_id).finetuned(None)
     assert result.computed
     assert len(calls) == 3
     assert (result.folder / "network").read_text() == "trained"

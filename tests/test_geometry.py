@@ -17,6 +17,7 @@ from seld.geometry import (
     azimuth_elevation,
     channel_swaps,
     random_rotations,
+    random_transforms,
     rotation_about_z,
     unit_vectors,
 )
@@ -139,6 +140,20 @@ def test_channel_swaps_are_the_published_eight() -> None:
     assert torch.equal(swaps[0], torch.eye(3))
     assert torch.equal(swaps.abs().sum(1), torch.ones(8, 3))
     assert torch.linalg.det(swaps).sort().values.tolist() == [-1] * 4 + [1] * 4
+
+
+def test_random_transforms_draw_all_swaps_and_turn_before_them() -> None:
+    def drawn(rotations: Literal["none", "vertical"], swaps: bool) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return random_transforms(64, rotations=rotations, swaps=swaps, generator=generator)
+
+    assert torch.equal(drawn("none", False), torch.eye(3).expand(64, 3, 3))
+    swaps = drawn("none", True)
+    distances = (channel_swaps() - swaps[:, None]).abs().sum((2, 3))
+    assert set(distances.argmin(dim=1).tolist()) == set(range(8))
+    assert torch.all(distances.min(dim=1).values == 0)
+    turned = drawn("vertical", True) @ drawn("vertical", False).transpose(1, 2)
+    assert torch.all((channel_swaps() - turned[:, None]).abs().sum((2, 3)).min(dim=1).values < 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fibonacci", "azimuth_elevation"])

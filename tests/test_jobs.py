@@ -27,7 +27,7 @@ from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader, WindowSchedule
-from trainables.evaluate_job import EvaluateJob, regression_loss
+from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss
 from trainables.finetune_job import FinetuneJob, validation_score
 from trainables.jobs import NETWORK_FILE, ShardFolder
 
@@ -146,6 +146,20 @@ def test_evaluation_scores_only_test_recordings_or_the_rooms_kept_out(
     assert [f"room{row['room']}" for row in result["per_room"]] == [name.partition("_")[2]]
 
 
+def test_recordings_whose_clips_overlap_are_not_scored(tmp_path: Path) -> None:
+    """Sound and events in two clips would count twice."""
+    root = writers.write_starss(tmp_path / "corpus", NAMES[:1])
+    index, _ = build_shards(
+        CORPORA["starss22"](str(root)),
+        ShardSettings(clip_s=2.0, hop_s=1.0),
+        str(tmp_path / "shards"),
+        executor=ProcessExecutor(),
+        workers=1,
+    )
+    with pytest.raises(InputError, match="room1_mix001: clips is 'overlapping'"):
+        RecordingClips(ClipReader(index))
+
+
 def test_finetuning_reads_neither_test_nor_validation_rooms(
     shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,11 +210,11 @@ def test_validation_on_the_way_equals_the_evaluation_of_the_same_rooms(
     trained = load_checkpoint(network / NETWORK_FILE).network
     # A network that hears something: an untrained one predicts nothing anywhere.
     torch.nn.init.normal_(trained.head.output.bias, generator=torch.Generator().manual_seed(0))
-    score = validation_score(shards, index, validated.audio.features, len(STARSS_CLASSES), "cpu")(
+    score = validation_score(index, validated.audio.features, len(STARSS_CLASSES), "cpu")(
         trained.eval()
     )
     references, predictions = {}, {}
-    reader = shards.reader(index)
+    reader = ClipReader(index)
     for row, duration_s in zip(index.clips.index, index.clips["duration_s"], strict=True):
         references[str(row)] = reader.events(row)
         predictions[str(row)] = predict_waveform(

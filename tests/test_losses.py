@@ -18,6 +18,7 @@ from seld.losses import (
     avc_loss,
     doa_wise_loss,
     gather_with_gradients,
+    own_window_loss,
     recording_wise_loss,
     standardise,
 )
@@ -71,6 +72,93 @@ def test_doa_wise_loss_is_the_loop_over_all_pairs(temperature: float) -> None:
     assert full == pytest.approx(
         slow_doa_wise(audio, visual, temperature, weights, exclude), rel=1e-5
     )
+
+
+def test_own_window_loss_is_the_doa_wise_loss_of_each_window_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    audio, visual = torch.randn(2, 3, 4, 8, generator=generator)
+    weights = torch.rand(3, 4, generator=generator)
+    excluded = torch.rand(3, 4, 4, generator=generator) < 0.2
+    excluded &= ~torch.eye(4, dtype=torch.bool)
+    temperature = torch.tensor(0.2)
+    alone = [
+        doa_wise_loss(
+            audio[[window]],
+            visual[[window]],
+            temperature,
+            weights=weights[[window]],
+            exclude=excluded[[window]],
+        )
+        * weights[window].sum()
+        for window in range(3)
+    ]
+    loss = own_window_loss(
+        audio,
+        visual,
+        temperature,
+        weights=weights,
+        exclude=excluded,
+        heard_only=torch.zeros(3, 0, 8),
+        near=torch.zeros(3, 4, 0, dtype=torch.bool),
+    )
+    assert torch.allclose(loss, torch.stack(alone).sum() / weights.sum(), atol=1e-6)
+
+
+def test_directions_without_a_crop_are_further_wrong_answers_for_each_crop() -> None:
+    """Against a plain loop over windows and crops."""
+    generator = torch.Generator().manual_seed(3)
+    audio, visual = torch.randn(2, 3, 4, 8, generator=generator)
+    heard_only = torch.randn(3, 5, 8, generator=generator)
+    weights = torch.rand(3, 4, generator=generator)
+    excluded = torch.zeros(3, 4, 4, dtype=torch.bool)
+    near = torch.rand(3, 4, 5, generator=generator) < 0.3
+    temperature = torch.tensor(0.2)
+
+    def logit(first: Tensor, second: Tensor) -> float:
+        return cosine(first, second) / 0.2
+
+    total = 0.0
+    for window in range(3):
+        for own in range(4):
+            right = logit(audio[window, own], visual[window, own])
+            crops = [logit(audio[window, own], visual[window, other]) for other in range(4)]
+            sounds = [logit(audio[window, other], visual[window, own]) for other in range(4)]
+            sounds += [
+                logit(heard_only[window, far], visual[window, own])
+                for far in range(5)
+                if not near[window, own, far]
+            ]
+            loss = 0.0
+            for candidates in (crops, sounds):
+                loss += 0.5 * (math.log(sum(math.exp(value) for value in candidates)) - right)
+            total += loss * weights[window, own].item()
+    found = own_window_loss(
+        audio,
+        visual,
+        temperature,
+        weights=weights,
+        exclude=excluded,
+        heard_only=heard_only,
+        near=near,
+    )
+    assert found.item() == pytest.approx(total / weights.sum().item(), rel=1e-5)
+
+
+def test_an_embedding_that_ignores_direction_pays_for_every_direction_without_a_crop() -> None:
+    """The same embedding at all L + K directions: v → a is a draw among them."""
+    same = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0))
+    audio, heard_only = same.expand(2, 1, 8), same.expand(2, 7, 8)
+    visual = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
+    loss = own_window_loss(
+        audio,
+        visual,
+        torch.tensor(0.1),
+        weights=torch.ones(2, 1),
+        exclude=torch.zeros(2, 1, 1, dtype=torch.bool),
+        heard_only=heard_only,
+        near=torch.zeros(2, 1, 7, dtype=torch.bool),
+    )
+    assert loss.item() == pytest.approx(0.5 * math.log(8), rel=1e-5)
 
 
 def slow_recording_wise(audio, visual, rotated, temperature) -> float:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from reference_seld import ReferenceSeld, Row, jackknife_interval
 from scipy.optimize import linear_sum_assignment
 
@@ -23,8 +24,8 @@ from seld.metrics import (
     COUNT_COLUMNS,
     SCORE_NAMES,
     _assign,
-    file_counts,
     main,
+    recording_counts,
     score,
     scores_from_counts,
 )
@@ -45,6 +46,13 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
             "elevation_deg": np.array(elevation_deg, dtype=float),
         }
     )
+
+
+def file_counts(
+    reference: pd.DataFrame, prediction: pd.DataFrame, class_count: int
+) -> NDArray[np.float64]:
+    """Counts of one recording: (class, column)."""
+    return recording_counts([reference], [prediction], class_count=class_count)[0]
 
 
 def counted(reference: Sequence[Row], prediction: Sequence[Row], class_id: int = 0) -> dict:

@@ -86,6 +86,13 @@ def test_a_part_of_a_corpus_is_among_every_larger_one(tmp_path: Path) -> None:
     assert len(folders) == 3
 
 
+def test_a_part_of_a_corpus_with_nothing_to_pretrain_on_is_refused(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "starss23", NAMES[2:], with_video=True)
+    source = CorpusSource(name="starss23", root=str(root), most=5)
+    with pytest.raises(InputError, match="expected unannotated or training recordings"):
+        recordings_of((source,))
+
+
 def test_part_of_a_corpus_is_typed_as_it_is_read() -> None:
     assert corpus("yt360:20=/data/x=y:3") == CorpusSource(name="yt360", root="/data/x=y:3", most=20)
     for text in ("yt360:20=s3://b/yt", "starss22=/data/a:b"):

@@ -18,7 +18,6 @@ from seld.ambisonics import FoaFeatures, encode, rotate
 from seld.clips import ShardIndex
 from seld.errors import InputError
 from seld.geometry import DoaGrid, azimuth_elevation, channel_swaps, unit_vectors
-from seld.losses import doa_wise_loss
 from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
@@ -32,8 +31,6 @@ from trainables.pretrain import (
     PretrainNetworks,
     PretrainSettings,
     contrastive_loss,
-    joint_transforms,
-    own_window_loss,
     pretrain,
     refuse_broken_convolution,
 )
@@ -213,37 +210,6 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
     computes_bf16.cache_clear()
     first, second = losses.values()
     assert torch.equal(first, second)
-
-
-def test_own_window_loss_is_the_doa_wise_loss_of_each_window_alone() -> None:
-    generator = torch.Generator().manual_seed(0)
-    audio, visual = torch.randn(2, 3, 4, 8, generator=generator)
-    weights = torch.rand(3, 4, generator=generator)
-    excluded = torch.rand(3, 4, 4, generator=generator) < 0.2
-    excluded &= ~torch.eye(4, dtype=torch.bool)
-    temperature = torch.tensor(0.2)
-    alone = [
-        doa_wise_loss(
-            audio[[window]],
-            visual[[window]],
-            temperature,
-            weights=weights[[window]],
-            exclude=excluded[[window]],
-        )
-        * weights[window].sum()
-        for window in range(3)
-    ]
-    loss = own_window_loss(audio, visual, temperature, weights, excluded)
-    assert torch.allclose(loss, torch.stack(alone).sum() / weights.sum(), atol=1e-6)
-
-
-def test_joint_swap_leaves_a_grid_that_swaps_with_it_unchanged() -> None:
-    """Turning sound and picture together only renames directions: the pairs stay pairs."""
-    settings = dataclasses.replace(TINY, augmentation="swaps")
-    transforms = joint_transforms(64, settings, torch.Generator().manual_seed(0))
-    swaps = channel_swaps().float()
-    drawn = {int((swaps - one).abs().sum((1, 2)).argmin()) for one in transforms}
-    assert drawn == set(range(8))
 
 
 def planted_batch(settings: PretrainSettings) -> Batch:
@@ -468,57 +434,6 @@ def test_turned_pair_is_the_pair_of_the_turned_scene() -> None:
     features = FoaFeatures(TINY.audio.features)
     turned = turned_features(spatial_spectra(waveform, features), matrix.expand(4, 3, 3))
     assert torch.allclose(turned, features(rotate(waveform, matrix)), atol=2e-3)
-
-
-def test_directions_without_a_crop_are_further_wrong_answers_for_each_crop() -> None:
-    """Against a plain loop over windows and crops."""
-    generator = torch.Generator().manual_seed(3)
-    audio, visual = torch.randn(2, 3, 4, 8, generator=generator)
-    heard_only = torch.randn(3, 5, 8, generator=generator)
-    weights = torch.rand(3, 4, generator=generator)
-    excluded = torch.zeros(3, 4, 4, dtype=torch.bool)
-    near = torch.rand(3, 4, 5, generator=generator) < 0.3
-    temperature = torch.tensor(0.2)
-
-    def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
-        return torch.nn.functional.cosine_similarity(first, second, dim=0).item() / 0.2
-
-    total = 0.0
-    for window in range(3):
-        for own in range(4):
-            right = cosine(audio[window, own], visual[window, own])
-            crops = [cosine(audio[window, own], visual[window, other]) for other in range(4)]
-            sounds = [cosine(audio[window, other], visual[window, own]) for other in range(4)]
-            sounds += [
-                cosine(heard_only[window, far], visual[window, own])
-                for far in range(5)
-                if not near[window, own, far]
-            ]
-            loss = 0.0
-            for candidates in (crops, sounds):
-                loss += 0.5 * (math.log(sum(math.exp(value) for value in candidates)) - right)
-            total += loss * weights[window, own].item()
-    found = own_window_loss(
-        audio, visual, temperature, weights, excluded, heard_only=heard_only, near=near
-    )
-    assert found.item() == pytest.approx(total / weights.sum().item(), rel=1e-5)
-
-
-def test_an_embedding_that_ignores_direction_pays_for_every_direction_without_a_crop() -> None:
-    """The same embedding at all L + K directions: v → a is a draw among them."""
-    same = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0))
-    audio, heard_only = same.expand(2, 1, 8), same.expand(2, 7, 8)
-    visual = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
-    loss = own_window_loss(
-        audio,
-        visual,
-        torch.tensor(0.1),
-        torch.ones(2, 1),
-        torch.zeros(2, 1, 1, dtype=torch.bool),
-        heard_only=heard_only,
-        near=torch.zeros(2, 1, 7, dtype=torch.bool),
-    )
-    assert loss.item() == pytest.approx(0.5 * math.log(8), rel=1e-5)
 
 
 def test_axes_of_negatives_and_of_the_augmentation_are_two_settings() -> None:

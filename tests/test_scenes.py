@@ -203,10 +203,9 @@ def test_overlap_stays_within_its_limit_and_shares_are_kept() -> None:
     generator = np.random.default_rng(0)
     part = PartSettings(minutes=1, rooms=1, unseen_share=0.3, silent_share=0.5)
     settings = SceneSettings(recording_s=60.0, max_overlap=2)
-    room = draw_room("small", generator)
     sounding = unseen = silent = most = 0
     for _ in range(20):
-        script = write_script(settings, part, STARSS_CLASSES, room, generator)
+        script = write_script(settings, part, STARSS_CLASSES, generator)
         heard = [source for source in script.sources if source.sounds]
         time_s = np.arange(0, 60, 0.05)[:, None]
         starts = np.array([source.start_s for source in heard])
@@ -222,13 +221,12 @@ def test_overlap_stays_within_its_limit_and_shares_are_kept() -> None:
 
 def test_parts_choose_their_classes_and_balance() -> None:
     generator = np.random.default_rng(0)
-    room = draw_room("small", generator)
     settings = SceneSettings(recording_s=600.0)
     only = PartSettings(minutes=1, rooms=1, classes=("bell", "knock"))
-    drawn = write_script(settings, only, STARSS_CLASSES, room, generator).sources
+    drawn = write_script(settings, only, STARSS_CLASSES, generator).sources
     assert {STARSS_CLASSES[source.class_id] for source in drawn} == {"bell", "knock"}
     skewed = PartSettings(minutes=1, rooms=1, class_skew=1.5)
-    drawn = write_script(settings, skewed, STARSS_CLASSES, room, generator).sources
+    drawn = write_script(settings, skewed, STARSS_CLASSES, generator).sources
     counts = np.bincount([source.class_id for source in drawn], minlength=13)
     assert counts[0] > 3 * counts[4:].mean()
 

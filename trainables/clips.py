@@ -174,18 +174,17 @@ class AnnotatedReader:
 
 
 def local_batches(
-    read_step: Callable[[int], Arrays], *, start_step: int, steps: int, ahead: int = 1
+    read_step: Callable[[int], Arrays], *, start_step: int, steps: int
 ) -> Iterator[Batch]:
-    """Batches of steps ``start_step`` … ``steps - 1``, read by a thread ``ahead`` of the loop."""
+    """Batches of steps ``start_step`` … ``steps - 1``, read by a thread one ahead of the loop."""
+    if start_step >= steps:
+        return
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [
-            pool.submit(read_step, step)
-            for step in range(start_step, min(start_step + ahead, steps))
-        ]
-        for step in range(start_step, steps):
-            arrays = waiting.pop(0).result()
-            if step + ahead < steps:
-                waiting.append(pool.submit(read_step, step + ahead))
+        waiting = pool.submit(read_step, start_step)
+        for following in range(start_step + 1, steps + 1):
+            arrays = waiting.result()
+            if following < steps:
+                waiting = pool.submit(read_step, following)
             yield {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 

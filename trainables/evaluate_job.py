@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seld.annotations import accdoa_targets, multi_accdoa_targets, write_annotations
 from seld.checkpoints import load_checkpoint
 from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.errors import InputError
 from seld.losses import accdoa_loss, adpit_loss
 from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
 from seld.models.heads import OutputFormat
@@ -55,7 +56,7 @@ class EvaluateJob:
         losses, lengths = [], []
         recordings = index.clips.sort_values("start_s").groupby("recording_id")
         for done, (name, clips) in enumerate(recordings, start=1):
-            recording = RecordingClips(self.shards.reader(ShardIndex(index.folder, clips)))
+            recording = RecordingClips(ClipReader(ShardIndex(index.folder, clips)))
             reference = recording.annotations()
             vectors = list(predict_vectors(network, recording.blocks(), PredictionSettings()))
             prediction = events_of(vectors, output_format)
@@ -106,27 +107,39 @@ def regression_loss(
 
 @dataclass(frozen=True)
 class RecordingClips:
-    """A whole recording out of its consecutive clips."""
+    """A whole recording out of its clips, in order of time.
+
+    Raises:
+        InputError: they overlap (``hop_s`` of the shards), so that some sound would count twice.
+    """
 
     reader: ClipReader
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def __post_init__(self) -> None:
+        clips = self.reader.index.clips
+        starts_s = clips["start_s"].to_numpy()
+        ends_s = starts_s + clips["duration_s"].to_numpy()
+        if (ends_s[:-1] > starts_s[1:] + 1e-3).any():
+            where = f"{self.reader.index.folder}, {clips['recording_id'].iloc[0]}"
+            raise InputError(where, "clips", "overlapping", "none before the end of another")
+
+    def blocks(self) -> Iterator[NDArray[np.int16]]:
         """Its sound, int16 (4, time), clip by clip."""
         clips = self.reader.index.clips
-        for row, duration_s in zip(clips["clip_id"], clips["duration_s"], strict=True):
-            yield self.reader.read([row], window_s=duration_s)["foa"][0]
+        for clip_id, duration_s in zip(clips["clip_id"], clips["duration_s"], strict=True):
+            yield self.reader.read([clip_id], window_s=duration_s)["foa"][0]
 
     def annotations(self) -> pd.DataFrame:
         """Its events, frames counted from the recording's start."""
         tables = []
         clips = self.reader.index.clips
-        for row, start_s in zip(clips["clip_id"], clips["start_s"], strict=True):
-            events = self.reader.events(row)
+        for clip_id, start_s in zip(clips["clip_id"], clips["start_s"], strict=True):
+            events = self.reader.events(clip_id)
             tables.append(events.assign(frame=events["frame"] + round(start_s / LABEL_FRAME_S)))
         return pd.concat(tables, ignore_index=True)
 
 
-def counts_table(names: list[str], counts: np.ndarray) -> pd.DataFrame:
+def counts_table(names: list[str], counts: NDArray[np.float64]) -> pd.DataFrame:
     """Counts (recording, class, column) as the rows of ``counts.parquet``."""
     recordings, classes, columns = counts.shape
     table = pd.DataFrame(counts.reshape(-1, columns), columns=list(COUNT_COLUMNS))

@@ -75,7 +75,7 @@ _UNREACHABLE_WORDS = tuple(
 #: torch.save has only these words for a write that the disk took no more of.
 _SHORT_WRITE = ("PytorchStreamWriter failed writing", "inline_container.cc")
 
-#: The same of CUDA and its libraries.
+#: What CUDA and its libraries say where the GPU's memory is used up.
 _GPU_SHORT = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -137,7 +137,7 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 
 def _gpu_library_is_short_of_memory(error: BaseException) -> bool:
-    """What has no memory left for its own handles, on a GPU that others use too, has only words."""
+    """Whether a CUDA library found no GPU memory for its own handles, which only its text says."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _GPU_SHORT)
 
 

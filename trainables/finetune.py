@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seld.clips import LABEL_FRAME_S
 from seld.errors import InputError
-from seld.geometry import channel_swaps, random_rotations
+from seld.geometry import random_transforms
 from seld.losses import accdoa_loss, adpit_loss
 from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import AudioEncoderSettings
@@ -237,14 +237,9 @@ def seld_loss(
     """The loss of one batch, its sound and targets transformed together at random."""
     spectra = batch_spectra(batch, network.encoder, device)
     target = batch["target"].to(device)
-    transform = torch.eye(3).expand(len(spectra), 3, 3)
-    if settings.rotations != "none":
-        transform = random_rotations(len(spectra), axes=settings.rotations, generator=generator)
-    if settings.swaps:
-        swaps = channel_swaps().float()
-        drawn = torch.randint(len(swaps), (len(spectra),), generator=generator)
-        transform = swaps[drawn] @ transform
-    transform = transform.to(device)
+    transform = random_transforms(
+        len(spectra), rotations=settings.rotations, swaps=settings.swaps, generator=generator
+    ).to(device)
     features = network.encoder.normalisation(turned_features(spectra, transform))
     features = masked(features, settings, generator)
     with network_precision(settings.precision, device):

@@ -12,7 +12,7 @@ from torch import Tensor
 from seld.ambisonics import FeatureSettings, FoaFeatures
 from seld.annotations import decode_accdoa, decode_multi_accdoa
 from seld.checkpoints import load_audio_encoder, save_checkpoint
-from seld.clips import ShardIndex, select_budget
+from seld.clips import ClipReader, ShardIndex, select_budget
 from seld.errors import InputError
 from seld.metrics import recording_counts, scores_from_counts
 from seld.models.seld_network import SeldNetwork
@@ -56,7 +56,7 @@ class FinetuneJob:
             index.select(rooms=sorted(rooms)), self.annotation_minutes, settings.seed
         )
         read_step = AnnotatedReader(
-            reader=self.shards.reader(budget),
+            reader=ClipReader(budget),
             schedule=WindowSchedule(
                 seed=settings.seed, batch_size=settings.batch_size, window_s=settings.window_s
             ),
@@ -103,9 +103,7 @@ class FinetuneJob:
                 self.settings.validate_every,
                 "0 where no rooms are kept for validation",
             )
-        return validation_score(
-            self.shards, index, self.settings.audio.features, len(self.class_names), device
-        )
+        return validation_score(index, self.settings.audio.features, len(self.class_names), device)
 
     def _encoder_state(self) -> dict[str, Tensor] | None:
         if self.encoder is None:
@@ -114,7 +112,6 @@ class FinetuneJob:
 
 
 def validation_score(
-    shards: ShardFolder,
     index: ShardIndex,
     feature_settings: FeatureSettings,
     class_count: int,
@@ -124,7 +121,7 @@ def validation_score(
 
     Features are made once, so that asking often costs little more than the network.
     """
-    reader = shards.reader(index)
+    reader = ClipReader(index)
     features = FoaFeatures(feature_settings)
     inputs, references = [], []
     eye = torch.eye(3)[None]

@@ -27,7 +27,7 @@ Progress = dict[str, Any]
 ENCODER_FILE = "audio_encoder.safetensors"
 NETWORK_FILE = "seld_network.safetensors"
 
-#: Of what makes spectra: others' are not read.
+#: Version of the code that makes spectra: stored ones of another version are not read.
 SPECTRA_CODE = code_fingerprint("seld.ambisonics", "seld.spatial_spectra", with_imports=False)
 
 
@@ -59,9 +59,6 @@ class ShardFolder:
             expected = f"{self.fingerprint}, as when the run began (start it again)"
             raise InputError(self.path, "fingerprint of the clips", index.fingerprint, expected)
         return index
-
-    def reader(self, index: ShardIndex) -> ClipReader:
-        return ClipReader(self.path, index)
 
     def store(
         self,

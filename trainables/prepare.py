@@ -12,7 +12,7 @@ from typing import TypeAlias
 from seld.classes import CLASSES_FILE, STARSS_CLASSES, read_class_names
 from seld.clips import ShardIndex
 from seld.corpora import CORPORA, Recording
-from seld.decoding import Rejected, ShardSettings
+from seld.decoding import Rejected, ShardResult, ShardSettings
 from seld.errors import InputError
 from seld.settings import to_mapping
 from seld.shards import Executor, build_shards
@@ -49,20 +49,26 @@ class CorpusSource:
         return f"{self.name}{'' if self.most is None else f':{self.most}'}={self.root}"
 
     def recordings(self) -> list[Recording]:
-        """Those of its manifest, or a part: the same ones always, and among those of a larger part.
+        """All of the corpus, or ``most`` of those that can be pretrained on.
 
-        A part is of what can be pretrained on.
+        A part is the same every time, and is contained in every larger part.
+
+        Raises:
+            InputError: a part is asked for of a corpus of which nothing can be pretrained on.
         """
         found = CORPORA[self.name](self.root)
         if self.most is None:
             return found
         pool = [recording for recording in found if recording.split == "unannotated"]
         pool = pool or [recording for recording in found if recording.split == "train"]
-        return sorted(pool, key=_luck)[: self.most]
+        if not pool:
+            expected = "unannotated or training recordings"
+            raise InputError(self.root, "recordings", "only those that test", expected)
+        return sorted(pool, key=_shuffling_key)[: self.most]
 
 
-def _luck(recording: Recording) -> str:
-    """Orders recordings by nothing that they are."""
+def _shuffling_key(recording: Recording) -> str:
+    """Sorting by it shuffles recordings, the same way every time."""
     return hashlib.sha256(recording.recording_id.encode()).hexdigest()
 
 
@@ -144,9 +150,9 @@ def build_clip_shards(
     recordings = recordings_of(corpora)
     done = 0
 
-    def count(result: object) -> None:
+    def count(result: ShardResult) -> None:
         nonlocal done
-        done += getattr(result, "recording_count", 1)
+        done += result.recording_count
         progress(done, len(recordings))
 
     return build_shards(

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from seld.clips import LABEL_FRAME_S
 from seld.errors import InputError
-from seld.geometry import channel_swaps, random_rotations
+from seld.geometry import random_rotations, random_transforms
 from seld.losses import (
     avc_loss,
     doa_wise_loss,
     gather_with_gradients,
+    own_window_loss,
     recording_wise_loss,
     standardise,
 )
@@ -52,7 +53,6 @@ from trainables.steps import (
     RunningMeans,
     TrainState,
     average_gradients,
-    detached,
     distributed,
     network_precision,
     require_finite,
@@ -80,7 +80,7 @@ class PretrainSettings:
         field_of_view_deg, crop_px: of the square perspective crop at each direction.
         directions: which directions are compared.
         own_window_share: of the DOA-wise loss, the part in which each direction competes with its
-            own window's directions only, see :func:`own_window_loss`. [ours]
+            own window's directions only (:func:`seld.losses.own_window_loss`). [ours]
         listening_directions: further random directions per window at which that part asks the
             sound, but takes no crop: to say "not there" costs next to nothing.
         head: ``grid`` gives the K embeddings of the paper's fixed directions jointly;
@@ -303,7 +303,7 @@ def pretrain(
         settings: all choices.
         batches: the batches of the steps after ``start``, as :mod:`trainables.clips` makes them.
         device: where the networks live; batches arrive on the CPU.
-        report: called every ``report_every`` steps and after the last.
+        report: called every ``report_every`` steps, with every state and after the last step.
         start: continue from here; on the CPU the result equals an uninterrupted run bit for bit.
         probe: further metrics of the networks (in evaluation mode), taken at every state.
 
@@ -364,9 +364,7 @@ def pretrain(
             report(done, metrics, state)
     assert state is not None, "batches ended early"
     assert state["step"] == settings.steps, "batches ended early"
-    return PretrainResult(
-        state=state, audio_encoder=detached(networks.audio_encoder.state_dict()), metrics=metrics
-    )
+    return PretrainResult(state=state, audio_encoder=audio_encoder_of(state), metrics=metrics)
 
 
 def contrastive_loss(
@@ -388,7 +386,12 @@ def contrastive_loss(
 
     # Directions are chosen in the scene as the listener hears it, after the joint transformation.
     # Looking at the transformed picture is looking at the untouched one with cameras turned back.
-    transform = joint_transforms(batch_size, settings, generator).to(device)
+    transform = random_transforms(
+        batch_size,
+        rotations=settings.augmentation_axes if "rotations" in settings.augmentation else "none",
+        swaps="swaps" in settings.augmentation,
+        generator=generator,
+    ).to(device)
     features = turned_features(spectra, transform)
     directions = choose_directions(features[:, 4:], spectra[:, 0], settings.directions, generator)
     cameras = transform.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
@@ -440,7 +443,13 @@ def contrastive_loss(
             vectors[:, : audio.shape[1]], vectors[:, audio.shape[1] :], settings.directions
         )
         own = own_window_loss(
-            audio, visual, temperature, weights, excluded, heard_only=heard_only, near=near
+            audio,
+            visual,
+            temperature,
+            weights=weights,
+            exclude=excluded,
+            heard_only=heard_only,
+            near=near,
         )
         return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
     if settings.objective == "recording_wise":
@@ -460,54 +469,6 @@ def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:
         for name, tensor in state["networks"].items()
         if name.startswith(prefix)
     }
-
-
-def own_window_loss(
-    audio: Tensor,
-    visual: Tensor,
-    temperature: Tensor,
-    weights: Tensor,
-    excluded: Tensor,
-    *,
-    heard_only: Tensor | None = None,
-    near: Tensor | None = None,
-) -> Tensor:
-    """Which of a window's own K crops is the one at this direction, and the other way round. [ours]
-
-    In the DOA-wise loss most negatives are other windows, which what is heard tells apart without
-    where; here only where does.
-
-    Args:
-        audio, visual: (window, K, embedding).
-        weights: (window, K) how much each pair counts.
-        excluded: (window, K, K) pairs that are no negatives.
-        heard_only: (window, L, embedding) the sound at directions without a crop: for each crop,
-            further directions at which it is not heard.
-        near: (window, K, L) which of these are too near a crop's direction to be negatives.
-    """
-    audio = nn.functional.normalize(audio.float(), dim=-1)
-    visual = nn.functional.normalize(visual.float(), dim=-1)
-    logits = (audio @ visual.transpose(1, 2) / temperature).masked_fill(excluded, -torch.inf)
-    heard = logits.transpose(1, 2)  # (window, crop, direction)
-    if heard_only is not None and near is not None:
-        elsewhere = nn.functional.normalize(heard_only.float(), dim=-1)
-        further = (visual @ elsewhere.transpose(1, 2) / temperature).masked_fill(near, -torch.inf)
-        heard = torch.cat([heard, further], dim=2)
-    both = logits.logsumexp(dim=2) + heard.logsumexp(dim=2)
-    losses = 0.5 * both - logits.diagonal(dim1=1, dim2=2)
-    return (losses * weights).sum() / weights.sum()
-
-
-def joint_transforms(count: int, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
-    """Random (count, 3, 3) rotations and reflections that sound and picture undergo together."""
-    transforms = torch.eye(3).expand(count, 3, 3)
-    if "rotations" in settings.augmentation:
-        transforms = random_rotations(count, axes=settings.augmentation_axes, generator=generator)
-    if "swaps" in settings.augmentation:
-        swaps = channel_swaps().float()
-        drawn = torch.randint(len(swaps), (count,), generator=generator)
-        transforms = swaps[drawn] @ transforms
-    return transforms
 
 
 def refuse_broken_convolution(settings: PretrainSettings, device: torch.device | str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from seld.ambisonics import FoaFeatures
 from seld.annotations import accdoa_targets
-from seld.clips import LABEL_FRAME_S, ShardIndex
+from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
 from seld.spatial_spectra import spatial_spectra
 from trainables.clips import PairReader, WindowSchedule
 from trainables.jobs import ShardFolder
@@ -55,7 +55,7 @@ class PretrainJob:
         settings = self.settings
         index = unannotated_clips(self.shards.index(), self.validation_rooms)
         return PairReader(
-            reader=self.shards.reader(index),
+            reader=ClipReader(index),
             schedule=WindowSchedule(
                 seed=settings.seed,
                 batch_size=settings.rank_batch_size(world_size),
@@ -97,7 +97,7 @@ def probe_windows(
     if clips.empty:
         return None
     clips = clips.sample(min(PROBE_WINDOWS, len(clips)), random_state=0).sort_index()
-    reader = shards.reader(ShardIndex(index.folder, clips))
+    reader = ClipReader(ShardIndex(index.folder, clips))
     rows = clips.index.to_list()
     middle_s = (np.asarray(clips["duration_s"]) - settings.window_s) / 2
     starts_s = np.floor(middle_s / LABEL_FRAME_S + 1e-6) * LABEL_FRAME_S

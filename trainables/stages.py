@@ -38,7 +38,15 @@ from typing import Any
 
 from seld.errors import InputError
 from seld.scratch import scratch_folder
-from seld.storage import absolute, file_system, files_below, join, stamps, written_whole
+from seld.storage import (
+    absolute,
+    file_system,
+    files_below,
+    is_local,
+    join,
+    stamps,
+    written_whole,
+)
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
@@ -71,6 +79,7 @@ class StageKey:
 
     @property
     def path(self) -> str:
+        """Its folder in the store, relative to the root."""
         return f"{self.name}/{self.digest}"
 
 
@@ -213,7 +222,7 @@ class StageStore:
         # Tune runs every trial in a working folder of its own.
         self.root = absolute(str(root))
         self._files, self._base = file_system(self.root)
-        self._local = "file" in self._files.protocol
+        self._local = is_local(self.root)
         self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / f"seld-stages-{os.getuid()}")
         self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
 
@@ -295,7 +304,7 @@ class StageStore:
 
     def partial_uri(self, key: StageKey) -> str:
         """Where the computation under way may keep its checkpoints."""
-        return f"{self.root.rstrip('/')}/{key.path}/partial"
+        return join(self.root, f"{key.path}/partial")
 
     def progress_of(self, key: StageKey) -> dict[str, str]:
         """The states that a computation under way has kept, with their stamps."""
@@ -380,7 +389,7 @@ class StageStore:
         for name in _damaged(folder, files):
             path = folder / name
             found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-            stage = f"{self.root.rstrip('/')}/{key.path}"
+            stage = join(self.root, key.path)
             raise InputError(
                 path, "committed file", found, f"{files[name]} bytes; remove {stage} to redo it"
             )

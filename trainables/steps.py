@@ -43,8 +43,12 @@ class NonFiniteLossError(RuntimeError):
     """A loss or gradient was not finite; no step was taken with it."""
 
     def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is not finite at step {step}")
+        super().__init__(step, what)  # unpickling calls it with these
         self.step = step
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} is not finite at step {self.step}"
 
 
 def seed_step(seed: int, step: int) -> torch.Generator:
@@ -113,7 +117,7 @@ def average_gradients(networks: nn.Module) -> None:
 
 
 def require_finite(step: int, loss: Tensor, gradient_norm: Tensor) -> None:
-    """Look at both at once: it makes a GPU wait.
+    """Check loss and gradient norm in one read, because each read makes a GPU wait.
 
     Raises:
         NonFiniteLossError: one is not finite.
@@ -124,7 +128,7 @@ def require_finite(step: int, loss: Tensor, gradient_norm: Tensor) -> None:
 
 
 class RunningMeans:
-    """Means of what steps say between two reports, kept on the device: to read makes a GPU wait."""
+    """Means of scalars over the steps since the last report, kept on the device until read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -145,7 +149,7 @@ class RunningMeans:
 
 
 def of_first_rank(tensor: Tensor) -> Tensor:
-    """What the first rank has drawn, on all of them."""
+    """``tensor`` overwritten with the first rank's, on every rank; as it is with one rank."""
     if distributed():
         torch.distributed.broadcast(tensor, src=0)
     return tensor

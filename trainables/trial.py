@@ -130,22 +130,20 @@ def run_cell(cell: Cell, run: StudyRun, *, trial_id: str | None = None) -> Trial
         run: where.
         trial_id: whose folder receives the tables; by default the cell's own.
     """
-    trial_id = trial_id or cell.trial_id
-    batches: dict[str, int] = {}
+    trial = _Trial(cell, run, trial_id or cell.trial_id)
     while True:
-        trial = _Trial(with_batches(cell, batches), run, trial_id, batches)
         # The one boundary at which every exception is caught: it becomes part of the record.
         try:
             return trial.run()
         except Exception as error:
             failure = trial.failure(error)
         trial.log(f"failed in {failure.stage}: {failure.kind}\n{failure.traceback}")
-        smaller = smaller_batch(cell, batches, failure, run.placement)
+        smaller = smaller_batch(cell, trial.smaller_batches, failure, run.placement)
         if smaller is None:
             return trial.record("failed", failure=failure)
-        batches |= smaller
-        (batch,) = smaller.items()
-        tune.report({"stage": f"{failure.stage} with {batch[0]}={batch[1]}"})
+        trial.use_batches(smaller)
+        ((name, size),) = smaller.items()
+        tune.report({"stage": f"{failure.stage} with {name}={size}"})
 
 
 def smaller_batch(
@@ -181,11 +179,9 @@ def report_outcome(record: TrialRecord, **further: Any) -> None:
 class _Trial:
     """One trial under way: its stages so far, and when it started."""
 
-    def __init__(
-        self, cell: Cell, shared: StudyRun, trial_id: str, smaller_batches: Mapping[str, int]
-    ) -> None:
+    def __init__(self, cell: Cell, shared: StudyRun, trial_id: str) -> None:
         self.cell = cell
-        self.smaller_batches = dict(smaller_batches)
+        self.smaller_batches: dict[str, int] = {}
         self.trial_id = trial_id
         self.shared = shared
         self.data = shared.data[cell.data]
@@ -194,8 +190,14 @@ class _Trial:
         self.started_at = datetime.now(UTC)
         self.stage = "pretrain"
         self.attempts = 0
-        self.results: list[StageResult] = []
+        self.results: dict[StageKey, StageResult] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def use_batches(self, sizes: Mapping[str, int]) -> None:
+        """Train in batches of other sizes from now on; stages that are done stay."""
+        self.smaller_batches |= sizes
+        self.cell = with_batches(self.cell, sizes)
+        self.keys = stages_of(self.cell, self.data)
 
     def run(self) -> TrialRecord:
         """All stages, then the record; the trial's tables are in its folder by then."""
@@ -311,7 +313,8 @@ class _Trial:
                 tune.report({"stage": f"{key.name}, try {self.attempts + 1}"})
                 time.sleep(BACKOFF_S * 2 ** (self.attempts - 1))
                 continue
-            self.results.append(result)
+            # The first time counts: asked for again, what was computed here is found in the store.
+            self.results.setdefault(key, result)
             how = "computed" if result.computed else "stored already"
             self.log(f"{key.path}: {how}, {result.duration_s:.1f} s")
             return result
@@ -359,9 +362,9 @@ class _Trial:
                     computed=result.computed,
                     duration_s=result.duration_s,
                 )
-                for result in self.results
+                for result in self.results.values()
             ],
-            durations_s={result.key.name: result.duration_s for result in self.results}
+            durations_s={result.key.name: result.duration_s for result in self.results.values()}
             | {"total": (finished_at - self.started_at).total_seconds()},
             class_names=list(data.class_names),
             unannotated_classes=data.unannotated_classes,

@@ -156,8 +156,8 @@ class NarrowR2Plus1D(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions over the picture and then over time, and a shortcut past them.
 
-    As torchvision's ``BasicBlock`` of ``Conv2Plus1D``, with names and shapes of all weights; but
-    there time is always downsampled with the picture.
+    Its weights have the names and shapes of torchvision's ``BasicBlock`` of ``Conv2Plus1D``, which
+    always downsamples time with the picture.
     """
 
     def __init__(self, channels: int, width: int, stride: int, time_stride: int) -> None:

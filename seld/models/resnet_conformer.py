@@ -2,8 +2,9 @@
 
 The ``paper`` size is the ResNet-Conformer as commonly rebuilt from DCASE 2022 systems; its exact
 figures in the paper are not public. ``demo`` and ``small`` are [ours]: the same blocks, narrower,
-and pooled in frequency and time before the first residual block instead of after, because on a
-CPU the full-resolution maps cost more than everything behind them.
+and pooled before the first residual block instead of after (``small`` in frequency alone, in time
+before the second stage), because on a CPU the full-resolution maps cost more than everything
+behind them.
 
 Nothing depends on the length of the input: attention positions are rotary (relative), and all
 else is convolution or pooling.

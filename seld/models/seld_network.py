@@ -34,5 +34,5 @@ class SeldNetwork(nn.Module):
         self.head = SeldHead(self.encoder.dim, settings.class_count, settings.output_format)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """As the class says."""
+        """FOA (batch, 4, time) → (batch, label frame, [track,] class, 3), see :class:`SeldHead`."""
         return self.head(self.encoder(waveform))

@@ -27,7 +27,7 @@ import pandas as pd
 import soundfile
 from numpy.typing import NDArray
 
-from seld.annotations import write_annotations
+from seld.annotations import POLAR_COLUMNS, write_annotations
 from seld.errors import InputError
 from seld.geometry import azimuth_elevation
 from seld.scenes.pictures import PanoramaPainter, draw_background, draw_look
@@ -254,7 +254,6 @@ def render_recording(
         settings,
         part,
         bank.class_names,
-        room,
         _generator(settings, recording.room, recording.number, _SCRIPT_STREAM),
     )
     sounds = _draw_sounds(script, recording, settings, bank)
@@ -346,8 +345,7 @@ def _annotate(
                 }
             )
         )
-    columns = ["frame", "class_id", "source_id", "azimuth_deg", "elevation_deg"]
-    table = pd.concat(rows) if rows else pd.DataFrame(columns=columns, dtype=int)
+    table = pd.concat(rows) if rows else pd.DataFrame(columns=list(POLAR_COLUMNS), dtype=int)
     return table.sort_values(["frame", "source_id"], ignore_index=True)
 
 

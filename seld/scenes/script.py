@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from seld.geometry import unit_vectors
 from seld.scenes.rooms import Room
 from seld.scenes.settings import PartSettings, SceneSettings
 
@@ -45,12 +46,10 @@ class Trajectory:
     def directions(self, time_s: NDArray) -> NDArray:
         """Unit vectors (..., 3) at times (...) of the recording."""
         elapsed_s = time_s - self.start_s
-        azimuth = np.radians(self.azimuth_deg + self.azimuth_speed_deg_s * elapsed_s)
         swing = np.sin(2 * np.pi * self.swing_rate_hz * elapsed_s)
-        elevation = np.radians(self.elevation_deg + self.elevation_swing_deg * swing)
-        horizontal = np.cos(elevation)
-        return np.stack(
-            [horizontal * np.cos(azimuth), horizontal * np.sin(azimuth), np.sin(elevation)], axis=-1
+        return unit_vectors(
+            self.azimuth_deg + self.azimuth_speed_deg_s * elapsed_s,
+            self.elevation_deg + self.elevation_swing_deg * swing,
         )
 
     def offsets_m(self, time_s: NDArray, room: Room) -> NDArray:
@@ -96,7 +95,6 @@ def write_script(
     settings: SceneSettings,
     part: PartSettings,
     class_names: tuple[str, ...],
-    room: Room,
     generator: np.random.Generator,
 ) -> Script:
     """Draw a recording's script. At most ``settings.max_overlap`` sources sound at once."""
@@ -111,7 +109,7 @@ def write_script(
             seen = generator.random() >= part.unseen_share
             sources.append(
                 _draw_source(
-                    class_weights, time_s, duration_s, settings, sources, room, generator, seen=seen
+                    class_weights, time_s, duration_s, settings, sources, generator, seen=seen
                 )
             )
             time_s += duration_s + generator.exponential(pause_s)
@@ -120,7 +118,7 @@ def write_script(
         start_s = generator.uniform(0, max(settings.recording_s - duration_s, 0.0))
         sources.append(
             _draw_source(
-                class_weights, start_s, duration_s, settings, sources, room, generator, sounds=False
+                class_weights, start_s, duration_s, settings, sources, generator, sounds=False
             )
         )
     return Script(
@@ -144,7 +142,6 @@ def _draw_source(
     duration_s: float,
     settings: SceneSettings,
     others: list[Source],
-    room: Room,
     generator: np.random.Generator,
     *,
     sounds: bool = True,

@@ -43,7 +43,7 @@ from s3_server import s3_process
 
 from ablations import detached
 from ablations.detached import SHIPPED, detached_command, submit
-from seld.records import read_records
+from seld.records import read_record
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
 
@@ -545,7 +545,7 @@ def test_a_detached_run_is_followed_and_its_results_fetched_from_another_machine
     assert "no trial has failed" in failed
     assert "--show is 'nothing'" in missing
     assert "index.html" in fetched
-    records = list(read_records(tmp_path / "variants"))
+    records = [read_record(folder) for folder in (tmp_path / "variants/trials").iterdir()]
     assert {record.arm: record.status for record in records} == {
         "scratch": "finished",
         "avc": "finished",
