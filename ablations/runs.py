@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
+import ray.exceptions
 from ray import tune
 from rich.console import Console
 from rich.text import Text
