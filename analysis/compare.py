@@ -316,7 +316,7 @@ class Difference:
 class CellEstimates:
     """An arm at one budget: what its finished trials say together.
 
-    ``not_learnt`` counts finished trials whose pretraining fell short of its own goal.
+    ``not_learnt`` counts finished trials whose pretraining learnt no classes: retrieval at chance.
     """
 
     arm: str

@@ -45,7 +45,8 @@ _NOTE = (
     "retrieval means that the embedding says what, not where. Own direction: the event's own crop "
     "is nearest among up to 16 others of its window. Class and DOA probe: ridge regressions on "
     "frozen latents. Dimensions: the latents' participation ratio. A pretraining has learnt "
-    "where retrieval beats chance by three standard errors."
+    "classes where retrieval beats chance by three standard errors; directions it may have learnt "
+    "all the same."
 )
 
 #: Drawn over the steps: title of the axis, probe.
@@ -78,7 +79,7 @@ def probes_table(results: Results) -> Table:
         name="probes",
         title="What pretraining had learnt, before fine-tuning",
         note=_NOTE,
-        columns=("Arm", "Learnt", *labels),
+        columns=("Arm", "Classes learnt", *labels),
         rows=tuple(rows),
         numeric=frozenset(range(2, 2 + len(PROBES))),
         groups=frozenset(),

@@ -260,7 +260,8 @@ def arms_table(comparison: Comparison, baseline: str) -> Table:
         if absent:
             notes.append(f"{absent} not run to the end")
         if cell.not_learnt:
-            notes.append(f"pretraining did not learn in {cell.not_learnt}")
+            what = "pretraining learnt no classes"
+            notes.append(f"{what} (retrieval at chance) in {cell.not_learnt}")
         remarks = "; ".join(notes)
         rows.append(
             (

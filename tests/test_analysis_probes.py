@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
+from analysis import Analysis
 from analysis.load import Results, load_studies
 from analysis.probes import pretrainings, probe_figures, probes_table
 from seld.records import TrialRecord
@@ -47,6 +48,13 @@ def test_a_pretraining_shared_by_budgets_counts_once(folder: Path) -> None:
     assert row["retrieval_top1_chance"] == pytest.approx(6.0)
     assert row["linear_doa_error_deg"] == pytest.approx(35.0)
     assert (row["learnt"], row["pretrainings"]) == (1, 2)
+
+
+def test_scores_say_whose_pretraining_was_no_better_than_luck(folder: Path) -> None:
+    rows = Analysis.of([folder]).scores.values  # noqa: PD011 - a Table of ours
+    remarks = {row["arm"]: row["remarks"] for row in rows}
+    assert "learnt no classes (retrieval at chance) in 1" in str(remarks["doa_wise"])
+    assert "learnt" not in str(remarks["scratch"])
 
 
 def test_curves_are_means_over_pretrainings_and_do_without_what_cannot_be_read(
