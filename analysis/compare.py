@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -270,6 +271,9 @@ def caveats(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
     differing = sorted({*differing_settings(first), *differing_settings(second)})
     if differing:
         found.append(f"settings differ: {_listed(differing)}")
+    smaller = Counter(batch for trial in trials for batch in trial.record.smaller_batches.items())
+    for (name, size), count in sorted(smaller.items()):
+        found.append(f"for want of GPU memory trained with {name}={size} in {count}")
     if any(trial.record.git_dirty for trial in trials):
         found.append("uncommitted code")
     return found

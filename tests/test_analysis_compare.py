@@ -229,3 +229,17 @@ def test_other_settings_of_some_seeds_are_flagged(tmp_path: Path) -> None:
     assert comparison.cells["scratch", 30.0].caveats == ()
     (difference,) = comparison.differences("scratch")
     assert difference.caveats == ("settings differ: pretrain.steps",)
+
+
+def test_batches_that_did_not_fit_are_flagged(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        halved = {"pretrain.batch_size": 16} if record.arm == "better" else {}
+        return replace(record, smaller_batches=halved)
+
+    comparison = compared(tmp_path, change=change)
+    seeds = comparison.cells["better", 30.0].seeds
+    said = f"for want of GPU memory trained with pretrain.batch_size=16 in {seeds}"
+    assert comparison.cells["better", 30.0].caveats == (said,)
+    assert comparison.cells["scratch", 30.0].caveats == ()
+    (difference,) = comparison.differences("scratch")
+    assert difference.caveats == (said,)
