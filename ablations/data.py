@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from search_spaces.studies import Study
+from search_spaces.studies import Study, data_name
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
@@ -85,12 +85,11 @@ class DataOptions:
         return str(self.folder.resolve())
 
     def scenes(self, study: Study) -> dict[str, SceneSettings]:
-        """The embedded benchmarks a study needs, with the sound bank asked for."""
-        own = {arm.name: arm.scenes for arm in study.arms if arm.scenes is not None}
+        """The embedded benchmarks a study's cells use, with the sound bank asked for."""
         bank = str(self.sound_bank.resolve()) if self.sound_bank else None
         return {
-            name: replace(settings, sound_bank=bank)
-            for name, settings in ({DEFAULT_DATA: study.scale.scenes} | own).items()
+            data_name(arm): replace(arm.scenes or study.scale.scenes, sound_bank=bank)
+            for arm in study.arms
         }
 
     def check(self, study: Study) -> None:
@@ -104,7 +103,7 @@ class DataOptions:
         if not self.annotated:
             for settings in self.scenes(study).values():
                 _check_budget(study, settings.train.minutes)
-            bank_of(self.scenes(study)[DEFAULT_DATA].sound_bank)
+                bank_of(settings.sound_bank)
         elif own_scenes:
             raise InputError(
                 "command line",
@@ -148,8 +147,8 @@ def prepare_data(
 ) -> dict[str, PreparedData]:
     """Every data set of a study by the name its cells use, made ready and kept.
 
-    Nothing said about data means the embedded benchmark: the scale's, and one for every arm that
-    brings scenes of its own.
+    Nothing said about data means the embedded benchmark: the scale's where an arm uses it, and one
+    for every arm that brings scenes of its own.
     """
     if options.annotated:
         corpora = (options.unannotated, options.annotated)

@@ -71,7 +71,8 @@ def run_missing_trials(
     checkpoints when the study is run again.
     """
     cells = study.cells()
-    check_budgets(study, run.data[DEFAULT_DATA])
+    for data in run.data.values():
+        check_budgets(study, data)
     fetch_kept(run.study_folder, run.kept_in, console)
     plan = plan_of(study, cells, run.study_folder)
     missing = [cell for cell in cells if not is_finished(cell, run)]
@@ -136,7 +137,7 @@ def refuse_results_of_other_data(
             all the same what the others pretrain on.
     """
     # Arms with scenes of their own share the test recordings.
-    scored_on = run.data[DEFAULT_DATA].test_fingerprint
+    scored_on = next(iter(run.data.values())).test_fingerprint
     for trial_id in (cell["trial_id"] for cell in plan.cells):
         try:
             record = read_record(trial_folder(run.study_folder, trial_id))

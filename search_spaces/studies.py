@@ -43,6 +43,11 @@ class Arm:
     scenes: SceneSettings | None = None
 
 
+def data_name(arm: Arm) -> str:
+    """Of the data set that the arm's cells use."""
+    return arm.name if arm.scenes is not None else DEFAULT_DATA
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A question and the trials that answer it: every arm × budget × seed.
@@ -110,7 +115,7 @@ class Study:
                 finetune=replace(
                     arm.finetune, seed=seed, steps=steps.get(minutes, arm.finetune.steps)
                 ),
-                data=arm.name if arm.scenes is not None else DEFAULT_DATA,
+                data=data_name(arm),
                 parameters=varied[arm.name],
             )
             for minutes in self.budgets_minutes
@@ -391,8 +396,8 @@ def ingredients(scale: ScaleSettings) -> Study:
 
     Command: ``python ablations/run_grid.py ingredients --scale evidence``
     Cost: at ``demo`` about three times ``variants``; at ``evidence`` two to three hours per seed on
-    2 cores with AMX. ``--set pretrain.steps=1000`` halves the pretrainings;
-    the probes tell most differences by then.
+    2 cores with AMX. ``--set pretrain.steps=1000`` shortens the pretrainings to a third; the
+    probes tell most differences by then.
     Reading: first the probes of each arm (what it has learnt before any label), then whether the
     SELD error follows them. An arm no worse than ``recipe`` names an ingredient that does nothing.
     ``plain`` has none: the paper's loss on its fixed directions, with a head that knows only these.

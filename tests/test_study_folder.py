@@ -17,6 +17,7 @@ from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
 from ablations.console import StudyProgress
+from ablations.data import DataOptions
 from ablations.grid import (
     plan_of,
     refuse_results_of_other_data,
@@ -240,6 +241,22 @@ def test_results_on_other_recordings_are_not_replaced(tmp_path: Path) -> None:
         refuse_results_of_other_data(plan, of("rendered"))
         with pytest.raises(InputError, match=f"--results is '{folder.parent}', expected another"):
             refuse_results_of_other_data(plan, of("recorded"))
+
+
+def test_data_that_no_arm_uses_are_neither_made_nor_asked_for(tmp_path: Path) -> None:
+    """All arms of ``misalignment`` have scenes of their own: the scale's would be hours of work."""
+    study = only(find_study("misalignment", "demo"), "doa_wise_0", "doa_wise_40")
+    names = {"doa_wise_0", "doa_wise_40"}
+    assert DataOptions(folder=tmp_path).scenes(study).keys() == names
+    few = SimpleNamespace(
+        trainable_minutes=0.5, annotated=ShardFolder(path="few"), test_fingerprint="t"
+    )
+    run: Any = SimpleNamespace(study_folder=tmp_path, data=dict.fromkeys(names, few), kept_in=None)
+    refuse_results_of_other_data(plan_of(study, study.cells(), tmp_path), run)
+    with pytest.raises(InputError, match=r"expected at most the 0\.5 that few has"):
+        run_missing_trials(
+            study, run, Console(file=io.StringIO()), deadline=Deadline(), callbacks=[]
+        )
 
 
 def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path) -> None:
