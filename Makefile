@@ -1,4 +1,5 @@
-# Everything a newcomer needs: `make grid` runs the demo study, `make test` all tests.
+# Everything a newcomer needs: `make grid` runs the demo study, `make test` all tests
+# but those that `make soak` adds.
 # Both build their own environment in .venv from constraints.txt.
 PYTHON ?= python3.11
 BIN := .venv/bin

@@ -48,7 +48,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
             metavar="NAME=PATH",
             help=f"e.g. {example}; again for each further corpus",
         )
-    data.add_argument("--max-bad-share", type=float, default=0.5, help="stop above (0.5)")
+    data.add_argument("--max-bad-share", type=float, default=0.5, help="stop where more than this share of recordings is unusable (0.5)")
     where = parser.add_argument_group("where")
     where.add_argument("--results", type=folder, default=Path("results"), help="(results/)")
     where.add_argument(
@@ -65,11 +65,11 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         "--train-workers",
         type=worker_counts,
         default=(1, 1),
-        help="workers per pretraining (1); 2-4 goes on with 2 where machines are lost",
+        help="workers per pretraining (1); 1-2 goes on with 1 where a machine is lost",
     )
-    where.add_argument("--gpus-per-worker", type=number, help="fractions allowed")
-    where.add_argument("--trials-at-once", type=int, help="at most")
-    where.add_argument("--track", choices=["mlflow"], help="beside TensorBoard")
+    where.add_argument("--gpus-per-worker", type=number, help="fractions allowed (1 where there are GPUs)")
+    where.add_argument("--trials-at-once", type=int, help="at most so many (as many as fit)")
+    where.add_argument("--track", choices=["mlflow"], help="curves and scores to MLflow as well as to TensorBoard")
     remote = parser.add_argument_group(
         "runs that outlive this terminal (--address is the dashboard's, http://127.0.0.1:8265)"
     )

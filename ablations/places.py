@@ -195,7 +195,7 @@ def _whole_lines(journal: Path) -> bytes:
 
 
 def keep_results(study_folder: Path, storage: str | None, console: Console) -> None:
-    """Copy tables and report beside the stages, where those are under a URI.
+    """Copy the study's folder beside the stages, where those are under a URI.
 
     Raises:
         InputError: they cannot be written there.

@@ -205,7 +205,7 @@ def _plan_stage(
 def print_plan(plans: Sequence[StagePlan], placement: Placement, console: Console) -> None:
     """The plan as a table, and the hours it comes to."""
     table = Table(title="plan")
-    for column in ("stage", "trials", "unique", "done", "to do", "lane hours", "disk"):
+    for column in ("stage", "trials", "unique", "done", "to do", "hours, one\ntrial at a time", "disk"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for plan in plans:
         hours = "unknown" if plan.expected_s is None else f"{plan.expected_s / 3600:.2f}"
@@ -222,8 +222,9 @@ def print_plan(plans: Sequence[StagePlan], placement: Placement, console: Consol
         )
         return
     lane_hours = sum(known) / 3600
+    trials = "1 trial" if placement.lanes == 1 else f"{placement.lanes} trials"
     console.print(
-        f"about {lane_hours / placement.lanes:.2f} h on {placement.lanes} lanes: "
+        f"about {lane_hours / placement.lanes:.2f} h, {trials} at a time: "
         f"{lane_hours * placement.worker_gpus * placement.train_workers:.2f} GPU hours, "
         f"{lane_hours * placement.cluster_cpus / placement.lanes:.2f} CPU hours",
         highlight=False,

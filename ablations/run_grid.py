@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument(
         "--budgets",
         type=numbers(number),
-        help="annotated minutes, for example 2,8;\n--plan says how long each is fine-tuned",
+        help="annotated minutes, for example 1.5,6;\n--plan says how long each is fine-tuned",
     )
     what.add_argument(
         "--set",

@@ -4,7 +4,8 @@
     python ablations/run_sweep.py --trials 60             thirty more: the study continues
     python ablations/run_sweep.py --plan --calibrate      what it would cost; runs nothing
     python ablations/run_sweep.py --objectives recording_wise
-    python ablations/run_sweep.py --name tau --search pretrain.temperature,finetune.learning_rate
+    python ablations/run_sweep.py --name tau --objectives doa_wise --budgets 6 \\
+        --search pretrain.temperature,finetune.learning_rate    these and nothing else
     python ablations/run_sweep.py --budgets 1.5,6 --minimise seld_error,annotation_minutes
 
 Trials begin with few steps and only the better ones, by their loss, go on to all (asynchronous
@@ -36,6 +37,7 @@ from ablations.options import (
 )
 from ablations.places import STAGES_FOLDER
 from ablations.plan import plan_study
+from ablations.searcher import REDUCTION
 from ablations.sweep import GOALS, Sweep, as_study, expected_cells, run_sweep
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import (
@@ -86,7 +88,12 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
     what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
-    what.add_argument("--search", type=names, help="only these settings of the space (all)")
+    what.add_argument(
+        "--search",
+        type=names,
+        help="only these settings of the space (all);\n"
+        "objective and budget vary, too, unless --objectives and --budgets name one each",
+    )
     what.add_argument(
         "--budgets",
         type=numbers(number),
@@ -97,9 +104,14 @@ def parse_arguments() -> argparse.Namespace:
         "--minimise",
         type=names,
         default=("seld_error",),
-        help="some of " + ", ".join(f"{name} ({what})" for name, what in GOALS.items()),
+        help=",\n".join(f"{name} ({what})" for name, what in GOALS.items())
+        + ",\nor several of them (seld_error)",
     )
-    what.add_argument("--rungs", type=int, help="stops on the way to all steps (3; 1: none)")
+    what.add_argument(
+        "--rungs",
+        type=int,
+        help=f"lengths of training, each {REDUCTION} times the one before (3; 1 with several goals)",
+    )
     what.add_argument(
         "--set",
         dest="assignments",

@@ -70,7 +70,7 @@ def match_events(trial: Trial) -> Matches:
     )
 
 
-#: One frame's events: class, azimuth and elevation in degrees, unit vector, by column.
+#: One frame's events: class, azimuth in degrees, unit vector (3), by column.
 _NOTHING = np.zeros((0, 5))
 
 

@@ -4,7 +4,7 @@ A study's results are one folder::
 
     results/<study>/
       study.json            the question, arms, budgets, seeds, baseline, command
-      reference/*.csv       the test recordings' annotations, once
+      reference/*.csv       the scored recordings' annotations, once
       trials/<trial id>/
         record.json         everything below but the tables (written last, atomically)
         counts.parquet      additive metric statistics per test recording and class
@@ -12,8 +12,11 @@ A study's results are one folder::
         log.txt             when each stage began, waited, failed (with traceback) and ended
         predictions/*.csv   DCASE predictions of the test recordings
       trials.parquet, trials.csv, report/index.html
+      tensorboard/<trial id>/     event files: the same curves and scores, while they grow
+      logs/ray.log, logs/tune/    what Ray and other libraries say and keep
+      optuna.journal, last-run.txt    of a sweep: all that Optuna knows, who ran it last
 
-``analysis`` reads this and nothing else. Scores are fractions and degrees as the metric gives
+``analysis`` reads study, references and trials, and nothing else. Scores are fractions and degrees as the metric gives
 them; points (×100) are made when a table is printed.
 """
 

@@ -1,4 +1,4 @@
-"""From a corpus to clip shards that trials can read: rendered where it is the embedded one."""
+"""From corpora to clip shards that trials can read, and what trials must know of them."""
 
 from __future__ import annotations
 
