@@ -133,12 +133,9 @@ def _check_budget(study: Study, annotated_minutes: float) -> None:
 def make_writable(folder: Path, option: str) -> None:
     """Create the folder that an option names, or say why it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        expected = f"a folder that can be written ({error.strerror})"
+        check_writable(str(folder))
+    except InputError as error:
+        expected = f"a folder that can be written ({error.value})"
         raise InputError("command line", option, str(folder), expected) from error
 
 

@@ -150,7 +150,8 @@ def check_writable(folder: str) -> None:
         files, inner = file_system(probe)
         files.rm_file(inner)
     except refusals(folder) as error:
-        raise InputError(folder, "folder", str(error), "one that can be written") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(folder, "folder", reason, "one that can be written") from error
 
 
 def refusals(path: str) -> tuple[type[Exception], ...]:

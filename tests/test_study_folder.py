@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
 from ablations.console import StudyProgress
-from ablations.data import DataOptions
+from ablations.data import DataOptions, make_writable
 from ablations.grid import (
     plan_of,
     refuse_results_of_other_data,
@@ -257,6 +258,15 @@ def test_data_that_no_arm_uses_are_neither_made_nor_asked_for(tmp_path: Path) ->
         run_missing_trials(
             study, run, Console(file=io.StringIO()), deadline=Deadline(), callbacks=[]
         )
+
+
+def test_commands_that_begin_at_once_do_not_refuse_each_others_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(make_writable, [tmp_path / "data"] * 200, ["--data"] * 200))
+    assert list((tmp_path / "data").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--data is .*can be written \(Not a directory\)"):
+        make_writable(tmp_path / "file" / "below", "--data")
 
 
 def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path) -> None:
