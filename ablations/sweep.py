@@ -124,7 +124,7 @@ class Sweep:
             raise InputError("command line", "--rungs", self.rungs, "1 with several goals")
         if not self.budgets_minutes or min(self.budgets_minutes) <= 0:
             raise InputError("--budgets", "minutes", self.budgets_minutes, "more than 0")
-        recipes = [getattr(self.scale, name) for name in self.objectives]
+        recipes = [getattr(self.scale.recipe, name) for name in self.objectives]
         fewest = min(stage.steps for stage in (*recipes, self.scale.finetune))
         most = 1
         while REDUCTION**most <= fewest:
@@ -251,7 +251,7 @@ def run_sweep(
 def as_study(sweep: Sweep) -> Study:
     """What data and budgets the sweep needs, in a grid's terms."""
     arms = tuple(
-        Arm(name=name, pretrain=getattr(sweep.scale, name), finetune=sweep.scale.finetune)
+        Arm(name=name, pretrain=getattr(sweep.scale.recipe, name), finetune=sweep.scale.finetune)
         for name in sweep.objectives
     )
     return Study(

@@ -58,7 +58,7 @@ def propose(
     objective = objectives[0]
     if len(objectives) > 1:
         objective = chosen[OBJECTIVE] = trial.suggest_categorical(OBJECTIVE, objectives)
-    recipe: PretrainSettings = getattr(scale, objective)
+    recipe: PretrainSettings = getattr(scale.recipe, objective)
     stages = {"pretrain": to_mapping(recipe), "finetune": to_mapping(scale.finetune)}
     as_it_is = {name: value for name, value in flat_mapping(stages).items() if name in fixed}
 
@@ -125,7 +125,7 @@ def cell_of(
         objective, budget_minutes: where the parameters do not say.
         fidelity: share of the scale's steps to train for, in either stage.
     """
-    recipe: PretrainSettings = getattr(scale, parameters.get(OBJECTIVE, objective))
+    recipe: PretrainSettings = getattr(scale.recipe, parameters.get(OBJECTIVE, objective))
     minutes = parameters.get(BUDGET, budget_minutes)
     steps = scale.finetune_steps.get(minutes, scale.finetune.steps)
     finetune = with_values(replace(scale.finetune, steps=steps), parameters, "finetune.")

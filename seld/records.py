@@ -107,7 +107,8 @@ class TrialRecord:
     :data:`SCORE_COLUMNS`, and the regression ``loss`` before any threshold; ``per_class`` and
     ``per_room`` rows carry the same scores under a ``class_name`` or ``room``. ``probes`` are
     diagnostics of the pretrained encoder (retrieval, linear probes, embedding spread; chance levels
-    under ``<name>_chance``). ``smaller_batches`` (``finetune.batch_size`` → windows) is what did
+    under ``<name>_chance``). ``pretraining_learnt`` is of classes alone: sound finds pictures of its
+    class better than by luck; an encoder that learnt directions only has it false. ``smaller_batches`` (``finetune.batch_size`` → windows) is what did
     not fit the accelerator otherwise.
     """
 
@@ -208,7 +209,8 @@ def read_record(folder: Path) -> TrialRecord:
 def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
     """One row per trial, as in ``trials.parquet``: identity, scores, probes, provenance.
 
-    Swept parameters come as ``parameter.<dotted name>``, probes as ``probe.<name>``, durations
+    ``classes_learnt`` is the record's ``pretraining_learnt``. Swept parameters come as
+    ``parameter.<dotted name>``, probes as ``probe.<name>``, durations
     as ``duration_s.<stage>``; nested config stays in ``record.json``.
     """
     rows = []
@@ -223,7 +225,7 @@ def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
             "failure_kind": record.failure.kind if record.failure else None,
             "failure_message": record.failure.message if record.failure else None,
             **{column: record.metrics.get(column) for column in SCORE_COLUMNS},
-            "pretraining_learnt": record.pretraining_learnt,
+            "classes_learnt": record.pretraining_learnt,
             "smaller_batches": ", ".join(
                 f"{name}={size}" for name, size in record.smaller_batches.items()
             ),

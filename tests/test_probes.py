@@ -13,7 +13,7 @@ from tests.test_pretrain import OBJECTIVES, TINY
 from trainables.pretrain import PretrainNetworks
 from trainables.probes import (
     ProbeWindows,
-    has_learnt,
+    has_learnt_classes,
     linear_probe_metrics,
     probe_pretraining,
     retrieval_metrics,
@@ -152,7 +152,7 @@ def test_events_of_one_recording_alone_have_no_retrieval() -> None:
     alone = dataclasses.replace(probe_windows(), group=torch.zeros_like(probe_windows().group))
     metrics = probe_pretraining(networks, alone, TINY)
     assert "retrieval_top1" not in metrics
-    assert has_learnt(metrics) is None
+    assert has_learnt_classes(metrics) is None
     assert "participation_ratio" in metrics
 
 
@@ -177,9 +177,9 @@ def test_probing_leaves_the_networks_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in networks.state_dict().items())
 
 
-def test_learnt_means_more_than_luck_explains() -> None:
+def test_classes_learnt_means_more_than_luck_explains() -> None:
     # Of 100 events at chance 0.1, luck's standard error is 0.03.
     metrics = {"retrieval_top1_chance": 0.1, "retrieval_events": 100.0}
-    assert has_learnt(metrics | {"retrieval_top1": 0.20}) is True
-    assert has_learnt(metrics | {"retrieval_top1": 0.18}) is False
-    assert has_learnt({}) is None
+    assert has_learnt_classes(metrics | {"retrieval_top1": 0.20}) is True
+    assert has_learnt_classes(metrics | {"retrieval_top1": 0.18}) is False
+    assert has_learnt_classes({}) is None

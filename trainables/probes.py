@@ -74,7 +74,7 @@ def probe_pretraining(
     return metrics
 
 
-def has_learnt(metrics: Mapping[str, float]) -> bool | None:
+def has_learnt_classes(metrics: Mapping[str, float]) -> bool | None:
     """Whether sound finds pictures of its class better than by luck, by three standard errors.
 
     None where the metrics hold no retrieval (no annotated pictures to measure on).

@@ -44,7 +44,7 @@ from trainables.failures import RETRIES, describe_failure, failure_kind
 from trainables.finetune_job import FinetuneJob
 from trainables.prepare import PreparedData
 from trainables.pretrain_job import PretrainJob
-from trainables.probes import has_learnt
+from trainables.probes import has_learnt_classes
 from trainables.provenance import Provenance
 from trainables.resources import Placement
 from trainables.stages import (
@@ -235,7 +235,7 @@ class _Trial:
                 storage_uri=self.shared.store.partial_uri(key),
                 folder=folder,
             )
-            return {"probes": metrics, "learnt": has_learnt(metrics)}
+            return {"probes": metrics, "learnt": has_learnt_classes(metrics)}
 
         return self.obtain(key, compute)
 
