@@ -48,7 +48,12 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
             metavar="NAME=PATH",
             help=f"e.g. {example}; again for each further corpus",
         )
-    data.add_argument("--max-bad-share", type=float, default=0.5, help="stop where more than this share of recordings is unusable (0.5)")
+    data.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.5,
+        help="stop where more than this share of recordings is unusable (0.5)",
+    )
     where = parser.add_argument_group("where")
     where.add_argument("--results", type=folder, default=Path("results"), help="(results/)")
     where.add_argument(
@@ -67,9 +72,13 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         default=(1, 1),
         help="workers per pretraining (1); 1-2 goes on with 1 where a machine is lost",
     )
-    where.add_argument("--gpus-per-worker", type=number, help="fractions allowed (1 where there are GPUs)")
+    where.add_argument(
+        "--gpus-per-worker", type=number, help="fractions allowed (1 where there are GPUs)"
+    )
     where.add_argument("--trials-at-once", type=int, help="at most so many (as many as fit)")
-    where.add_argument("--track", choices=["mlflow"], help="curves and scores to MLflow as well as to TensorBoard")
+    where.add_argument(
+        "--track", choices=["mlflow"], help="curves and scores to MLflow as well as to TensorBoard"
+    )
     remote = parser.add_argument_group(
         "runs that outlive this terminal (--address is the dashboard's, http://127.0.0.1:8265)"
     )

@@ -205,7 +205,8 @@ def _plan_stage(
 def print_plan(plans: Sequence[StagePlan], placement: Placement, console: Console) -> None:
     """The plan as a table, and the hours it comes to."""
     table = Table(title="plan")
-    for column in ("stage", "trials", "unique", "done", "to do", "hours, one\ntrial at a time", "disk"):
+    hours_alone = "hours, one\ntrial at a time"
+    for column in ("stage", "trials", "unique", "done", "to do", hours_alone, "disk"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for plan in plans:
         hours = "unknown" if plan.expected_s is None else f"{plan.expected_s / 3600:.2f}"

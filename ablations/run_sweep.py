@@ -110,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument(
         "--rungs",
         type=int,
-        help=f"lengths of training, each {REDUCTION} times the one before (3; 1 with several goals)",
+        help=f"lengths of training, each {REDUCTION} times the last (3; 1 with several goals)",
     )
     what.add_argument(
         "--set",

@@ -55,7 +55,7 @@ def doa_wise_loss(
     """
     directions = audio.shape[1]
     with _full_precision(audio):
-        logits = _cosine(audio.flatten(0, 1), visual.flatten(0, 1)) / _checked(temperature)
+        logits = cosines(audio.flatten(0, 1), visual.flatten(0, 1)) / _checked(temperature)
         if exclude is not None:
             off_diagonal = ~torch.eye(directions, dtype=torch.bool, device=exclude.device)
             logits = logits.masked_fill(torch.block_diag(*(exclude & off_diagonal)), float("-inf"))
@@ -134,7 +134,7 @@ def recording_wise_loss(
 def avc_loss(audio: Tensor, visual: Tensor, temperature: float | Tensor) -> Tensor:
     """Audio-visual correspondence without directions: InfoNCE over (recording, embedding)."""
     with _full_precision(audio):
-        return _symmetric_cross_entropy(_cosine(audio, visual) / _checked(temperature))
+        return _symmetric_cross_entropy(cosines(audio, visual) / _checked(temperature))
 
 
 def standardise(embeddings: Tensor, *, like: Tensor | None = None) -> Tensor:
@@ -159,11 +159,22 @@ def gather_with_gradients(tensor: Tensor) -> Tensor:
     ranks' losses say about its part (see the module's docstring for what that means under DDP).
     Without ``torch.distributed``, or with one rank, this is ``tensor`` itself.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor
-    if torch.distributed.get_world_size() == 1:
+    if not distributed():
         return tensor
     return _Gather.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
+def distributed() -> bool:
+    """Whether several ranks train together."""
+    # Ray Train makes a process group of one, too, whose every operation is a detour.
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    return torch.distributed.get_world_size() > 1
+
+
+def cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine similarities (n, m) of embeddings (n, dim) and (m, dim)."""
+    return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
 
 
 def accdoa_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -245,10 +256,6 @@ def _symmetric_cross_entropy(
         return losses.mean()
     weights = weights.to(losses.dtype)
     return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
-
-
-def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
 
 
 def _checked(temperature: float | Tensor) -> float | Tensor:

@@ -12,12 +12,13 @@ A study's results are one folder::
         log.txt             when each stage began, waited, failed (with traceback) and ended
         predictions/*.csv   DCASE predictions of the test recordings
       trials.parquet, trials.csv, report/index.html
-      tensorboard/<trial id>/     event files: the same curves and scores, while they grow
-      logs/ray.log, logs/tune/    what Ray and other libraries say and keep
-      optuna.journal, last-run.txt    of a sweep: all that Optuna knows, who ran it last
+      tensorboard/<trial id>/   the same curves and scores while they grow, as event files
+      logs/ray.log, logs/tune/  what Ray and the libraries print, what Ray Tune keeps
+      optuna.journal            of a sweep: all that Optuna knows
+      last-run.txt              likewise: who has run it last
 
-``analysis`` reads study, references and trials, and nothing else. Scores are fractions and degrees as the metric gives
-them; points (×100) are made when a table is printed.
+``analysis`` reads study, references and trials, and nothing else. Scores are fractions and degrees
+as the metric gives them; points (×100) are made when a table is printed.
 """
 
 from __future__ import annotations
@@ -107,9 +108,10 @@ class TrialRecord:
     :data:`SCORE_COLUMNS`, and the regression ``loss`` before any threshold; ``per_class`` and
     ``per_room`` rows carry the same scores under a ``class_name`` or ``room``. ``probes`` are
     diagnostics of the pretrained encoder (retrieval, linear probes, embedding spread; chance levels
-    under ``<name>_chance``). ``pretraining_learnt`` is of classes alone: sound finds pictures of its
-    class better than by luck; an encoder that learnt directions only has it false. ``smaller_batches`` (``finetune.batch_size`` → windows) is what did
-    not fit the accelerator otherwise.
+    under ``<name>_chance``). ``pretraining_learnt`` is of classes alone, whether sound finds
+    pictures of its class better than by luck; an encoder that learnt directions only has it false.
+    ``smaller_batches`` (``finetune.batch_size`` → windows) is what did not fit the accelerator
+    otherwise.
     """
 
     study: str
@@ -210,8 +212,8 @@ def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
     """One row per trial, as in ``trials.parquet``: identity, scores, probes, provenance.
 
     ``classes_learnt`` is the record's ``pretraining_learnt``. Swept parameters come as
-    ``parameter.<dotted name>``, probes as ``probe.<name>``, durations
-    as ``duration_s.<stage>``; nested config stays in ``record.json``.
+    ``parameter.<dotted name>``, probes as ``probe.<name>``, durations as ``duration_s.<stage>``;
+    nested config stays in ``record.json``.
     """
     rows = []
     for record in records:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from seld.losses import distributed
 from tests.ranks import RANKS, run_in_ranks
 from tests.test_pretrain import GRID, TINY, Reports, random_batches
 from tests.test_probes import probe_windows
@@ -17,7 +18,7 @@ from trainables.clips import Batch
 from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
 from trainables.pretrain import PretrainNetworks, PretrainSettings, pretrain
 from trainables.probes import probe_pretraining
-from trainables.steps import Metrics, distributed
+from trainables.steps import Metrics
 
 # Draws differ between ranks by intent; without any, one process can see what two see. Only the
 # turn of a grid is the same for all.

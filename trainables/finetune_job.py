@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
-from seld.annotations import decode_accdoa, decode_multi_accdoa
 from seld.checkpoints import load_audio_encoder, save_checkpoint
 from seld.clips import ClipReader, ShardIndex, select_budget
 from seld.errors import InputError
 from seld.metrics import recording_counts, scores_from_counts
 from seld.models.seld_network import SeldNetwork
+from seld.predict import events_of
 from seld.records import HISTORY_FILE
 from seld.spatial_spectra import spatial_spectra, turned_features
 from seld.storage import join, local_copy, written_whole
@@ -139,10 +139,7 @@ def validation_score(
                 encoder = network.encoder
                 normalised = encoder.normalisation(feature.to(device).float())
                 vectors = network.head(encoder.network(normalised))[0].cpu().numpy()
-            decode = (
-                decode_accdoa if network.settings.output_format == "accdoa" else decode_multi_accdoa
-            )
-            predictions.append(decode(vectors))
+            predictions.append(events_of([vectors], network.settings.output_format))
         counts = recording_counts(references, predictions, class_count=class_count)
         scores = scores_from_counts(counts.sum(axis=0))
         return {name: float(value) for name, value in scores.items()}

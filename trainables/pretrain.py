@@ -1,9 +1,9 @@
 """Audio-visual pretraining: the loop, in plain code.
 
 One step: turn sound and picture together at random, draw directions in the turned scene
-(:mod:`trainables.directions`), embed the sound at the K directions and the K crops of the picture, compare them
-(:mod:`seld.losses`), step. No Ray here: an iterable of batches comes in, a report callback goes
-out, so the same loop runs in Ray Train, in a test and on a bare machine.
+(:mod:`trainables.directions`), embed the sound at the K directions and the K crops of the picture,
+compare them (:mod:`seld.losses`), step. No Ray here: an iterable of batches comes in, a report
+callback goes out, so the same loop runs in Ray Train, in a test and on a bare machine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from seld.errors import InputError
 from seld.geometry import random_rotations, random_transforms
 from seld.losses import (
     avc_loss,
+    distributed,
     doa_wise_loss,
     gather_with_gradients,
     own_window_loss,
@@ -53,7 +54,6 @@ from trainables.steps import (
     RunningMeans,
     TrainState,
     average_gradients,
-    distributed,
     network_precision,
     require_finite,
     schedule,
@@ -261,7 +261,7 @@ class PretrainNetworks(nn.Module):
         )
 
     def embed_sound(self, features: Tensor, directions: Tensor, segments: int = 1) -> Tensor:
-        """Features (batch, 7, frame, mel) → (batch × segments, K, embedding), for AVC all K alike."""
+        """Features (batch, 7, frame, mel) → (batch × segments, K, embedding); of AVC, K alike."""
         latents = self.audio_encoder.network(self.audio_encoder.normalisation(features))
         latents = latents.unflatten(1, (segments, -1)).flatten(0, 1)
         return self.project_sound(latents, directions.repeat_interleave(segments, dim=0))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from seld.geometry import DoaGrid
-from seld.losses import doa_wise_loss, standardise
+from seld.geometry import DoaGrid, angular_distance_deg
+from seld.losses import cosines, doa_wise_loss, standardise
 from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
 from trainables.directions import choose_directions
@@ -130,9 +131,9 @@ def linear_probe_metrics(latents: Tensor, activity: Tensor, group: Tensor) -> Me
         majority = presence[~test].sum(dim=0).argmax()
         right += (predicted[:, :classes].argmax(dim=1) == truth).double().sum().item()
         guessed += (truth == majority).double().sum().item()
-        error += _angles_deg(predicted[:, classes:], direction[test]).sum().item()
+        error += angular_distance_deg(predicted[:, classes:], direction[test]).sum().item()
         constant = direction[~test].mean(dim=0).expand(len(truth), 3)
-        error_chance += _angles_deg(constant, direction[test]).sum().item()
+        error_chance += angular_distance_deg(constant, direction[test]).sum().item()
         scored += len(truth)
     return {
         "linear_class_accuracy": right / scored,
@@ -180,12 +181,12 @@ def retrieval_metrics(
     chance = (same_class * candidates).sum(dim=1) / candidates.sum(dim=1).clamp(min=1.0)
 
     def class_top1(embedded: Tensor) -> float:
-        similarity = _cosine(embedded, own).masked_fill(same_recording, -torch.inf)
+        similarity = cosines(embedded, own).masked_fill(same_recording, -torch.inf)
         hit = same_class.gather(1, similarity.argmax(dim=1, keepdim=True))[:, 0]
         return hit[usable].mean().item()
 
     all_pictures = standardise(pictures)
-    near = torch.einsum("ed,ekd->ek", _unit(sound_at), _unit(all_pictures))
+    near = F.cosine_similarity(sound_at[:, None], all_pictures, dim=-1)
     apart = (others * at).sum(dim=-1) < torch.cos(torch.deg2rad(torch.tensor(35.0)))
     near[:, 1:] = near[:, 1:].masked_fill(~apart, -torch.inf)
     return {
@@ -260,16 +261,3 @@ def _ridge(inputs: Tensor, targets: Tensor, test_inputs: Tensor) -> Tensor:
     gram = design.T @ design + 0.01 * len(design) * torch.eye(design.shape[1]).double()
     solution = torch.linalg.solve(gram, design.T @ (targets - offset))
     return (test_inputs - mean) / deviation @ solution + offset
-
-
-def _angles_deg(first: Tensor, second: Tensor) -> Tensor:
-    cosine = (_unit(first) * _unit(second)).sum(dim=-1).clamp(-1.0, 1.0)
-    return torch.rad2deg(torch.acos(cosine))
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors, dim=-1)
-
-
-def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    return _unit(first) @ _unit(second).T

@@ -12,6 +12,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from seld.losses import distributed
+
 Metrics = dict[str, float]
 #: See :func:`network_precision`.
 Precision = Literal["auto", "float32", "bf16"]
@@ -175,14 +177,6 @@ def train_state(
 def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
-
-def distributed() -> bool:
-    """Whether several ranks train together."""
-    # Ray Train makes a process group of one, too, whose every operation is a detour.
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    return torch.distributed.get_world_size() > 1
 
 
 def _copied(value: Any) -> Any:
