@@ -1,4 +1,4 @@
-"""First-order ambisonics (FOA): encoding, rotation, channel order and the audio features.
+"""First-order ambisonics (FOA): channel order, gains of plane waves and the audio features.
 
 FOA is (..., 4, time) in ACN order (W, Y, Z, X) with SN3D normalisation: a plane wave from a unit
 vector (x, y, z) has the gains (1, y, z, x). See :mod:`seld.geometry` for the axes.
@@ -9,43 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seld.errors import InputError
 
 
-def encode(signal: Tensor, directions: Tensor) -> Tensor:
-    """Plane waves as FOA.
-
-    Args:
-        signal: (..., time) sound of each source.
-        directions: (..., 3) unit vectors it comes from.
-
-    Returns:
-        (..., 4, time).
-    """
-    x, y, z = directions.unbind(-1)
-    gains = torch.stack([torch.ones_like(x), y, z, x], dim=-1)
-    return gains[..., None] * signal[..., None, :]
-
-
-def rotate(foa: Tensor, matrix: Tensor) -> Tensor:
-    """Rotate or reflect the sound field.
-
-    Args:
-        foa: (..., 4, time).
-        matrix: (..., 3, 3) orthogonal, acting on (x, y, z); broadcast over (...).
-
-    Returns:
-        (..., 4, time): what came from direction v comes from ``matrix @ v``.
-    """
-    with torch.autocast(foa.device.type, enabled=False):
-        xyz_to_acn = [1, 2, 0]
-        dipoles = matrix[..., xyz_to_acn, :][..., xyz_to_acn] @ foa[..., 1:, :]
-        omni = foa[..., :1, :].expand(*dipoles.shape[:-2], 1, -1)
-        return torch.cat([omni, dipoles], dim=-2)
+def plane_wave_gains(directions: NDArray[Any]) -> NDArray[Any]:
+    """Gains (..., 4) of plane waves from unit vectors (..., 3)."""
+    x, y, z = np.moveaxis(directions, -1, 0)
+    return np.stack([np.ones_like(x), y, z, x], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

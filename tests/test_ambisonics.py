@@ -8,15 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seld.ambisonics import (
-    FeatureSettings,
-    FoaFeatures,
-    encode,
-    mel_filters,
-    rotate,
-)
+from seld.ambisonics import FeatureSettings, FoaFeatures, mel_filters
 from seld.errors import InputError
 from seld.geometry import DoaGrid, channel_swaps, random_rotations, unit_vectors
+from tests.sound_fields import encode, rotate
 
 SETTINGS = FeatureSettings()
 
@@ -142,10 +137,8 @@ def test_features_are_float32_inside_autocast(generator: torch.Generator) -> Non
     foa, module = noise(2, 4, 9600, generator=generator), FoaFeatures(SETTINGS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = module(foa)
-        turned = rotate(foa, channel_swaps()[3])
     assert inside.dtype == torch.float32
     assert torch.equal(inside, module(foa))
-    assert torch.equal(turned, rotate(foa, channel_swaps()[3]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from seld.ambisonics import encode, rotate
 from seld.errors import InputError
 from seld.geometry import channel_swaps
 from seld.models.resnet_conformer import AudioEncoder
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.spatial_spectra import turned_features
+from tests.sound_fields import encode, rotate
 from tests.test_pretrain import TINY, Reports
 from trainables import finetune as finetune_module
 from trainables.clips import Batch

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.video import r2plus1d_18
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
-from seld.ambisonics import FeatureSettings, encode
+from seld.ambisonics import FeatureSettings
 from seld.errors import InputError
 from seld.geometry import unit_vectors
 from seld.models.heads import (
@@ -42,6 +42,7 @@ from seld.models.resnet_conformer import (
     _rotate_by_position,
 )
 from seld.settings import from_mapping, to_mapping
+from tests.sound_fields import encode
 
 DEMO = RESNET_CONFORMER_PRESETS["demo"]
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from seld.ambisonics import FoaFeatures, encode, rotate
+from seld.ambisonics import FoaFeatures
 from seld.clips import ShardIndex
 from seld.errors import InputError
 from seld.geometry import DoaGrid, azimuth_elevation, channel_swaps, unit_vectors
@@ -22,6 +22,7 @@ from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
 from seld.spatial_spectra import spatial_spectra, turned_features
+from tests.sound_fields import encode, rotate
 from tests.test_panorama import pixel_directions
 from trainables import pretrain as pretrain_module
 from trainables import steps

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from seld.ambisonics import FeatureSettings, FoaFeatures, rotate
+from seld.ambisonics import FeatureSettings, FoaFeatures
 from seld.clips import Clip, ClipReader, write_index, write_shard
 from seld.geometry import channel_swaps, random_rotations
 from seld.spatial_spectra import SpectraStore, spatial_spectra, turned_features
+from tests.sound_fields import rotate
 from trainables.clips import AnnotatedReader, PairReader, WindowSchedule
 
 FEATURES = FoaFeatures(FeatureSettings())

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, signal
 
+from seld.ambisonics import plane_wave_gains
 from seld.scenes.settings import Acoustics
 
 SAMPLE_RATE_HZ = 24_000
@@ -150,7 +151,7 @@ def impulse_response(
     pulses = np.sinc(from_peak) * window * gains[:, None]
     places = whole[:, None] + taps
     kept = places >= 0  # a source so near that the kernel would begin before the sound
-    encoded = _foa_gains(directions)[:, :, None] * pulses[:, None]
+    encoded = plane_wave_gains(directions)[:, :, None] * pulses[:, None]
     for channel in range(4):
         np.add.at(early[channel], places[kept], encoded[:, channel][kept])
     if room.rt60_s is None:
@@ -212,16 +213,10 @@ def _paths(offsets_m: NDArray, room: Room) -> tuple[NDArray, NDArray, NDArray]:
     return distances / SPEED_OF_SOUND_M_S, gains, from_microphone / distances[..., None]
 
 
-def _foa_gains(directions: NDArray) -> NDArray:
-    """ACN/SN3D gains (..., 4) of plane waves from unit vectors (..., 3)."""
-    x, y, z = np.moveaxis(directions, -1, 0)
-    return np.stack([np.ones_like(x), y, z, x], axis=-1)
-
-
 def _moving_early(dry: NDArray[np.float32], offsets_m: NDArray, room: Room) -> NDArray[np.float32]:
     """Every path as a delay line of its own, so that motion brings its true Doppler shift."""
     delays_s, gains, directions = _paths(offsets_m, room)
-    encoded = (gains[..., None] * _foa_gains(directions)).astype(np.float32)
+    encoded = (gains[..., None] * plane_wave_gains(directions)).astype(np.float32)
     longest = int(np.ceil(delays_s.max() * SAMPLE_RATE_HZ))
     sample_count = len(dry) + longest
     dense = signal.resample_poly(dry, _OVERSAMPLING, 1).astype(np.float32)
