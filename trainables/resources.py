@@ -94,24 +94,12 @@ def plan_placement(
         InputError: where one lane does not fit, saying what would.
     """
     cpus, gpus = (sum(float(machine.get(name, 0)) for machine in machines) for name in _KINDS)
-    if train_workers < 1:
-        raise InputError("--train-workers", "count", train_workers, "at least 1")
     fewest_workers = train_workers if fewest_workers is None else fewest_workers
-    if not 1 <= fewest_workers <= train_workers:
-        raise InputError("--train-workers", "fewest", fewest_workers, f"1 to {train_workers}")
     worker_gpus = (1.0 if gpus >= 1 else 0.0) if gpus_per_worker is None else gpus_per_worker
-    if worker_gpus < 0:
-        raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "0 or more")
-    if worker_gpus > 1 and worker_gpus != int(worker_gpus):
-        raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "a fraction or a whole number")
-    if 0 < worker_gpus < 1 and train_workers > 1:
-        raise InputError(
-            "--gpus-per-worker",
-            "GPUs",
-            f"{worker_gpus:g}",
-            f"a whole GPU for each of {train_workers} train workers: NCCL joins none on one GPU",
-        )
+    _refuse_impossible_workers(train_workers, fewest_workers, worker_gpus)
     slots = _slots(machines, 0.0, worker_gpus) if worker_gpus else train_workers
+    # A worker and its feeding need room even on one CPU; then both take fractions of it.
+    smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
     if slots < train_workers:
         raise InputError(
             "cluster",
@@ -120,8 +108,6 @@ def plan_placement(
             f"room for {train_workers} train workers with {worker_gpus:g} GPU each; "
             f"{f'--train-workers {slots}' if slots else '--gpus-per-worker 0'} would fit",
         )
-    # A worker and its feeding need room even on one CPU; then both take fractions of it.
-    smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
     if cpus < smallest_lane:
         raise InputError(
             "cluster",
@@ -146,7 +132,9 @@ def plan_placement(
     worker_cpus = _fitting(machines, workers, wanted, worker_gpus)
     data_cpus = _whole_or_share(lane_cpus - worker_cpus * train_workers)
     # A train worker's CPUs; from the data share up to one, where every lane can have it at once.
-    one = min(worker_cpus + data_cpus, max(1.0, worker_cpus))
+    finetune_cpus = min(worker_cpus + data_cpus, max(1.0, worker_cpus))
+    if _slots(machines, finetune_cpus, worker_gpus) < lanes:
+        finetune_cpus = worker_cpus
     return Placement(
         lanes=lanes,
         train_workers=train_workers,
@@ -154,11 +142,30 @@ def plan_placement(
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
         data_cpus=data_cpus,
-        finetune_cpus=one if _slots(machines, one, worker_gpus) >= lanes else worker_cpus,
+        finetune_cpus=finetune_cpus,
         worker_threads=max(1, math.floor(min(lane_cpus / train_workers, largest_cpus))),
         cluster_cpus=cpus,
         cluster_gpus=gpus,
     )
+
+
+def _refuse_impossible_workers(train_workers: int, fewest_workers: int, worker_gpus: float) -> None:
+    """Refuse counts that fit no cluster."""
+    if train_workers < 1:
+        raise InputError("--train-workers", "count", train_workers, "at least 1")
+    if not 1 <= fewest_workers <= train_workers:
+        raise InputError("--train-workers", "fewest", fewest_workers, f"1 to {train_workers}")
+    if worker_gpus < 0:
+        raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "0 or more")
+    if worker_gpus > 1 and worker_gpus != int(worker_gpus):
+        raise InputError("--gpus-per-worker", "GPUs", worker_gpus, "a fraction or a whole number")
+    if 0 < worker_gpus < 1 and train_workers > 1:
+        raise InputError(
+            "--gpus-per-worker",
+            "GPUs",
+            f"{worker_gpus:g}",
+            f"a whole GPU for each of {train_workers} train workers: NCCL joins none on one GPU",
+        )
 
 
 def _fitting(
