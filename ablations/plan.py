@@ -17,9 +17,11 @@ from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, machines_of, placement_of
 from ablations.data import DataOptions, data_for_plan
 from ablations.places import stages_root
+from search_spaces.scales import ScaleSettings
 from search_spaces.studies import Study
 from seld.errors import InputError
 from trainables.cells import Cell, stages_of
+from trainables.evaluate_job import scored_clips
 from trainables.prepare import PreparedData
 from trainables.resources import Placement
 from trainables.stages import StageKey, StageStore
@@ -88,7 +90,7 @@ def plan_study(
         return calibrated_durations_s(
             cell,
             class_count=len(prepared[cell.data].class_names),
-            test_minutes=scale.scenes.test.minutes,
+            test_minutes=scored_minutes(cell, prepared[cell.data], scale),
             picture_px=(scale.shards.frame_height_px, scale.shards.frame_width_px),
             train_workers=placement.train_workers,
             device=device,
@@ -103,6 +105,17 @@ def plan_study(
     console.print(finetuning_lengths(study), highlight=False)
     print_plan(plans, placement, console)
     return 0
+
+
+def scored_minutes(cell: Cell, data: PreparedData, scale: ScaleSettings) -> float:
+    """Length of the recordings that the cell is scored on.
+
+    Before the data are prepared, that of the scale's test scenes.
+    """
+    if not data.trainable_minutes:
+        return scale.scenes.test.minutes
+    rooms = data.validation_rooms if cell.scored_on == "validation" else None
+    return scored_clips(data.annotated.index(), rooms).minutes
 
 
 def finetuning_lengths(study: Study) -> str:

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -18,10 +20,17 @@ from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, autoscaled_machines
 from ablations.data import DataOptions, data_for_plan
 from ablations.places import ROOT
-from ablations.plan import StagePlan, finetuning_lengths, plan_stages, plan_study
+from ablations.plan import (
+    StagePlan,
+    finetuning_lengths,
+    plan_stages,
+    plan_study,
+    scored_minutes,
+)
 from ablations.sweep import Sweep, as_study, expected_cells
 from search_spaces.scales import find_scale
 from search_spaces.studies import Study, find_study, variants
+from seld.clips import ShardIndex
 from seld.errors import InputError
 from tests.test_finetune import SETTINGS as FINETUNE
 from tests.test_pretrain import TINY
@@ -106,6 +115,24 @@ def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> No
     steps = sum(cell.finetune.steps for cell in cells)
     assert plans["finetune"].expected_s == pytest.approx(SECONDS["finetune"] * steps / first)
     assert plans["evaluate"].expected_s == 13 * SECONDS["evaluate"]
+
+
+def test_an_evaluation_is_as_long_as_what_is_scored() -> None:
+    """Neither a corpus's test nor a sweep's validation rooms are as long as the scale's test."""
+    clips = pd.DataFrame(
+        [("test", "a", 600.0), ("train", "b", 120.0), ("train", "c", 60.0)],
+        columns=["split", "room", "duration_s"],
+    )
+    data: Any = SimpleNamespace(
+        annotated=SimpleNamespace(index=lambda: ShardIndex("shards", clips)),
+        validation_rooms=("b",),
+        trainable_minutes=1.0,
+    )
+    cell = STUDY.cells()[0]
+    assert scored_minutes(cell, data, STUDY.scale) == 10.0
+    assert scored_minutes(replace(cell, scored_on="validation"), data, STUDY.scale) == 2.0
+    data.trainable_minutes = 0.0  # not prepared
+    assert scored_minutes(cell, data, STUDY.scale) == STUDY.scale.scenes.test.minutes
 
 
 def test_stages_in_the_store_are_done_and_time_the_others(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,7 @@ class EvaluateJob:
         Returns:
             ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
         """
-        index = self.shards.index()
-        if self.rooms is None:
-            index = index.select(splits=["test"])
-        else:
-            index = index.select(splits=["train", "validation"], rooms=list(self.rooms))
+        index = scored_clips(self.shards.index(), self.rooms)
         checkpoint = load_checkpoint(
             self.network.folder / NETWORK_FILE, class_names=self.class_names
         )
@@ -81,6 +77,13 @@ class EvaluateJob:
             "per_class": per_class.to_dict("records"),
             "per_room": per_room.to_dict("records"),
         }
+
+
+def scored_clips(index: ShardIndex, rooms: Sequence[str] | None) -> ShardIndex:
+    """Those of the test, or all of some training rooms."""
+    if rooms is None:
+        return index.select(splits=["test"])
+    return index.select(splits=["train", "validation"], rooms=list(rooms))
 
 
 def regression_loss(
