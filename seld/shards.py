@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
@@ -102,6 +102,8 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
     and time of their files, so that a shard that exists is the shard that is wanted.
     """
     stamp_of = stamps({path for recording in recordings for path in _sources(recording)})
+    refused = ("missing", "not readable")
+    readable = {path for path, stamp in stamp_of.items() if not stamp.endswith(refused)}
     groups: list[list[Recording]] = []
     group_s = float("inf")
     for recording in sorted(recordings, key=lambda item: (item.corpus, item.recording_id)):
@@ -113,7 +115,12 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
         groups[-1].append(recording)
         group_s += length_s
     return [
-        ShardJob(join(out, _shard_name(group, settings, stamp_of)), tuple(group), settings)
+        ShardJob(
+            join(out, _shard_name(group, settings, stamp_of)),
+            tuple(group),
+            settings,
+            frozenset(path for item in group for path in _sources(item) if path in readable),
+        )
         for group in groups
     ]
 
@@ -160,7 +167,7 @@ def build_shards(
         for result in coming:
             results.append(result)
             on_result(result)
-            if sum(len(finished.rejected) for finished in results) > allowed:
+            if sum(finished.bad_count for finished in results) > allowed:
                 raise _too_many_bad(out, results, len(recordings), max_bad_share)
     rejected = write_rejected(out, results)
     return finish(out, jobs, results), rejected
@@ -179,13 +186,13 @@ def _check_superseded(out: str, present: set[str], jobs: Sequence[ShardJob]) -> 
 def _too_many_bad(
     out: str, results: Sequence[ShardResult], recording_count: int, max_bad_share: float
 ) -> InputError:
-    rejected = write_rejected(out, results)
-    counts = pd.Series([item.reason for item in rejected]).value_counts()
+    bad = [item for item in write_rejected(out, results) if item.lost == "recording"]
+    counts = pd.Series([item.reason for item in bad]).value_counts()
     reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
     return InputError(
         out,
         "bad recordings",
-        f"{len(rejected)} of {recording_count}",
+        f"{len(bad)} of {recording_count}",
         f"at most {max_bad_share:.0%} (--max-bad-share); {reasons}; see {_REJECTED_NAME} there",
     )
 
@@ -207,12 +214,12 @@ def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -
 
 
 def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:
-    """Write ``rejected.csv`` (recording_id, reason, detail, path) by recording; its rows."""
+    """Write ``rejected.csv`` (the fields of :class:`Rejected`) by recording; its rows."""
     rejected = sorted(
         (item for result in results for item in result.rejected),
         key=lambda item: item.recording_id,
     )
-    columns = ["recording_id", "reason", "detail", "path"]
+    columns = [field.name for field in fields(Rejected)]
     with written_whole(join(out, _REJECTED_NAME)) as temporary:
         pd.DataFrame(rejected, columns=columns).to_csv(temporary, index=False)
     return rejected
@@ -296,7 +303,7 @@ def main() -> int:
 
         def advance(result: ShardResult) -> None:
             nonlocal rejected_count
-            rejected_count += len(result.rejected)
+            rejected_count += result.bad_count
             note = f"{rejected_count} set aside" if rejected_count else ""
             progress.update(task, advance=result.recording_count, note=note)
 
@@ -315,16 +322,26 @@ def main() -> int:
 
 def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
     """The recordings that were set aside, with their reasons; of very many the first few."""
-    counts = Counter(item.reason for item in rejected)
+    rejected = sorted(rejected, key=lambda item: item.lost == "picture")
+    reasons = [
+        f"{item.reason} (picture only: sound and annotations are used)"
+        if item.lost == "picture"
+        else item.reason
+        for item in rejected
+    ]
+    bad_count = sum(item.lost == "recording" for item in rejected)
+    titles = [f"{bad_count} recordings set aside"] if bad_count else []
+    if bad_count < len(rejected):
+        titles.append(f"{len(rejected) - bad_count} used without their picture")
     table = Table(
         "recording",
         "reason",
         "detail",
-        title=f"{len(rejected)} recordings set aside ({escape(join(folder, _REJECTED_NAME))})",
-        caption=", ".join(f"{reason}: {count}" for reason, count in counts.most_common()),
+        title=f"{', '.join(titles)} ({escape(join(folder, _REJECTED_NAME))})",
+        caption=", ".join(f"{reason}: {count}" for reason, count in Counter(reasons).most_common()),
     )
-    for item in rejected[:MOST_LISTED]:
-        table.add_row(*map(escape, (item.recording_id, item.reason, item.detail)))
+    for item, reason in list(zip(rejected, reasons, strict=True))[:MOST_LISTED]:
+        table.add_row(*map(escape, (item.recording_id, reason, item.detail)))
     if len(rejected) > MOST_LISTED:
         table.add_row(f"… and {len(rejected) - MOST_LISTED} more", "", "")
     return table
