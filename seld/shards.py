@@ -105,15 +105,14 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
     refused = ("missing", "not readable")
     readable = {path for path, stamp in stamp_of.items() if not stamp.endswith(refused)}
     groups: list[list[Recording]] = []
-    group_s = float("inf")
-    for recording in sorted(recordings, key=lambda item: (item.corpus, item.recording_id)):
-        length_s = recording.duration_s or float("inf")
-        alike = bool(groups) and groups[-1][0].corpus == recording.corpus
-        if not alike or group_s + length_s > settings.shard_s:
-            groups.append([])
-            group_s = 0.0
-        groups[-1].append(recording)
-        group_s += length_s
+    of_fixed_length: dict[str, list[Recording]] = {}
+    for recording in sorted(recordings, key=lambda item: item.recording_id):
+        if recording.duration_s is None:
+            groups.append([recording])
+        else:
+            of_fixed_length.setdefault(recording.corpus, []).append(recording)
+    for members in of_fixed_length.values():
+        groups += _split(members, settings.shard_s)
     return [
         ShardJob(
             join(out, _shard_name(group, settings, stamp_of)),
@@ -121,8 +120,24 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
             settings,
             frozenset(path for item in group for path in _sources(item) if path in readable),
         )
-        for group in groups
+        for group in sorted(groups, key=lambda group: (group[0].corpus, group[0].recording_id))
     ]
+
+
+def _split(recordings: list[Recording], shard_s: float, bit: int = 0) -> list[list[Recording]]:
+    """Groups of at most ``shard_s`` (or of one recording), halved by bits of a hash of the id.
+
+    So a recording more or less changes its own group alone, which may fall in two, or join its
+    other half; were they slices of the sorted list, it would change every later one.
+    """
+    length_s = sum(recording.duration_s or 0.0 for recording in recordings)
+    if length_s <= shard_s or len(recordings) == 1 or bit == 64:
+        return [recordings]
+    halves: tuple[list[Recording], list[Recording]] = ([], [])
+    for recording in recordings:
+        digest = hashlib.sha256(recording.recording_id.encode()).digest()
+        halves[int.from_bytes(digest[:8], "little") >> bit & 1].append(recording)
+    return [group for half in halves if half for group in _split(half, shard_s, bit + 1)]
 
 
 def build_shards(

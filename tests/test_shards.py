@@ -10,7 +10,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -825,21 +825,45 @@ def test_processes_give_the_same_shards(starss23: Path, shards: Path, tmp_path: 
     assert parallel.fingerprint == ShardIndex.open(str(shards)).fingerprint
 
 
-def test_short_recordings_share_shards_of_bounded_length() -> None:
-    recordings = [
+def segments(numbers: Iterable[int]) -> list[Recording]:
+    return [
         Recording(
-            recording_id=f"r{number:03d}",
+            recording_id=f"{number:011d}-0",
             corpus="yt360",
             split="unannotated",
-            room="r",
+            room=f"{number:011d}",
             foa_path=f"/nowhere/{number}.m4a",
-            duration_s=10.0 if number < 70 else None,
+            duration_s=10.0,
         )
-        for number in range(73)
+        for number in numbers
     ]
-    jobs = plan(recordings[::-1], ShardSettings(shard_s=300.0), "out")
-    assert [len(job.recordings) for job in jobs] == [30, 30, 10, 1, 1, 1]
-    assert jobs == plan(recordings, ShardSettings(shard_s=300.0), "out")
+
+
+def test_short_recordings_share_shards_of_bounded_length() -> None:
+    recordings = segments(range(3000))
+    whole = dataclasses.replace(recordings[0], recording_id="whole", duration_s=None)
+    jobs = plan([*recordings, whole], ShardSettings(shard_s=300.0), "out")
+    assert jobs == plan([whole, *recordings[::-1]], ShardSettings(shard_s=300.0), "out")
+    planned = [item.recording_id for job in jobs for item in job.recordings]
+    assert sorted(planned) == sorted(item.recording_id for item in (*recordings, whole))
+    assert (whole,) in {job.recordings for job in jobs}
+    sizes = [len(job.recordings) for job in jobs]
+    assert max(sizes) <= 30
+    assert len(sizes) < 200  # a hundred full ones; halves are filled to two thirds on average
+    long = [dataclasses.replace(item, duration_s=400.0) for item in recordings[:9]]
+    assert len(plan(long, ShardSettings(shard_s=300.0), "out")) == 9
+    assert len(plan(recordings[:30], ShardSettings(shard_s=300.0), "out")) == 1
+
+
+@pytest.mark.parametrize("changed", [-1, 0, 1234, 2999, 3000])
+def test_one_recording_more_or_less_leaves_the_other_shards(changed: int) -> None:
+    numbers = {*range(3000)} - {changed}
+    without, with_it = (
+        {job.path for job in plan(segments(chosen), ShardSettings(shard_s=300.0), "out")}
+        for chosen in (numbers, numbers | {changed})
+    )
+    assert 1 <= len(with_it - without) <= 2
+    assert 1 <= len(without - with_it) <= 2
 
 
 # Index
