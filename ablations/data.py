@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from search_spaces.studies import Study, data_name
+from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
@@ -194,7 +195,7 @@ def prepare_corpora(
 ) -> PreparedData:
     """Decode what pretrains and what is annotated into shards, once where it is the same."""
     scale = study.scale
-    folders = {}
+    folders, notes = {}, ()
     for corpora in dict.fromkeys((unannotated, annotated)):
         folder = folder_of_shards(options, corpora, study)
         with progress_bar(console, f"decoding {title_of(corpora)}") as progress:
@@ -209,13 +210,28 @@ def prepare_corpora(
             )
         if rejected:
             console.print(rejected_table(rejected, folder))
+        if corpora == annotated:
+            notes = _notes_of_test(annotated, rejected)
+            for note in notes:
+                console.print(note, highlight=False)
         # On a GPU features are made from the waveform; on CPUs they cost more than the network.
         spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
         folders[corpora] = ShardFolder(path=folder, spectra=spectra)
     for shard_folder in folders.values():
         with progress_bar(console, "computing spectra") as progress:
             shard_folder.store(scale.finetune.audio.features, progress)
-    return describe_data(folders[unannotated], folders[annotated], class_names_of(annotated))
+    data = describe_data(folders[unannotated], folders[annotated], class_names_of(annotated))
+    return replace(data, notes=notes)
+
+
+def _notes_of_test(annotated: Corpora, rejected: Sequence[Rejected]) -> tuple[str, ...]:
+    """What must be said where scores are not those of the whole test part."""
+    bad = {item.recording_id for item in rejected if item.lost == "recording"}
+    tests = {each.recording_id for each in recordings_of(annotated) if each.split == "test"}
+    if not bad & tests:
+        return ()
+    used = len(tests - bad)
+    return (f"{used} of {len(tests)} test recordings could be used: scores are of those.",)
 
 
 def render(

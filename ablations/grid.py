@@ -74,7 +74,8 @@ def run_missing_trials(
     for data in run.data.values():
         check_budgets(study, data)
     fetch_kept(run.study_folder, run.kept_in, console)
-    plan = plan_of(study, cells, run.study_folder)
+    notes = [note for data in run.data.values() for note in data.notes]
+    plan = replace(plan_of(study, cells, run.study_folder), notes=list(dict.fromkeys(notes)))
     missing = [cell for cell in cells if not is_finished(cell, run)]
     finished = {cell.trial_id for cell in cells} - {cell.trial_id for cell in missing}
     refuse_results_of_other_data(plan, run, finished)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import socket
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypeVar
 
+import av.error
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -30,6 +35,10 @@ _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
 _DIGITAL_SILENCE_DBFS = -90.0
 #: Below this mean squared difference of grey values, frames are one and the same.
 _FROZEN_MSE = 0.01
+#: What FFmpeg says only where a file is out of reach; EIO and ENOMEM it says of damaged ones too.
+_OUT_OF_REACH = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +100,27 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A recording set aside."""
+    """A recording set aside, or its picture alone: its sound and annotations are used then."""
 
     recording_id: str
     reason: Reason
     detail: str
     path: str
+    lost: Literal["recording", "picture"] = "recording"
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to make: its recordings, its path and what it must be made with."""
+    """One shard to make: its recordings, its path and what it must be made with.
+
+    ``readable`` are those of its files that could be read where the shard was planned: where they
+    cannot, it is no fault of the recording.
+    """
 
     path: str
     recordings: tuple[Recording, ...]
     settings: ShardSettings
+    readable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,11 @@ class ShardResult:
     clip_count: int
     clip_s: float
     rejected: tuple[Rejected, ...]
+
+    @property
+    def bad_count(self) -> int:
+        """Recordings of which nothing is used."""
+        return sum(item.lost == "recording" for item in self.rejected)
 
     @classmethod
     def from_footer(cls, path: str, footer: dict[str, Any]) -> ShardResult:
@@ -131,15 +151,17 @@ class ShardResult:
 
 
 def decode_shard(job: ShardJob) -> ShardResult:
-    """Decode a shard's recordings and write it; what was rejected is kept in its footer."""
+    """Decode a shard's recordings and write it; what was rejected is kept in its footer.
+
+    Raises:
+        InputError: as :func:`decode_recording`.
+    """
     clips: list[Clip] = []
     rejected: list[Rejected] = []
     for recording in job.recordings:
-        outcome = decode_recording(recording, job.settings)
-        if isinstance(outcome, Rejected):
-            rejected.append(outcome)
-        else:
-            clips += outcome
+        usable, fault = decode_recording(recording, job.settings, job.readable)
+        clips += usable
+        rejected += [fault] if fault else []
     footer = {
         "corpus": job.recordings[0].corpus,
         "settings": to_mapping(job.settings),
@@ -149,38 +171,112 @@ def decode_shard(job: ShardJob) -> ShardResult:
     return ShardResult.from_footer(job.path, write_shard(job.path, clips, footer))
 
 
-def decode_recording(recording: Recording, settings: ShardSettings) -> list[Clip] | Rejected:
-    """All clips of one recording, or why it is set aside. Memory holds one recording's clips."""
+def decode_recording(
+    recording: Recording, settings: ShardSettings, readable: Set[str] = frozenset()
+) -> tuple[list[Clip], Rejected | None]:
+    """All clips of one recording, and what is wrong with it: none, or none with frames.
+
+    What is annotated is fine-tuned and tested on by its sound, so that it does without a picture.
+    Memory holds one recording's clips.
+
+    Raises:
+        InputError: one of the ``readable`` files cannot be read on this machine.
+    """
     path = recording.foa_path
+    events = pd.DataFrame(columns=list(POLAR_COLUMNS))
     try:
-        with local_copy(path) as sound:
-            foa = read_foa(
-                sound,
-                sample_rate_hz=SAMPLE_RATE_HZ,
-                channel_map=recording.channel_map,
-                start_s=recording.start_s or 0.0,
-                duration_s=recording.duration_s,
-            )
+        foa = _read_file(path, lambda: _read_sound(recording), readable)
         _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
-        spans = clip_spans(foa.shape[1], settings)
-        frames: dict[float, bytes] = {}
-        if recording.video_path is not None:
-            path = recording.video_path
-            frames = _read_frames(recording, path, spans, foa.shape[1] / SAMPLE_RATE_HZ, settings)
-        events = pd.DataFrame(columns=list(POLAR_COLUMNS))
         if recording.annotation_path is not None:
             path = recording.annotation_path
-            with local_copy(path) as table:
-                events = read_annotations(table)
+            events = _read_file(path, partial(_read_table, path), readable)
             _check_within(events, foa, settings.screening)
     except MediaError as error:
-        return Rejected(recording.recording_id, error.reason, error.detail, path)
-    except FileNotFoundError:
-        return Rejected(recording.recording_id, "missing file", path, path)
-    except InputError as error:
-        return Rejected(recording.recording_id, "bad annotations", str(error), path)
-    return [_clip(recording, foa, frames, events, span, settings) for span in spans]
+        return [], Rejected(recording.recording_id, error.reason, error.detail, path)
+
+    spans = clip_spans(foa.shape[1], settings)
+    frames: dict[float, bytes] = {}
+    fault: Rejected | None = None
+    if recording.video_path is not None:
+        path, sound_s = recording.video_path, foa.shape[1] / SAMPLE_RATE_HZ
+        read = partial(_read_frames, recording, path, spans, sound_s, settings)
+        try:
+            frames = _read_file(path, read, readable)
+        except MediaError as error:
+            lost = "recording" if recording.annotation_path is None else "picture"
+            fault = Rejected(recording.recording_id, error.reason, error.detail, path, lost)
+            if lost == "recording":
+                return [], fault
+    return [_clip(recording, foa, frames, events, span, settings) for span in spans], fault
+
+
+def _read_file(path: str, read: Callable[[], Result], readable: Set[str]) -> Result:
+    """What ``read`` makes of the file at ``path``.
+
+    Raises:
+        MediaError: the file cannot be used, and why.
+        InputError: it is ``readable``, but not on this machine.
+    """
+    try:
+        with _within_reach(path, readable):
+            return read()
+    except MediaError as error:
+        if path not in readable or error.reason not in ("unreadable", "truncated"):
+            raise
+    # FFmpeg and libsndfile take a read that failed for the file's end, or say of it what they say
+    # of damage. So it is asked for whole, and once more: damage will be there the second time.
+    with _within_reach(path, readable):
+        _read_through(path)
+        return read()
+
+
+@contextmanager
+def _within_reach(path: str, readable: Set[str]) -> Iterator[None]:
+    """Raises as :func:`_read_file` where reading ``path`` fails."""
+    try:
+        yield
+    except (MediaError, InputError, FileNotFoundError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if path in readable and isinstance(cause, OSError) and _is_of_the_machine(cause):
+            where = f"file on {socket.gethostname()}"
+            expected = "one that every machine can read (then the same command goes on)"
+            raise InputError(path, where, cause.strerror or "missing", expected) from cause
+        if isinstance(error, FileNotFoundError):
+            raise MediaError("missing file", path) from error
+        if isinstance(error, InputError):
+            raise MediaError("bad annotations", str(error)) from error
+        raise
+
+
+def _is_of_the_machine(error: OSError) -> bool:
+    return not isinstance(error, av.error.FFmpegError) or error.errno in _OUT_OF_REACH
+
+
+def _read_through(path: str) -> None:
+    with local_copy(path) as local:
+        try:
+            with local.open("rb") as stream:
+                while stream.read(1 << 20):
+                    pass
+        except OSError as error:
+            raise MediaError("unreadable", error.strerror or str(error)) from error
+
+
+def _read_sound(recording: Recording) -> NDArray[np.int16]:
+    with local_copy(recording.foa_path) as sound:
+        return read_foa(
+            sound,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            channel_map=recording.channel_map,
+            start_s=recording.start_s or 0.0,
+            duration_s=recording.duration_s,
+        )
+
+
+def _read_table(path: str) -> pd.DataFrame:
+    with local_copy(path) as table:
+        return read_annotations(table)
 
 
 def clip_spans(sample_count: int, settings: ShardSettings) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
@@ -102,20 +102,42 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
     and time of their files, so that a shard that exists is the shard that is wanted.
     """
     stamp_of = stamps({path for recording in recordings for path in _sources(recording)})
+    refused = ("missing", "not readable")
+    readable = {path for path, stamp in stamp_of.items() if not stamp.endswith(refused)}
     groups: list[list[Recording]] = []
-    group_s = float("inf")
-    for recording in sorted(recordings, key=lambda item: (item.corpus, item.recording_id)):
-        length_s = recording.duration_s or float("inf")
-        alike = bool(groups) and groups[-1][0].corpus == recording.corpus
-        if not alike or group_s + length_s > settings.shard_s:
-            groups.append([])
-            group_s = 0.0
-        groups[-1].append(recording)
-        group_s += length_s
+    of_fixed_length: dict[str, list[Recording]] = {}
+    for recording in sorted(recordings, key=lambda item: item.recording_id):
+        if recording.duration_s is None:
+            groups.append([recording])
+        else:
+            of_fixed_length.setdefault(recording.corpus, []).append(recording)
+    for members in of_fixed_length.values():
+        groups += _split(members, settings.shard_s)
     return [
-        ShardJob(join(out, _shard_name(group, settings, stamp_of)), tuple(group), settings)
-        for group in groups
+        ShardJob(
+            join(out, _shard_name(group, settings, stamp_of)),
+            tuple(group),
+            settings,
+            frozenset(path for item in group for path in _sources(item) if path in readable),
+        )
+        for group in sorted(groups, key=lambda group: (group[0].corpus, group[0].recording_id))
     ]
+
+
+def _split(recordings: list[Recording], shard_s: float, bit: int = 0) -> list[list[Recording]]:
+    """Groups of at most ``shard_s`` (or of one recording), halved by bits of a hash of the id.
+
+    So a recording more or less changes its own group alone, which may fall in two, or join its
+    other half; were they slices of the sorted list, it would change every later one.
+    """
+    length_s = sum(recording.duration_s or 0.0 for recording in recordings)
+    if length_s <= shard_s or len(recordings) == 1 or bit == 64:
+        return [recordings]
+    halves: tuple[list[Recording], list[Recording]] = ([], [])
+    for recording in recordings:
+        digest = hashlib.sha256(recording.recording_id.encode()).digest()
+        halves[int.from_bytes(digest[:8], "little") >> bit & 1].append(recording)
+    return [group for half in halves if half for group in _split(half, shard_s, bit + 1)]
 
 
 def build_shards(
@@ -160,7 +182,7 @@ def build_shards(
         for result in coming:
             results.append(result)
             on_result(result)
-            if sum(len(finished.rejected) for finished in results) > allowed:
+            if sum(finished.bad_count for finished in results) > allowed:
                 raise _too_many_bad(out, results, len(recordings), max_bad_share)
     rejected = write_rejected(out, results)
     return finish(out, jobs, results), rejected
@@ -179,13 +201,13 @@ def _check_superseded(out: str, present: set[str], jobs: Sequence[ShardJob]) -> 
 def _too_many_bad(
     out: str, results: Sequence[ShardResult], recording_count: int, max_bad_share: float
 ) -> InputError:
-    rejected = write_rejected(out, results)
-    counts = pd.Series([item.reason for item in rejected]).value_counts()
+    bad = [item for item in write_rejected(out, results) if item.lost == "recording"]
+    counts = pd.Series([item.reason for item in bad]).value_counts()
     reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
     return InputError(
         out,
         "bad recordings",
-        f"{len(rejected)} of {recording_count}",
+        f"{len(bad)} of {recording_count}",
         f"at most {max_bad_share:.0%} (--max-bad-share); {reasons}; see {_REJECTED_NAME} there",
     )
 
@@ -207,12 +229,12 @@ def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -
 
 
 def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:
-    """Write ``rejected.csv`` (recording_id, reason, detail, path) by recording; its rows."""
+    """Write ``rejected.csv`` (the fields of :class:`Rejected`) by recording; its rows."""
     rejected = sorted(
         (item for result in results for item in result.rejected),
         key=lambda item: item.recording_id,
     )
-    columns = ["recording_id", "reason", "detail", "path"]
+    columns = [field.name for field in fields(Rejected)]
     with written_whole(join(out, _REJECTED_NAME)) as temporary:
         pd.DataFrame(rejected, columns=columns).to_csv(temporary, index=False)
     return rejected
@@ -296,7 +318,7 @@ def main() -> int:
 
         def advance(result: ShardResult) -> None:
             nonlocal rejected_count
-            rejected_count += len(result.rejected)
+            rejected_count += result.bad_count
             note = f"{rejected_count} set aside" if rejected_count else ""
             progress.update(task, advance=result.recording_count, note=note)
 
@@ -315,16 +337,26 @@ def main() -> int:
 
 def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
     """The recordings that were set aside, with their reasons; of very many the first few."""
-    counts = Counter(item.reason for item in rejected)
+    rejected = sorted(rejected, key=lambda item: item.lost == "picture")
+    reasons = [
+        f"{item.reason} (picture only: sound and annotations are used)"
+        if item.lost == "picture"
+        else item.reason
+        for item in rejected
+    ]
+    bad_count = sum(item.lost == "recording" for item in rejected)
+    titles = [f"{bad_count} recordings set aside"] if bad_count else []
+    if bad_count < len(rejected):
+        titles.append(f"{len(rejected) - bad_count} used without their picture")
     table = Table(
         "recording",
         "reason",
         "detail",
-        title=f"{len(rejected)} recordings set aside ({escape(join(folder, _REJECTED_NAME))})",
-        caption=", ".join(f"{reason}: {count}" for reason, count in counts.most_common()),
+        title=f"{', '.join(titles)} ({escape(join(folder, _REJECTED_NAME))})",
+        caption=", ".join(f"{reason}: {count}" for reason, count in Counter(reasons).most_common()),
     )
-    for item in rejected[:MOST_LISTED]:
-        table.add_row(*map(escape, (item.recording_id, item.reason, item.detail)))
+    for item, reason in list(zip(rejected, reasons, strict=True))[:MOST_LISTED]:
+        table.add_row(*map(escape, (item.recording_id, reason, item.detail)))
     if len(rejected) > MOST_LISTED:
         table.add_row(f"… and {len(rejected) - MOST_LISTED} more", "", "")
     return table

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,13 @@ from tests.test_pretrain import TINY
 from trainables import trial as trial_module
 from trainables.cells import Cell
 from trainables.clips import Batch
-from trainables.failures import RETRIES, describe_failure, failure_kind
+from trainables.failures import (
+    BACKOFF_S,
+    RETRIES,
+    describe_failure,
+    failure_kind,
+    with_retries,
+)
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData
@@ -224,6 +231,47 @@ def test_the_record_tells_the_cause_and_not_its_wrapping() -> None:
         "pretrain",
         "not tried again",
     )
+
+
+# Work that is tried again where it is done
+
+
+def test_storage_out_of_reach_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses_s: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses_s.append)
+    planted: dict[int, list[Exception]] = {
+        2: [ConnectionError("reset"), ConnectionError("reset")],
+        5: [OSError(errno.ESTALE, "Stale file handle")],
+    }
+
+    def decode(item: int) -> int:
+        if planted.get(item):
+            error = planted[item].pop()
+            # As where a recording's file is named.
+            raise InputError("/data/a.wav", "file", str(error), "readable") from error
+        return 10 * item
+
+    assert [with_retries(decode, item) for item in range(6)] == [0, 10, 20, 30, 40, 50]
+    assert pauses_s == [BACKOFF_S, 2 * BACKOFF_S, BACKOFF_S]
+
+
+def test_storage_that_stays_away_is_named_and_other_failures_are_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses_s: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses_s.append)
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="a bug"):
+        with_retries(fail, ValueError("a bug"))
+    with pytest.raises(InputError, match=r"a\.wav"):
+        with_retries(fail, InputError("a.wav", "file", "missing", "one"))
+    assert pauses_s == []
+    with pytest.raises(InputError, match=r"ConnectionError: reset.*the same command goes on"):
+        with_retries(fail, ConnectionError("reset"))
+    assert len(pauses_s) == RETRIES["storage_unreachable"]
 
 
 # The trial boundary

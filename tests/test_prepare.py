@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import corpus_writers as writers
 import fsspec
 import pytest
+from rich.console import Console
 
-from ablations.data import DataOptions
+from ablations import data as data_module
+from ablations.data import DataOptions, prepare_corpora
 from ablations.options import corpus
+from search_spaces.studies import find_study
 from seld.classes import STARSS_CLASSES
 from seld.clips import select_budget
 from seld.corpora import CORPORA
@@ -63,6 +69,35 @@ def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:
     assert class_names_of((CorpusSource(name="embedded", root=root),)) == ("dog", "rain")
     elsewhere = CorpusSource(name="embedded", root=f"{root}/nothing")
     assert class_names_of((elsewhere,)) == STARSS_CLASSES
+
+
+def test_a_test_recording_that_cannot_be_used_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of the others are not those of the corpus."""
+    monkeypatch.setattr(data_module, "RayDataExecutor", ProcessExecutor)
+    names = (*NAMES, "dev-test-sony/fold4_room3_mix002")
+    root = writers.write_starss(tmp_path / "starss23", names, with_video=True)
+    corpora = (CorpusSource(name="starss23", root=str(root)),)
+    options = DataOptions(folder=tmp_path, annotated=corpora, unannotated=corpora)
+    placement: Any = SimpleNamespace(cluster_cpus=1, worker_gpus=1)
+    told = "1 of 2 test recordings could be used"
+
+    def prepare() -> tuple[tuple[str, ...], str]:
+        console = Console(file=io.StringIO(), width=200)
+        study = find_study("variants", "demo")
+        prepared = prepare_corpora(corpora, corpora, options, study, placement, console)
+        assert isinstance(console.file, io.StringIO)
+        return prepared.notes, console.file.getvalue()
+
+    writers.break_starss(root, names[3], "lost mp4")  # not needed for the score
+    notes, printed = prepare()
+    assert notes == ()
+    assert "1 used without their picture" in printed
+    writers.break_starss(root, names[3], "cut wav")
+    (note,), printed = prepare()
+    assert told in note
+    assert told in printed
 
 
 def test_a_part_of_a_corpus_is_among_every_larger_one(tmp_path: Path) -> None:

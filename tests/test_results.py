@@ -182,7 +182,7 @@ def test_what_a_run_has_done_so_far_is_fetched_and_reported(
     scratch, *others = study.cells()
     study_run: Any = SimpleNamespace(
         study_folder=there,
-        data={DEFAULT_DATA: SimpleNamespace(trainable_minutes=2.0, test_fingerprint="t")},
+        data={DEFAULT_DATA: SimpleNamespace(trainable_minutes=2.0, test_fingerprint="t", notes=())},
         kept_in=f"{bucket}/results/variants",
     )
     page = here / "variants/report/index.html"
@@ -218,7 +218,11 @@ def head(folder: Path, bucket: str, study: str) -> Any:
     """What a run on a head has whose disk is ``folder``."""
     (folder / study).mkdir(parents=True)
     data = SimpleNamespace(
-        trainable_minutes=9.0, test_fingerprint="t", fingerprint="f", validation_rooms=("r",)
+        trainable_minutes=9.0,
+        test_fingerprint="t",
+        fingerprint="f",
+        validation_rooms=("r",),
+        notes=(),
     )
     return SimpleNamespace(
         study_folder=folder / study,

@@ -10,12 +10,14 @@ import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
+import av.error
 import botocore.exceptions
 import corpus_writers as writers
 import fsspec
@@ -51,6 +53,7 @@ from seld.decoding import (
 )
 from seld.errors import InputError, exit_on_input_error
 from seld.shards import ProcessExecutor, build_shards, main, plan, rejected_table
+from trainables.pretrain_job import unannotated_clips
 
 SMALL = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)
 NAMES = tuple(
@@ -294,12 +297,14 @@ def test_every_breakage_is_set_aside_with_its_reason(
     root, reasons = broken
     index, rejected = build("starss23", root, tmp_path / "out", max_bad_share=0.95)
     assert {item.recording_id: item.reason for item in rejected} == reasons
-    assert sorted(index.clips["recording_id"].unique()) == [
-        "fold3_room7_mix017",
-        "fold3_room7_mix018",
-    ]
+    without_picture = {item.recording_id for item in rejected if item.path.endswith(".mp4")}
+    assert len(without_picture) == 6
+    assert without_picture == {item.recording_id for item in rejected if item.lost == "picture"}
+    with_frames = set(index.clips.loc[index.clips["frame_count"] > 0, "recording_id"])
+    assert with_frames == {"fold3_room7_mix017", "fold3_room7_mix018"}
+    assert set(index.clips["recording_id"]) == with_frames | without_picture
     table = pd.read_csv(tmp_path / "out/rejected.csv")
-    assert list(table.columns) == ["recording_id", "reason", "detail", "path"]
+    assert list(table.columns) == ["recording_id", "reason", "detail", "path", "lost"]
     assert dict(zip(table["recording_id"], table["reason"], strict=True)) == reasons
     assert table["detail"].notna().all()
 
@@ -424,6 +429,135 @@ def test_a_full_disk_is_no_fault_of_the_recording(
         decode_recording(recording, SMALL)
 
 
+class TwoMachines:
+    """Decodes every other shard where the corpus is not there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, workers: int
+    ) -> Iterator[Any]:
+        away = self.root.with_name("away")
+        for number, item in enumerate(items):
+            if number % 2:
+                self.root.rename(away)
+            try:
+                yield function(item)
+            finally:
+                if number % 2:
+                    away.rename(self.root)
+
+
+def test_a_machine_without_the_corpus_makes_no_bad_recordings(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "corpus", NAMES)
+    (root / f"foa_dev/{NAMES[0]}.wav").unlink()
+    options: dict[str, Any] = {"max_bad_share": 0.2}
+    with pytest.raises(InputError, match=r"fold3_room1_mix002\.wav: file on .*missing") as caught:
+        build("starss22", root, tmp_path / "out", executor=TwoMachines(root), **options)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    index, rejected = build("starss22", root, tmp_path / "out", **options)
+    assert [item.reason for item in rejected] == ["missing file"]  # it was when this was planned
+    assert index.clips["recording_id"].nunique() == 5
+
+
+BAD_READS = {
+    "sound": ("foa_dev", ".wav"),
+    "picture": ("video_dev", ".mp4"),
+    "annotations": ("metadata_dev", ".csv"),
+}
+
+
+@pytest.mark.parametrize("part", BAD_READS)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_read_that_fails_makes_no_bad_recording(
+    starss23: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, number: int
+) -> None:
+    folder, suffix = BAD_READS[part]
+    path = starss23 / folder / f"{NAMES[3]}{suffix}"
+    opened = Path.open
+    failures = [OSError(number, os.strerror(number), str(path))]
+
+    def fail_once(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == path and failures:
+            raise failures.pop()
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail_once)
+    with pytest.raises(InputError, match=f"{path}: file on .*{os.strerror(number)}") as caught:
+        build("starss23", starss23, tmp_path / "out")
+    assert isinstance(caught.value.__cause__, OSError)  # by which it is known what to do
+    index, rejected = build("starss23", starss23, tmp_path / "out")
+    assert rejected == []
+    assert index.clips["recording_id"].nunique() == 6
+
+
+def test_what_ffmpeg_or_libsndfile_says_of_a_bad_read_is_not_believed_at_once(
+    starss23: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [
+        av.error.OSError(errno.EIO, "Input/output error"),
+        soundfile.LibsndfileError(2),  # "System error."
+        av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory"),
+        av.error.OSError(errno.ESTALE, "Stale file handle"),
+    ]
+
+    def failing(function: Callable[..., Any], kind: type[Exception]) -> Callable[..., Any]:
+        def fail_once(*arguments: Any, **options: Any) -> Any:
+            if failures and isinstance(failures[0], kind):
+                raise failures.pop(0)
+            return function(*arguments, **options)
+
+        return fail_once
+
+    opened = failing(av.open, av.error.FFmpegError)
+    monkeypatch.setattr(av, "open", opened)
+    sound_file = failing(soundfile.SoundFile, soundfile.LibsndfileError)
+    monkeypatch.setattr(soundfile, "SoundFile", sound_file)
+    with pytest.raises(InputError, match="Stale file handle"):
+        build("starss23", starss23, tmp_path / "out")
+    assert failures == []
+    assert build("starss23", starss23, tmp_path / "out")[1] == []
+
+
+# Bad pictures
+
+
+def test_annotated_recordings_do_without_a_picture(starss23: Path, tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    shutil.copytree(starss23, root)
+    (root / f"video_dev/{NAMES[0]}.mp4").unlink()  # as of fold3_room21 in STARSS23
+    writers.break_starss(root, NAMES[4], "cut mp4")
+    index, rejected = build("starss23", root, tmp_path / "out", max_bad_share=0.0)
+    assert [(item.recording_id, item.reason, item.lost) for item in rejected] == [
+        ("fold3_room1_mix001", "missing file", "picture"),
+        ("fold4_room9_mix001", "truncated", "picture"),
+    ]
+    whole = ShardIndex.open(str(tmp_path / "out")).select(splits=["train", "test"])
+    assert whole.clips["recording_id"].nunique() == 6
+    seen = unannotated_clips(index, ["room2"]).clips
+    assert set(seen["recording_id"]) == {"fold3_room1_mix002"}
+    reader = ClipReader(str(tmp_path / "out"))
+    assert len(reader.events("fold4_room9_mix001@2.0")) == 20
+    console = Console(file=io.StringIO(), width=160)
+    console.print(rejected_table(rejected, "out"))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "2 used without their picture" in printed
+    assert "set aside" not in printed
+    assert "truncated (picture only: sound and annotations are used)" in printed
+    # The picture that has come is used.
+    shutil.copy(starss23 / f"video_dev/{NAMES[0]}.mp4", root / f"video_dev/{NAMES[0]}.mp4")
+    index, rejected = build("starss23", root, tmp_path / "out")
+    assert [item.recording_id for item in rejected] == ["fold4_room9_mix001"]
+
+
+def test_footers_that_do_not_tell_what_is_lost_are_read() -> None:
+    item = {"recording_id": "r", "reason": "silent", "detail": "d", "path": "p"}
+    footer = {"recording_count": 1, "clips": [], "rejected": [item]}
+    assert ShardResult.from_footer("x", footer).bad_count == 1
+
+
 def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     executor = CountingExecutor()
     with pytest.raises(InputError, match="max-bad-share") as caught:
@@ -462,10 +596,11 @@ def test_web_sound_is_silent_under_35_dbfs_for_nine_tenths(
     sound = np.tile(np.sin(np.arange(10 * 24000) * 0.3)[:, None] * quiet, 4).astype(np.float32)
     sound[: int(loud_share * len(sound))] *= 4
     recording = web_recording(tmp_path, sound, writers.moving_pictures(10, WEB_FRAME_RATE_HZ))
-    outcome = decode_recording(recording, SMALL)
-    assert (outcome.reason if isinstance(outcome, Rejected) else None) == reason
-    studio = decode_recording(dataclasses.replace(recording, origin="microphone"), SMALL)
-    assert isinstance(studio, list)
+    clips, fault = decode_recording(recording, SMALL)
+    assert (fault.reason if fault else None) == reason
+    assert bool(clips) == (reason is None)
+    studio = dataclasses.replace(recording, origin="microphone")
+    assert decode_recording(studio, SMALL)[1] is None
 
 
 @pytest.mark.parametrize(("moving_share", "reason"), [(0.0, "static picture"), (0.3, None)])
@@ -478,10 +613,11 @@ def test_web_pictures_may_not_stand_still(
     count = int(moving_share * 50)
     pictures[:count] = moving[:count]
     recording = web_recording(tmp_path, writers.foa_noise(10), pictures.astype(np.uint8))
-    outcome = decode_recording(recording, SMALL)
-    assert (outcome.reason if isinstance(outcome, Rejected) else None) == reason
-    studio = decode_recording(dataclasses.replace(recording, origin="microphone"), SMALL)
-    assert isinstance(studio, list)
+    clips, fault = decode_recording(recording, SMALL)
+    assert (fault.reason if fault else None) == reason
+    assert bool(clips) == (reason is None)
+    studio = dataclasses.replace(recording, origin="microphone")
+    assert decode_recording(studio, SMALL)[1] is None
 
 
 def test_small_differences_of_length_are_put_up_with(tmp_path: Path) -> None:
@@ -490,7 +626,7 @@ def test_small_differences_of_length_are_put_up_with(tmp_path: Path) -> None:
         recording = web_recording(
             tmp_path, writers.foa_noise(6), writers.moving_pictures(picture_s, WEB_FRAME_RATE_HZ)
         )
-        assert isinstance(decode_recording(recording, settings), list) == accepted
+        assert (decode_recording(recording, settings)[1] is None) == accepted
 
 
 # Restarting
@@ -689,21 +825,45 @@ def test_processes_give_the_same_shards(starss23: Path, shards: Path, tmp_path: 
     assert parallel.fingerprint == ShardIndex.open(str(shards)).fingerprint
 
 
-def test_short_recordings_share_shards_of_bounded_length() -> None:
-    recordings = [
+def segments(numbers: Iterable[int]) -> list[Recording]:
+    return [
         Recording(
-            recording_id=f"r{number:03d}",
+            recording_id=f"{number:011d}-0",
             corpus="yt360",
             split="unannotated",
-            room="r",
+            room=f"{number:011d}",
             foa_path=f"/nowhere/{number}.m4a",
-            duration_s=10.0 if number < 70 else None,
+            duration_s=10.0,
         )
-        for number in range(73)
+        for number in numbers
     ]
-    jobs = plan(recordings[::-1], ShardSettings(shard_s=300.0), "out")
-    assert [len(job.recordings) for job in jobs] == [30, 30, 10, 1, 1, 1]
-    assert jobs == plan(recordings, ShardSettings(shard_s=300.0), "out")
+
+
+def test_short_recordings_share_shards_of_bounded_length() -> None:
+    recordings = segments(range(3000))
+    whole = dataclasses.replace(recordings[0], recording_id="whole", duration_s=None)
+    jobs = plan([*recordings, whole], ShardSettings(shard_s=300.0), "out")
+    assert jobs == plan([whole, *recordings[::-1]], ShardSettings(shard_s=300.0), "out")
+    planned = [item.recording_id for job in jobs for item in job.recordings]
+    assert sorted(planned) == sorted(item.recording_id for item in (*recordings, whole))
+    assert (whole,) in {job.recordings for job in jobs}
+    sizes = [len(job.recordings) for job in jobs]
+    assert max(sizes) <= 30
+    assert len(sizes) < 200  # a hundred full ones; halves are filled to two thirds on average
+    long = [dataclasses.replace(item, duration_s=400.0) for item in recordings[:9]]
+    assert len(plan(long, ShardSettings(shard_s=300.0), "out")) == 9
+    assert len(plan(recordings[:30], ShardSettings(shard_s=300.0), "out")) == 1
+
+
+@pytest.mark.parametrize("changed", [-1, 0, 1234, 2999, 3000])
+def test_one_recording_more_or_less_leaves_the_other_shards(changed: int) -> None:
+    numbers = {*range(3000)} - {changed}
+    without, with_it = (
+        {job.path for job in plan(segments(chosen), ShardSettings(shard_s=300.0), "out")}
+        for chosen in (numbers, numbers | {changed})
+    )
+    assert 1 <= len(with_it - without) <= 2
+    assert 1 <= len(without - with_it) <= 2
 
 
 # Index
@@ -1077,7 +1237,7 @@ def test_the_command_prints_and_writes(
     for reason in set(broken[1].values()):
         assert reason in printed
     index = ShardIndex.open(str(tmp_path / "out"))
-    assert index.clips["duration_s"].tolist() == [1.5] * 4
+    assert index.clips["duration_s"].tolist() == [1.5] * 16
     assert index.fingerprint in printed
 
 

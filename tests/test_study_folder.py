@@ -33,7 +33,14 @@ from seld.classes import STARSS_CLASSES
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
-from seld.records import StageUse, TrialRecord, trial_folder, write_record, write_study
+from seld.records import (
+    StageUse,
+    TrialRecord,
+    read_study,
+    trial_folder,
+    write_record,
+    write_study,
+)
 from seld.shards import rejected_table
 from trainables.cells import DEFAULT_DATA, stages_of
 from trainables.jobs import ShardFolder
@@ -314,6 +321,9 @@ def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path
     for arms in (["scratch", "doa_wise"], ["avc"]):
         with pytest.raises(InputError, match=r"other recordings to train on \((doa|scratch)"):
             go_on(only(VARIANTS, *arms), many)
+    noted = replace(few, notes=("5 of 6 test recordings could be used",))
+    go_on(only(VARIANTS, "scratch", "doa_wise"), noted)
+    assert read_study(tmp_path / "variants").notes == list(noted.notes)
 
 
 def test_at_another_scale_results_on_other_recordings_do_not_count(tmp_path: Path) -> None:

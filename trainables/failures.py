@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import ray.exceptions
 import torch
@@ -14,6 +16,9 @@ from ray.train.v2._internal import exceptions as train_exceptions
 from seld.errors import InputError
 from seld.records import FAILURE_KINDS, Failure
 from trainables.steps import NonFiniteLossError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 #: How many more times a stage is tried after each kind of failure, and why. The one place that
 #: decides it for failures of a stage; Ray itself only starts a trial again whose own process has
@@ -30,6 +35,8 @@ RETRIES: dict[str, int] = {
     "timeout": 1,
     "code_error": 0,
 }
+#: First wait before something is tried again; doubles with every further try.
+BACKOFF_S = 5.0
 
 _LOST = (
     ray.exceptions.WorkerCrashedError,
@@ -163,6 +170,29 @@ def _storage_is_unreachable(error: BaseException) -> bool:
         return True
     names = {f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__}
     return not names.isdisjoint(_UNREACHABLE_CLASSES)
+
+
+def with_retries(function: Callable[[Item], Result], item: Item) -> Result:
+    """``function(item)``, tried again as long as storage is out of reach.
+
+    Raises:
+        InputError: it stays so, or the function says so.
+    """
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            return function(item)
+        except Exception as error:
+            if failure_kind(error) != "storage_unreachable":
+                raise
+            if attempts > RETRIES["storage_unreachable"]:
+                if isinstance(error, InputError):
+                    raise
+                expected = f"within reach in {attempts} tries (then the same command goes on)"
+                found = f"{type(error).__name__}: {error}"
+                raise InputError("storage", "answer", found, expected) from error
+        time.sleep(BACKOFF_S * 2 ** (attempts - 1))
 
 
 def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Failure:

@@ -21,7 +21,9 @@ from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from seld.errors import InputError
 from trainables.clips import Batch
+from trainables.failures import with_retries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -186,7 +188,11 @@ def _map_unordered(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
     def run(row: dict[str, bytes]) -> dict[str, bytes]:
-        return {"result": pickle.dumps(function(pickle.loads(row["item"])))}
+        try:
+            result: object = with_retries(function, pickle.loads(row["item"]))
+        except InputError as error:  # raised, it would come out wrapped in Ray's own
+            result = error
+        return {"result": pickle.dumps(result)}
 
     rows = [{"item": pickle.dumps(item)} for item in items]
     # One block per item: each is a task of its own, and its result comes out by itself.
@@ -195,4 +201,7 @@ def _map_unordered(
     dataset.context.execution_options.preserve_order = False
     results = dataset.map(run, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers))
     for row in results.iter_rows():
-        yield pickle.loads(row["result"])
+        result = pickle.loads(row["result"])
+        if isinstance(result, InputError):
+            raise result
+        yield result

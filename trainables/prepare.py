@@ -103,7 +103,8 @@ class PreparedData:
     """Shards and what trials must know of them.
 
     ``unannotated`` may be the same folder as ``annotated``; splits tell clips apart.
-    ``unannotated_classes`` are the classes that sound in the unannotated part, where known.
+    ``unannotated_classes`` are the classes that sound in the unannotated part, where known;
+    ``notes`` are what a report must say of the data.
     """
 
     unannotated: ShardFolder
@@ -115,6 +116,7 @@ class PreparedData:
     test_fingerprint: str
     trainable_minutes: float
     unannotated_classes: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:

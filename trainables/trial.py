@@ -40,7 +40,7 @@ from seld.records import (
 from seld.storage import join, upload_folder
 from trainables.cells import STAGE_CODE, Cell, scored_fingerprint, stages_of, with_batches
 from trainables.evaluate_job import EvaluateJob
-from trainables.failures import RETRIES, describe_failure, failure_kind
+from trainables.failures import BACKOFF_S, RETRIES, describe_failure, failure_kind
 from trainables.finetune_job import FinetuneJob
 from trainables.prepare import PreparedData
 from trainables.pretrain_job import PretrainJob
@@ -55,9 +55,6 @@ from trainables.stages import (
     code_fingerprint,
 )
 from trainables.workers import pretrain_on_workers, run_as_task
-
-#: First wait before a stage is tried again; doubles with every further try.
-BACKOFF_S = 5.0
 
 #: A batch that does not fit the GPU is halved down to this part; beyond it, it would be another
 #: experiment.

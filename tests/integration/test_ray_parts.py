@@ -19,6 +19,7 @@ from ray import cloudpickle
 
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
+from seld.errors import InputError
 from seld.shards import ProcessExecutor, build_shards, find_executor
 from tests import corpus_writers as writers
 from trainables import ingest, workers
@@ -193,3 +194,16 @@ def test_shards_are_the_same_by_ray_and_in_one_process(tmp_path: Path) -> None:
         assert len(index.clips) > 0
         fingerprints.add(index.fingerprint)
     assert len(fingerprints) == 1
+
+
+def test_an_input_error_comes_out_of_ray_as_one() -> None:
+    """One line for the user, as without Ray."""
+
+    def decode(item: int) -> int:
+        if item == 2:
+            raise InputError("a.wav", "file on node-7", "missing", "one that can be read")
+        return item
+
+    with pytest.raises(InputError, match=r"^a\.wav: file on node-7 is 'missing'") as caught:
+        list(find_executor("ray").map(decode, [1, 2, 3], workers=2))
+    assert type(caught.value) is InputError
