@@ -16,7 +16,7 @@ from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import SoundBank, open_bank
-from seld.shards import rejected_table
+from seld.shards import check_disk, rejected_table
 from seld.storage import absolute, check_writable, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
@@ -27,6 +27,7 @@ from trainables.prepare import (
     PreparedData,
     build_clip_shards,
     class_names_of,
+    describe_annotated,
     describe_data,
     folder_name,
     recordings_of,
@@ -103,7 +104,7 @@ class DataOptions:
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
         if not self.annotated:
             for settings in self.scenes(study).values():
-                _check_budget(study, settings.train.minutes)
+                _check_budget(study, settings.train.minutes, "the scenes' annotated part has")
             bank_of(self.scenes(study)[DEFAULT_DATA].sound_bank)
         elif own_scenes:
             raise InputError(
@@ -119,16 +120,12 @@ class DataOptions:
             check_writable(self.root)
 
 
-def _check_budget(study: Study, annotated_minutes: float) -> None:
-    """Refuse what no rendering can give; rooms kept out to validate on are counted afterwards."""
+def _check_budget(study: Study, minutes: float, which: str) -> None:
+    """Refuse a budget that is larger than the minutes there are."""
     largest = max(study.budgets_minutes)
-    if largest > annotated_minutes + 1e-6:
-        raise InputError(
-            f"study {study.name}",
-            "annotation budget (minutes)",
-            largest,
-            f"at most the {annotated_minutes:g} that the scenes' annotated part has",
-        )
+    if largest > minutes + 1e-6:
+        expected = f"at most the {minutes:.5g} that {which}"
+        raise InputError(f"study {study.name}", "annotation budget (minutes)", largest, expected)
 
 
 def make_writable(folder: Path, option: str) -> None:
@@ -196,10 +193,16 @@ def prepare_corpora(
     placement: Placement,
     console: Console,
 ) -> PreparedData:
-    """Decode what pretrains and what is annotated into shards, once where it is the same."""
+    """Decode what pretrains and what is annotated into shards, once where it is the same.
+
+    What is annotated comes first and is checked: what pretrains may take hours.
+    """
     scale = study.scale
+    for corpora in dict.fromkeys((annotated, unannotated)):
+        check_disk(recordings_of(corpora), scale.shards, folder_of_shards(options, corpora, study))
+    class_names = class_names_of(annotated)
     folders = {}
-    for corpora in dict.fromkeys((unannotated, annotated)):
+    for corpora in dict.fromkeys((annotated, unannotated)):
         folder = folder_of_shards(options, corpora, study)
         with progress_bar(console, f"decoding {title_of(corpora)}") as progress:
             _, rejected = build_clip_shards(
@@ -216,10 +219,15 @@ def prepare_corpora(
         # On a GPU features are made from the waveform; on CPUs they cost more than the network.
         spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
         folders[corpora] = ShardFolder(path=folder, spectra=spectra)
+        if corpora == annotated:
+            known = describe_annotated(folders[corpora], class_names)
+            rooms = ", ".join(known.validation_rooms) or "none"
+            which = f"{folder} has beside its validation rooms ({rooms})"
+            _check_budget(study, known.trainable_minutes, which)
     for shard_folder in folders.values():
         with progress_bar(console, "computing spectra") as progress:
             shard_folder.store(scale.finetune.audio.features, progress)
-    return describe_data(folders[unannotated], folders[annotated], class_names_of(annotated))
+    return describe_data(folders[unannotated], folders[annotated], class_names)
 
 
 def render(

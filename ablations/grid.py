@@ -20,7 +20,6 @@ from ablations.places import fetch_kept, keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
-    check_budgets,
     let_tune_run,
     run_and_report,
     say_lost,
@@ -71,7 +70,6 @@ def run_missing_trials(
     checkpoints when the study is run again.
     """
     cells = study.cells()
-    check_budgets(study, run.data[DEFAULT_DATA])
     fetch_kept(run.study_folder, run.kept_in, console)
     plan = plan_of(study, cells, run.study_folder)
     missing = [cell for cell in cells if not is_finished(cell, run)]
