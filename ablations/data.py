@@ -17,7 +17,7 @@ from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import SoundBank, open_bank
-from seld.shards import rejected_table
+from seld.shards import check_disk, rejected_table
 from seld.storage import absolute, check_writable, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
@@ -28,6 +28,7 @@ from trainables.prepare import (
     PreparedData,
     build_clip_shards,
     class_names_of,
+    describe_annotated,
     describe_data,
     folder_name,
     recordings_of,
@@ -103,7 +104,7 @@ class DataOptions:
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
         if not self.annotated:
             for settings in self.scenes(study).values():
-                _check_budget(study, settings.train.minutes)
+                _check_budget(study, settings.train.minutes, "the scenes' annotated part has")
                 bank_of(settings.sound_bank)
         elif own_scenes:
             raise InputError(
@@ -119,16 +120,12 @@ class DataOptions:
             check_writable(self.root)
 
 
-def _check_budget(study: Study, annotated_minutes: float) -> None:
-    """Refuse what no rendering can give; rooms kept out to validate on are counted afterwards."""
+def _check_budget(study: Study, minutes: float, which: str) -> None:
+    """Refuse a budget that is larger than the minutes there are."""
     largest = max(study.budgets_minutes)
-    if largest > annotated_minutes + 1e-6:
-        raise InputError(
-            f"study {study.name}",
-            "annotation budget (minutes)",
-            largest,
-            f"at most the {annotated_minutes:g} that the scenes' annotated part has",
-        )
+    if largest > minutes + 1e-6:
+        expected = f"at most the {minutes:.5g} that {which}"
+        raise InputError(f"study {study.name}", "annotation budget (minutes)", largest, expected)
 
 
 def make_writable(folder: Path, option: str) -> None:
@@ -193,15 +190,28 @@ def prepare_corpora(
     placement: Placement,
     console: Console,
 ) -> PreparedData:
-    """Decode what pretrains and what is annotated into shards, once where it is the same."""
-    scale = study.scale
-    folders, notes = {}, ()
-    for corpora in dict.fromkeys((unannotated, annotated)):
-        folder = folder_of_shards(options, corpora, study)
+    """Decode what pretrains and what is annotated into shards, once where it is the same.
+
+    What is annotated comes first and is checked: what pretrains may take hours.
+    """
+    settings = study.scale.shards
+    places = {
+        corpora: folder_of_shards(options, corpora, study) for corpora in (annotated, unannotated)
+    }
+    for corpora, folder in places.items():
+        check_disk(recordings_of(corpora), settings, folder)
+    class_names = class_names_of(annotated)
+    # On a GPU features are made from the waveform; on CPUs they cost more than the network.
+    spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
+    shards = {
+        corpora: ShardFolder(path=folder, spectra=spectra) for corpora, folder in places.items()
+    }
+    notes: tuple[str, ...] = ()
+    for corpora, folder in places.items():
         with progress_bar(console, f"decoding {title_of(corpora)}") as progress:
             _, rejected = build_clip_shards(
                 corpora,
-                scale.shards,
+                settings,
                 folder,
                 executor=RayDataExecutor(),
                 workers=max(1, int(placement.cluster_cpus)),
@@ -211,16 +221,17 @@ def prepare_corpora(
         if rejected:
             console.print(rejected_table(rejected, folder))
         if corpora == annotated:
+            known = describe_annotated(shards[annotated], class_names)
+            rooms = ", ".join(known.validation_rooms) or "none"
+            which = f"{folder} has beside its validation rooms ({rooms})"
+            _check_budget(study, known.trainable_minutes, which)
             notes = _notes_of_test(annotated, rejected)
             for note in notes:
                 console.print(note, highlight=False)
-        # On a GPU features are made from the waveform; on CPUs they cost more than the network.
-        spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
-        folders[corpora] = ShardFolder(path=folder, spectra=spectra)
-    for shard_folder in folders.values():
+    for shard_folder in shards.values():
         with progress_bar(console, "computing spectra") as progress:
-            shard_folder.store(scale.finetune.audio.features, progress)
-    data = describe_data(folders[unannotated], folders[annotated], class_names_of(annotated))
+            shard_folder.store(study.scale.finetune.audio.features, progress)
+    data = describe_data(shards[unannotated], shards[annotated], class_names)
     return replace(data, notes=notes)
 
 

@@ -20,7 +20,6 @@ from ablations.places import fetch_kept, keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
-    check_budgets,
     let_tune_run,
     run_and_report,
     say_lost,
@@ -71,8 +70,6 @@ def run_missing_trials(
     checkpoints when the study is run again.
     """
     cells = study.cells()
-    for data in run.data.values():
-        check_budgets(study, data)
     fetch_kept(run.study_folder, run.kept_in, console)
     notes = [note for data in run.data.values() for note in data.notes]
     plan = replace(plan_of(study, cells, run.study_folder), notes=list(dict.fromkeys(notes)))

@@ -29,7 +29,6 @@ from ablations.watchdog import Watchdog
 from search_spaces.studies import Study
 from seld.errors import InputError
 from seld.records import TrialRecord, trials_table
-from trainables.prepare import PreparedData
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE
 from trainables.stages import StageStore
@@ -187,18 +186,6 @@ def say_lost(console: Console, count: int, *, memory_was_short: bool) -> None:
     """Say that trials have ended without a record."""
     reason = " for want of memory" if memory_was_short else ""
     console.print(f"Ray has lost {count} trials{reason}; they are run again")
-
-
-def check_budgets(study: Study, data: PreparedData) -> None:
-    """Refuse budgets that the annotated part cannot give."""
-    largest = max(study.budgets_minutes)
-    if largest > data.trainable_minutes + 1e-6:
-        raise InputError(
-            f"study {study.name}",
-            "annotation budget (minutes)",
-            largest,
-            f"at most the {data.trainable_minutes:.1f} that {data.annotated.path} has",
-        )
 
 
 def write_tables(records: list[TrialRecord], study_folder: Path) -> None:

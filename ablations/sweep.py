@@ -36,7 +36,6 @@ from ablations.places import (
 from ablations.runs import (
     ROUNDS,
     Deadline,
-    check_budgets,
     let_tune_run,
     run_and_report,
     say_lost,
@@ -278,7 +277,6 @@ def run_missing_trials(
     Those that were running when a run was killed come first, their finished stages and checkpoints
     waiting for them.
     """
-    check_budgets(as_study(sweep), run.data[DEFAULT_DATA])
     if not run.data[DEFAULT_DATA].validation_rooms:
         raise InputError(
             "sweep", "validation rooms", "none", "training clips from at least two rooms"

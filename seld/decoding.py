@@ -70,7 +70,7 @@ class ScreeningSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSettings:
-    """Form of the clips. Raw frames read fastest; JPEG is for paper-size pictures."""
+    """Form of the clips. Raw frames read fastest; JPEGs take a seventh of the disk."""
 
     clip_s: float = 5.0
     hop_s: float | None = None  #: between clip starts; None: clips do not overlap

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +26,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from seld.clips import SHARD_SUFFIX, ShardIndex, read_footer, read_footers, write_index
+from seld.clips import (
+    SAMPLE_RATE_HZ,
+    SHARD_SUFFIX,
+    ShardIndex,
+    read_footer,
+    read_footers,
+    write_index,
+)
 from seld.corpora import CORPORA, Recording
 from seld.decoding import (
     Rejected,
@@ -36,12 +44,25 @@ from seld.decoding import (
 )
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import flat_mapping, override, to_mapping
-from seld.storage import absolute, check_writable, file_system, join, stamps, written_whole
+from seld.storage import (
+    absolute,
+    check_writable,
+    file_system,
+    is_local,
+    join,
+    stamps,
+    written_whole,
+)
 
 EXECUTOR_GROUP = "seld.shard_executors"
 _REJECTED_NAME = "rejected.csv"
 #: Rejected recordings that are listed on a terminal; a web corpus has thousands.
 MOST_LISTED = 20
+#: Of a JPEG at quality 90: photographs of 256×128 and 512×256 pixels take 0.2 to 0.4.
+JPEG_BYTES_PER_PIXEL = 0.4
+#: Share of the estimated bytes without which there is no use in starting: some recordings will be
+#: set aside, and pictures may be plainer than photographs.
+_SURE_SHARE = 0.75
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -157,8 +178,8 @@ def build_shards(
         on_result: called for every shard, whether it was there or has just been made.
 
     Raises:
-        InputError: too many recordings are bad, ``out`` holds shards of something else, or
-            another run has decoded into it meanwhile.
+        InputError: too many recordings are bad, ``out`` holds shards of something else or has no
+            room for these, or another run has decoded into it meanwhile.
     """
     out = absolute(out)
     check_writable(out)
@@ -167,6 +188,7 @@ def build_shards(
     _check_superseded(out, present, jobs)
     done = [job for job in jobs if PurePosixPath(job.path).name in present]
     waiting = [job for job in jobs if PurePosixPath(job.path).name not in present]
+    _check_disk(out, waiting)
     results: list[ShardResult] = []
     allowed = max_bad_share * len(recordings)
 
@@ -186,6 +208,50 @@ def build_shards(
                 raise _too_many_bad(out, results, len(recordings), max_bad_share)
     rejected = write_rejected(out, results)
     return finish(out, jobs, results), rejected
+
+
+def check_disk(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> None:
+    """Find out before any long work whether a local ``out`` has room for what is not decoded yet.
+
+    Recordings whose length their corpus does not fix are left out of the estimate.
+
+    Raises:
+        InputError: it clearly has not.
+    """
+    if is_local(out) and any(recording.duration_s for recording in recordings):
+        out = absolute(out)
+        check_writable(out)
+        present = _present_shards(out)
+        jobs = plan(recordings, settings, out)
+        _check_disk(out, [job for job in jobs if PurePosixPath(job.path).name not in present])
+
+
+def _check_disk(out: str, waiting: Sequence[ShardJob]) -> None:
+    if not is_local(out):
+        return
+    wanted = sum(
+        (recording.duration_s or 0.0) * bytes_per_s(job.settings, recording.video_path is not None)
+        for job in waiting
+        for recording in job.recordings
+    )
+    free = shutil.disk_usage(out).free
+    if free < _SURE_SHARE * wanted:
+        raise InputError(
+            out,
+            "free disk space (GB)",
+            round(free / 1e9, 1),
+            f"about {wanted / 1e9:.1f} for the shards still to be decoded: another folder (--data, "
+            "--out), smaller settings, or fewer recordings (CORPUS:COUNT=PATH)",
+        )
+
+
+def bytes_per_s(settings: ShardSettings, with_video: bool) -> float:
+    """Of a recording's shards: exact but for JPEGs, of :data:`JPEG_BYTES_PER_PIXEL`."""
+    sound = 4 * 2 * SAMPLE_RATE_HZ
+    pixels = settings.frame_height_px * settings.frame_width_px * settings.frame_rate_hz
+    picture = pixels * (3 if settings.frame_encoding == "raw" else JPEG_BYTES_PER_PIXEL)
+    overlap = settings.clip_s / (settings.hop_s or settings.clip_s)
+    return overlap * (sound + with_video * picture)
 
 
 def _check_superseded(out: str, present: set[str], jobs: Sequence[ShardJob]) -> None:

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import corpus_writers as writers
 import fsspec
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from ablations import data as data_module
-from ablations.data import DataOptions, prepare_corpora
+from ablations.data import DataOptions, prepare_corpora, prepare_data
 from ablations.options import corpus
-from search_spaces.studies import find_study
+from search_spaces.scales import find_scale
+from search_spaces.studies import find_study, variants
+from seld.annotations import read_annotations
 from seld.classes import STARSS_CLASSES
-from seld.clips import select_budget
+from seld.clips import ShardIndex, select_budget
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
 from seld.shards import ProcessExecutor, build_shards
 from tests.test_pretrain import TINY
-from trainables.cells import Cell, stages_of
+from trainables.cells import DEFAULT_DATA, Cell, stages_of
 from trainables.finetune import FinetuneSettings
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
     CorpusSource,
     PreparedData,
+    _validation_rooms,
     class_names_of,
     describe_data,
     folder_name,
     recordings_of,
 )
 from trainables.pretrain_job import PretrainJob, probe_windows
+from trainables.resources import plan_placement
 
 NAMES = (
     "dev-train-sony/fold3_room1_mix001",
@@ -85,7 +91,7 @@ def test_a_test_recording_that_cannot_be_used_is_told(
 
     def prepare() -> tuple[tuple[str, ...], str]:
         console = Console(file=io.StringIO(), width=200)
-        study = find_study("variants", "demo")
+        study = replace(find_study("variants", "demo"), budgets_minutes=(0.05,))
         prepared = prepare_corpora(corpora, corpora, options, study, placement, console)
         assert isinstance(console.file, io.StringIO)
         return prepared.notes, console.file.getvalue()
@@ -251,6 +257,143 @@ def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:
     windows = probe_windows(shards, TINY, rooms=data.validation_rooms)
     assert windows is not None
     assert len(windows.spectra) == 3  # clips of room1
+
+
+def clips_of(minutes: dict[str, float], classes: dict[str, dict[int, int]], **common: str) -> Any:
+    """Rows of an index, one clip per room."""
+    return [
+        {"room": room, "duration_s": 60 * length, "class_frames": classes.get(room, {}), **common}
+        for room, length in minutes.items()
+    ]
+
+
+def rooms_kept_out(clips: list[dict[str, Any]], tested: str) -> tuple[str, ...]:
+    index = ShardIndex("shards", pd.DataFrame(clips))
+    test = ShardIndex("shards", pd.DataFrame([{"room": "tested", "corpus": tested}]))
+    return _validation_rooms(index, test)
+
+
+def test_real_rooms_that_validate_leave_most_minutes_of_every_class(shared_data: Path) -> None:
+    """Every fifth by name of STARSS22's is nearly half of its minutes and all of its bells."""
+    clips = []
+    for recording in CORPORA["starss22"](str(shared_data / "starss22")):
+        assert recording.annotation_path is not None
+        events = read_annotations(recording.annotation_path)
+        sounding = events.drop_duplicates(["frame", "class_id"])["class_id"].value_counts()
+        clips.append(
+            {
+                "corpus": "starss22",
+                "split": "train",
+                "room": recording.room,
+                "duration_s": events["frame"].max() / 10,
+                "class_frames": dict(sounding),
+            }
+        )
+    rooms = rooms_kept_out(clips, "starss22")
+    assert rooms == ("room22",) == rooms_kept_out(clips[::-1], "starss22")
+    table = pd.DataFrame(clips)
+    withheld = table["room"].isin(rooms)
+    minutes = table.groupby(withheld)["duration_s"].sum() / 60
+    assert minutes[True] <= 0.25 * minutes.sum()
+    assert minutes[False] > 120  # the largest budget of docs/cluster.md
+    frames = pd.DataFrame(table["class_frames"].tolist()).fillna(0)
+    assert (frames[withheld].sum() <= frames.sum() / 2).all()
+    # Of synthetic rooms beside them there is no use.
+    synthetic = clips_of({f"s{number}": 1.0 for number in range(90)}, {}, corpus="synth1")
+    synthetic = [clip | {"split": "train"} for clip in synthetic]
+    assert rooms_kept_out(clips + synthetic, "starss22") == rooms
+
+
+@pytest.mark.parametrize(
+    ("minutes", "classes", "expected"),
+    [
+        ([1.0], {}, []),
+        ([30, 10], {}, [1]),
+        # Two equal ones, of which one has all of a class.
+        ([10, 10], {0: {4: 50}, 1: {5: 50}}, [0]),
+        ([10, 10, 10], {0: {4: 50}}, [1]),
+        # A quarter is the most.
+        ([10, 10, 10, 10], {}, [0]),
+        ([1, 2, 40, 40], {}, [0, 1]),
+        # A fifth is enough, of ten.
+        ([10] * 10, {}, [0, 1]),
+        # Each has half of the class, both all of it.
+        ([10] * 10, {0: {4: 50}, 1: {4: 50}}, [0, 2]),
+        # All have all of some class: no more minutes than must be.
+        ([20, 5, 75], {0: {0: 1}, 1: {1: 1}, 2: {2: 1}}, [1]),
+    ],
+)
+def test_small_rooms_validate_where_no_class_is_lost(
+    minutes: list[float], classes: dict[int, dict[int, int]], expected: list[int]
+) -> None:
+    clips = clips_of(
+        {f"room{number}": length for number, length in enumerate(minutes)},
+        {f"room{number}": frames for number, frames in classes.items()},
+        corpus="starss23",
+        split="train",
+    )
+    assert rooms_kept_out(clips, "starss23") == tuple(f"room{number}" for number in expected)
+
+
+def test_of_the_embedded_benchmark_every_fifth_room_validates() -> None:
+    """As of all its results so far."""
+    clips = clips_of(
+        {f"room{1000 + number}": 1.0 + number % 3 for number in range(15)},
+        {},
+        corpus="embedded",
+        split="train",
+    )
+    assert rooms_kept_out(clips, "embedded") == ("room1000", "room1005", "room1010")
+
+
+class WatchedExecutor(ProcessExecutor):
+    """Remembers which corpora it decodes."""
+
+    decoded: ClassVar[list[str]] = []
+
+    def map(self, function: Any, items: Sequence[Any], *, workers: int) -> Iterator[Any]:
+        self.decoded += [item.recordings[0].corpus for item in items]
+        return super().map(function, items, workers=1)
+
+
+def test_what_is_annotated_is_judged_before_anything_else_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pretrains takes hours to decode."""
+    monkeypatch.setattr("ablations.data.RayDataExecutor", WatchedExecutor)
+    decoded = WatchedExecutor.decoded
+    real = writers.write_starss(tmp_path / "starss22", NAMES)
+    wild = writers.write_yt360(tmp_path / "yt360", ["-abc_DEF-12-30"])
+    options = DataOptions(
+        folder=tmp_path / "data",
+        annotated=(CorpusSource(name="starss22", root=str(real)),),
+        unannotated=(CorpusSource(name="yt360", root=str(wild)),),
+    )
+    study = replace(variants(find_scale("demo")), budgets_minutes=(0.05, 0.15))
+    placement = plan_placement({"CPU": 1.0}, train_workers=1)
+
+    def prepare() -> PreparedData:
+        console = Console(file=io.StringIO())
+        return prepare_data(options, study, placement, console)[DEFAULT_DATA]
+
+    expected = (
+        r"is 0.15, expected at most the 0.1 that .* has beside its validation rooms \(room1\)"
+    )
+    with pytest.raises(InputError, match=expected):
+        prepare()
+    assert set(decoded) == {"starss22"}
+    decoded.clear()
+    # So is the disk's room for all of it, before what is annotated is decoded.
+    options = replace(options, folder=tmp_path / "full")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(InputError, match="free disk space"):
+        prepare()
+    monkeypatch.undo()
+    monkeypatch.setattr("ablations.data.RayDataExecutor", WatchedExecutor)
+    assert decoded == []
+    study = replace(study, budgets_minutes=(0.05, 0.1))
+    assert prepare().trainable_minutes == pytest.approx(0.1)
+    assert decoded[-1] == "yt360"
 
 
 def test_each_corpus_is_pretrained_on_by_what_it_has(tmp_path: Path) -> None:

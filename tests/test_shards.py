@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ from seld.clips import (
     SAMPLE_RATE_HZ,
     Clip,
     ClipReader,
+    FrameEncoding,
     ShardIndex,
     decode_frames,
     encode_frame,
@@ -52,7 +54,15 @@ from seld.decoding import (
     decode_recording,
 )
 from seld.errors import InputError, exit_on_input_error
-from seld.shards import ProcessExecutor, build_shards, main, plan, rejected_table
+from seld.shards import (
+    ProcessExecutor,
+    build_shards,
+    bytes_per_s,
+    check_disk,
+    main,
+    plan,
+    rejected_table,
+)
 from trainables.pretrain_job import unannotated_clips
 
 SMALL = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)
@@ -556,6 +566,60 @@ def test_footers_that_do_not_tell_what_is_lost_are_read() -> None:
     item = {"recording_id": "r", "reason": "silent", "detail": "d", "path": "p"}
     footer = {"recording_count": 1, "clips": [], "rejected": [item]}
     assert ShardResult.from_footer("x", footer).bad_count == 1
+
+
+@pytest.mark.parametrize(("encoding", "needed_gb"), [("raw", "0.7"), ("jpeg", "0.3")])
+def test_a_disk_without_room_is_named_before_anything_is_decoded(
+    encoding: FrameEncoding, needed_gb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of decoding would end in ENOSPC."""
+    free = 100_000_000
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    recordings = [
+        Recording(
+            recording_id=f"r{number:03d}",
+            corpus="yt360",
+            split="unannotated",
+            room="r",
+            foa_path=f"/nowhere/{number}.m4a",
+            video_path=f"/nowhere/{number}.mp4",
+            duration_s=10.0,
+        )
+        for number in range(100)
+    ]
+    settings = replace(
+        SMALL, frame_rate_hz=5.0, frame_height_px=128, frame_width_px=256, frame_encoding=encoding
+    )
+    out, executor = str(tmp_path / "out"), CountingExecutor()
+    expected = rf"out: free disk space \(GB\) is 0\.1, expected about {needed_gb} "
+    with pytest.raises(InputError, match=expected):
+        build_shards(recordings, settings, out, executor=executor, workers=1)
+    assert executor.paths == []
+    with pytest.raises(InputError, match=expected):
+        check_disk(recordings, settings, out)
+    # Of these nobody knows the length before they are read, and buckets have no end.
+    check_disk([replace(item, duration_s=None) for item in recordings], settings, out)
+    check_disk(recordings, settings, f"memory://{tmp_path.name}")
+    check_disk(recordings[:10], settings, out)
+
+
+def test_what_is_decoded_already_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = writers.write_sphere360(tmp_path / "corpus", [f"abcdefghij{n}_0" for n in range(2)])
+    build("sphere360", root, tmp_path / "out")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    check_disk(CORPORA["sphere360"](str(root)), SMALL, str(tmp_path / "out"))
+    build("sphere360", root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("hop_s", [None, 1.0])
+def test_a_shard_is_as_large_as_was_estimated(hop_s: float | None, tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "corpus", NAMES[:1], duration_s=20.0, with_video=True)
+    settings = replace(SMALL, hop_s=hop_s)
+    build("starss23", root, tmp_path / "out", settings)
+    (shard,) = (tmp_path / "out").glob("*.shard.parquet")
+    assert shard.stat().st_size == pytest.approx(20 * bytes_per_s(settings, True), rel=0.1)
 
 
 def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
