@@ -7,7 +7,7 @@ wanted are converted. What is wrong with a file comes as a :class:`MediaError` w
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ Reason = Literal[
     "silent",
     "no video stream",
     "static picture",
+    "not equirectangular",
     "different length",
     "too short",
     "bad annotations",
@@ -44,6 +45,18 @@ _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".w64", ".rf64", ".aif", ".aiff"
 _BLOCK_SAMPLES = 1 << 16
 #: A container may declare this much more than it holds (codec padding, rounding) and be whole.
 _DECLARED_TOLERANCE_S = 0.25
+#: What FFmpeg's side data of a frame (the int they start with: ``AVSphericalProjection``,
+#: ``AVStereo3DType``) say of pictures that are not one equirectangular panorama.
+_DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
+    "SPHERICAL": {
+        1: "cubemap",
+        2: "partly equirectangular",
+        3: "half-equirectangular",
+        4: "rectilinear",
+        5: "fisheye",
+    },
+    "STEREO3D": {1: "side by side", 2: "top-bottom"},
+}
 
 
 class MediaError(Exception):
@@ -115,7 +128,8 @@ class PictureReader:
 
     ``times_s`` ascend and count from the file's start. Each frame is the one nearest in time, so
     that any frame rate (variable too) becomes the wanted one; times after the last frame repeat
-    it. ``duration_s`` is how long the video lasts, known once the iteration has ended.
+    it. ``duration_s`` is how long the video lasts, known once the iteration has ended, as is
+    ``declared_layout``: what the file says its pictures are, if not equirectangular.
     Iterating raises :class:`MediaError`.
     """
 
@@ -127,6 +141,7 @@ class PictureReader:
         self.height_px = height_px
         self.width_px = width_px
         self.duration_s: float | None = None
+        self.declared_layout: str | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         times_s = iter(self.times_s)
@@ -144,6 +159,7 @@ class PictureReader:
         if shown is None:
             raise MediaError("unreadable", "no picture could be decoded")
         self.duration_s = end_s
+        self.declared_layout = _declared_layout(shown)
         scaled = self._scaled(shown)
         while wanted_s is not None:
             yield scaled
@@ -306,6 +322,16 @@ def _video_frames(path: Path) -> Iterator[tuple[float, float, av.VideoFrame]]:
             end_s = time_s + max(own_s, interval_s)
             yield time_s, end_s, frame
         _check_declared(stream, end_s)
+
+
+def _declared_layout(frame: av.VideoFrame) -> str | None:
+    for name, layouts in _DECLARED_LAYOUTS.items():
+        data = frame.side_data.get(name)
+        if data is not None:
+            (value,) = struct.unpack_from("=i", bytes(data))
+            if value in layouts:
+                return layouts[value]
+    return None
 
 
 def _check_decodable(stream: av.stream.Stream) -> None:

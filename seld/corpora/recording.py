@@ -33,8 +33,9 @@ class Recording:
         start_s: where in the file the recording starts (None: at its beginning).
         duration_s: its length at most, where the corpus fixes one (None: to the file's end).
         origin: "web" recordings are uploaded by anyone, so judged by Sphere360's rules for silent
-            sound and static pictures; a "microphone" put up for the corpus may be far from quiet
-            sources before a still scene; a "rendered" picture may not change at all.
+            sound and static pictures, and by whether the picture is equirectangular; a
+            "microphone" put up for the corpus may be far from quiet sources before a still scene;
+            a "rendered" picture may not change at all.
     """
 
     recording_id: str
