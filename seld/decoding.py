@@ -27,6 +27,7 @@ from seld.clips import (
 from seld.corpora.recording import Recording
 from seld.errors import InputError
 from seld.media import MediaError, PictureReader, Reason, read_foa
+from seld.projection import Layout, common_layout, frame_layout
 from seld.settings import to_mapping
 from seld.storage import local_copy
 
@@ -46,8 +47,9 @@ class ScreeningSettings:
     """What makes a readable recording unusable.
 
     The silence and static-picture rules with these numbers are Sphere360's and apply to recordings
-    from the web. Others (``Recording.origin``) are set aside only where nothing was recorded:
-    digital silence, or one frame throughout, which a rendered scene may be.
+    from the web, whose pictures must be equirectangular too (:mod:`seld.projection`). Others
+    (``Recording.origin``) are set aside only where nothing was recorded: digital silence, or one
+    frame throughout, which a rendered scene may be.
     """
 
     silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
@@ -346,6 +348,7 @@ def _read_frames(
     times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
     frames: dict[float, bytes] = {}
     differences: list[float] = []
+    layouts: list[Layout | None] = []
     compared_s, compared = -np.inf, None
     with local_copy(path) as video:
         reader = PictureReader(
@@ -358,6 +361,8 @@ def _read_frames(
         for frame, time_s in zip(reader, times_s, strict=True):
             frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
             if time_s >= compared_s + 0.5 - 1e-6:
+                if recording.origin == "web":
+                    layouts.append(frame_layout(frame))
                 grey = frame.astype(np.float32).mean(axis=2)
                 if compared is not None:
                     differences.append(float(np.square(grey - compared).mean()))
@@ -365,6 +370,7 @@ def _read_frames(
     assert reader.duration_s is not None
     _check_same_length(sound_s, reader.duration_s - start_s, recording, screening)
     _check_moving(differences, recording, screening)
+    _check_equirectangular(layouts, reader.declared_layout, recording)
     return frames
 
 
@@ -390,6 +396,18 @@ def _check_moving(
     if static > share:
         detail = f"{static:.0%} of the frames half a second apart differ by an MSE under {limit:g}"
         raise MediaError("static picture", detail)
+
+
+def _check_equirectangular(
+    layouts: Sequence[Layout | None], declared: str | None, recording: Recording
+) -> None:
+    if recording.origin != "web":
+        return
+    if declared is not None:
+        raise MediaError("not equirectangular", f"the file declares {declared} video")
+    layout = common_layout(layouts)
+    if layout != "equirectangular":
+        raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
 def _check_length(foa: NDArray[np.int16], settings: ShardSettings) -> None:

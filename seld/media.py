@@ -7,7 +7,7 @@ wanted are converted. What is wrong with a file comes as a :class:`MediaError` w
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ Reason = Literal[
     "silent",
     "no video stream",
     "static picture",
+    "not equirectangular",
     "different length",
     "too short",
     "bad annotations",
@@ -44,6 +45,18 @@ _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".w64", ".rf64", ".aif", ".aiff"
 _BLOCK_SAMPLES = 1 << 16
 #: A container may declare this much more than it holds (codec padding, rounding) and be whole.
 _DECLARED_TOLERANCE_S = 0.25
+#: What FFmpeg's side data of a frame (the int they start with: ``AVSphericalProjection``,
+#: ``AVStereo3DType``) say of pictures that are not one equirectangular panorama.
+_DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
+    "SPHERICAL": {
+        1: "cubemap",
+        2: "partly equirectangular",
+        3: "half-equirectangular",
+        4: "rectilinear",
+        5: "fisheye",
+    },
+    "STEREO3D": {1: "side by side", 2: "top-bottom"},
+}
 
 
 class MediaError(Exception):
@@ -115,7 +128,8 @@ class PictureReader:
 
     ``times_s`` ascend and count from the file's start. Each frame is the one nearest in time, so
     that any frame rate (variable too) becomes the wanted one; times after the last frame repeat
-    it. ``duration_s`` is how long the video lasts, known once the iteration has ended.
+    it. ``duration_s`` is how long the video lasts, known once the iteration has ended, as is
+    ``declared_layout``: what the file says its pictures are, if not equirectangular.
     Iterating raises :class:`MediaError`.
     """
 
@@ -127,24 +141,25 @@ class PictureReader:
         self.height_px = height_px
         self.width_px = width_px
         self.duration_s: float | None = None
+        self.declared_layout: str | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         times_s = iter(self.times_s)
         wanted_s = next(times_s, None)
         shown: av.VideoFrame | None = None
-        shown_s = interval_s = 0.0
-        for time_s, frame in _video_frames(self.path):
+        shown_s = end_s = 0.0
+        for time_s, next_end_s, frame in _video_frames(self.path):
             if shown is not None:
-                interval_s = time_s - shown_s
                 scaled = None
-                while wanted_s is not None and wanted_s < shown_s + interval_s / 2:
+                while wanted_s is not None and wanted_s < (shown_s + time_s) / 2:
                     scaled = self._scaled(shown) if scaled is None else scaled
                     yield scaled
                     wanted_s = next(times_s, None)
-            shown, shown_s = frame, time_s
+            shown, shown_s, end_s = frame, time_s, next_end_s
         if shown is None:
             raise MediaError("unreadable", "no picture could be decoded")
-        self.duration_s = shown_s + interval_s
+        self.duration_s = end_s
+        self.declared_layout = _declared_layout(shown)
         scaled = self._scaled(shown)
         while wanted_s is not None:
             yield scaled
@@ -290,19 +305,33 @@ def _shifted(samples: NDArray[np.float32], lead: int) -> NDArray[np.float32]:
     return np.pad(samples, ((lead, 0), (0, 0)))
 
 
-def _video_frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
+def _video_frames(path: Path) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """(when it is shown, until when if it is the last, frame)."""
     with _opened(path) as container:
         if not container.streams.video:
             raise MediaError("no video stream", "the file holds no picture")
         stream = container.streams.video[0]
         _check_decodable(stream)
         stream.codec_context.thread_count = 1  # recordings are decoded in parallel, not frames
-        time_s = 0.0
+        end_s = 0.0
+        interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
         for frame in _frames(container, stream):
             time_s = _stream_time_s(frame, container)
-            yield time_s, frame
-        rate_hz = float(stream.average_rate or 0)
-        _check_declared(stream, time_s + (1 / rate_hz if rate_hz else 0.0))
+            # Where the frame rate varies, the last picture may stay for long.
+            own_s = float(frame.duration * frame.time_base) if frame.time_base else 0.0
+            end_s = time_s + max(own_s, interval_s)
+            yield time_s, end_s, frame
+        _check_declared(stream, end_s)
+
+
+def _declared_layout(frame: av.VideoFrame) -> str | None:
+    for name, layouts in _DECLARED_LAYOUTS.items():
+        data = frame.side_data.get(name)
+        if data is not None:
+            (value,) = struct.unpack_from("=i", bytes(data))
+            if value in layouts:
+                return layouts[value]
+    return None
 
 
 def _check_decodable(stream: av.stream.Stream) -> None:
@@ -317,6 +346,9 @@ def _frames(container: av.container.InputContainer, stream: av.stream.Stream) ->
         if packet.pts is not None and packet.time_base is not None:
             start_s = float(packet.pts * packet.time_base)
             longest_packet_s = max(longest_packet_s, start_s - reached_s)
+            if packet.stream.type == "video" and packet.duration is not None:
+                own_s = float(packet.duration * packet.time_base)
+                longest_packet_s = max(longest_packet_s, own_s)
             reached_s = max(reached_s, start_s)
         if packet.stream.index != stream.index:
             continue

@@ -70,9 +70,13 @@ def write_media(
     sound_codec: str = "aac",
     sound_start_s: float = 0.0,
     video_codec: str = "libx264",
+    last_picture_s: float | None = None,
     title: str = "",
 ) -> Path:
-    """One container with either or both of ``pictures`` and ``sound`` (time, channel) float32."""
+    """One container with either or both of ``pictures`` and ``sound`` (time, channel) float32.
+
+    The last picture stays for ``last_picture_s`` where that is given, else as long as the others.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     container_format = {".m4a": "mp4", ".opus": "ogg"}.get(path.suffix)
     with av.open(str(path), "w", format=container_format) as container:
@@ -93,10 +97,16 @@ def write_media(
             audio.bit_rate = 128_000 * sound.shape[1]
         if video is not None:
             assert pictures is not None
+            if last_picture_s is not None:
+                video.codec_context.max_b_frames = 0  # so that the last packet is the last picture
+            packets = []
             for picture in pictures:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                container.mux(video.encode(frame))
-            container.mux(video.encode(None))
+                packets += video.encode(frame)
+            packets += video.encode(None)
+            if last_picture_s is not None:
+                packets[-1].duration = round(last_picture_s / packets[-1].time_base)
+            container.mux(packets)
         if audio is not None:
             assert sound is not None
             frame = _audio_frame(sound, sound_rate_hz, audio.layout.name, audio.format.name)

@@ -134,6 +134,33 @@ def test_a_foreign_file_name_is_named(tmp_path: Path, corpus: str, name: str) ->
         CORPORA[corpus](touch(tmp_path, name))
 
 
+@pytest.mark.parametrize(
+    ("corpus", "whole", "leftover"),
+    [
+        ("sphere360", "a/abcdefghijk_10.webm", "a/abcdefghijk_10.{}.webm"),
+        ("yt360", "video/abcdefghijk-10.mp4", "video/abcdefghijk-10.{}.mp4"),
+    ],
+)
+def test_leftovers_of_an_interrupted_download_are_passed_by(
+    tmp_path: Path, corpus: str, whole: str, leftover: str
+) -> None:
+    leftovers = [leftover.format(middle) for middle in ("f338", "f251-1", "f251-drc", "temp")]
+    unfinished = [f"{whole}.part", f"{whole}.part-Frag7", f"{whole}.ytdl"]
+    (row,) = CORPORA[corpus](touch(tmp_path, whole, *leftovers, *unfinished))
+    assert row.video_path == f"{tmp_path}/{whole}"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name"), [("sphere360", "title {}.webm"), ("yt360", "video/title {}.mp4")]
+)
+def test_foreign_file_names_are_counted(tmp_path: Path, corpus: str, name: str) -> None:
+    names = [name.format(number) for number in range(5)]
+    with pytest.raises(InputError) as caught:
+        CORPORA[corpus](touch(tmp_path, *names))
+    assert caught.value.field == "name of 5 files"
+    assert caught.value.value == ", ".join(names[:3]) + " and 2 more"
+
+
 def test_hidden_and_other_files_are_no_recordings(tmp_path: Path) -> None:
     name = "dev-train-sony/fold3_room21_mix001"
     root = touch(tmp_path, f"foa_dev/{name}.wav", "README.md", "foa_dev/dev-train-sony/._x.wav")

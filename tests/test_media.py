@@ -252,6 +252,24 @@ def test_frames_are_the_nearest_in_time(tmp_path: Path, rate_hz: Fraction) -> No
     assert duration_s == pytest.approx(count / float(rate_hz), abs=1e-3)
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".webm", "libvpx-vp9")])
+def test_the_last_picture_may_stay_for_long(tmp_path: Path, suffix: str, codec: str) -> None:
+    """Where the frame rate varies, the mean interval says nothing of the last picture."""
+    path = writers.write_media(
+        tmp_path / f"a{suffix}",
+        pictures=writers.numbered_pictures(96),
+        video_codec=codec,
+        last_picture_s=0.5,
+    )
+    frames, duration_s = pictures_of(path, [0.0, 5.0, 9.9])
+    assert writers.shown_numbers(frames) == [0, 50, 95]
+    assert duration_s == pytest.approx(10.0, abs=1e-3)
+    path.write_bytes(path.read_bytes()[: round(0.9 * path.stat().st_size)])
+    with pytest.raises(MediaError) as caught:
+        pictures_of(path, [0.0])
+    assert caught.value.reason == "truncated"
+
+
 def test_frames_are_averaged_over_area(tmp_path: Path) -> None:
     """Stripes one pixel wide become even grey, where sampling would keep one of the two."""
     stripes = np.zeros((10, 128, 256, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -10,6 +11,10 @@ from seld.errors import InputError
 
 Split = Literal["unannotated", "train", "validation", "test"]
 Origin = Literal["web", "microphone", "rendered"]
+
+#: Stems of what yt-dlp leaves when it is interrupted: one stream of several, or half a merger.
+_LEFTOVER = re.compile(r".*\.(f\d+(-\w+)?|temp)", re.ASCII)
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,9 @@ class Recording:
         start_s: where in the file the recording starts (None: at its beginning).
         duration_s: its length at most, where the corpus fixes one (None: to the file's end).
         origin: "web" recordings are uploaded by anyone, so judged by Sphere360's rules for silent
-            sound and static pictures; a "microphone" put up for the corpus may be far from quiet
-            sources before a still scene; a "rendered" picture may not change at all.
+            sound and static pictures, and by whether the picture is equirectangular; a
+            "microphone" put up for the corpus may be far from quiet sources before a still scene;
+            a "rendered" picture may not change at all.
     """
 
     recording_id: str
@@ -43,6 +49,20 @@ class Recording:
     start_s: float | None = None
     duration_s: float | None = None
     origin: Origin = "microphone"
+
+
+def is_leftover(stem: str) -> bool:
+    """Whether an interrupted yt-dlp left the file: ``ID_10.f338.webm``, ``ID_10.temp.webm``."""
+    return _LEFTOVER.fullmatch(stem) is not None
+
+
+def check_none_foreign(names: list[str], root: str, expected: str) -> None:
+    """Raise an :class:`InputError` that counts ``names``, which are not what is ``expected``."""
+    if names:
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        found = ", ".join(sorted(names)[:_MOST_NAMED]) + more
+        files = f"{len(names)} files" if len(names) > 1 else "a file"
+        raise InputError(root, f"name of {files}", found, expected)
 
 
 def in_order(recordings: list[Recording], root: str, layout: str) -> list[Recording]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from seld.corpora.recording import Recording, in_order
+from seld.corpora.recording import Recording, check_none_foreign, in_order, is_leftover
 from seld.errors import InputError
 from seld.storage import absolute, join, list_files
 
@@ -28,19 +28,22 @@ def read(root: str) -> list[Recording]:
     root = absolute(root)
     videos: dict[str, str] = {}
     sounds: dict[str, str] = {}
+    foreign: list[str] = []
     for name in list_files(root):
         path = PurePosixPath(name)
         if path.name.startswith(".") or path.suffix not in _VIDEO_SUFFIXES + _SOUND_SUFFIXES:
             continue
         if _NAME.fullmatch(path.stem) is None:
-            expected = "<YouTube id of 11 characters>_<start in seconds>"
-            raise InputError(join(root, name), "file name", path.stem, expected)
+            if not is_leftover(path.stem):
+                foreign.append(name)
+            continue
         is_sound = path.suffix in _SOUND_SUFFIXES or path.parent.name == "audio"
         files = sounds if is_sound else videos
         if path.stem in files:
             found = f"{files[path.stem]} and {name}"
             raise InputError(root, f"segment {path.stem}", found, "one file of a kind")
         files[path.stem] = name
+    check_none_foreign(foreign, root, "<YouTube id of 11 characters>_<start in seconds>")
     recordings = []
     for stem in {**videos, **sounds}:
         match = _NAME.fullmatch(stem)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from seld.corpora.recording import Recording, in_order
-from seld.errors import InputError
+from seld.corpora.recording import Recording, check_none_foreign, in_order, is_leftover
 from seld.storage import absolute, join, list_files
 
 LAYOUT = "video/<ID>-<start>.mp4 and audio/<ID>-<start>.m4a"
@@ -25,16 +24,18 @@ def read(root: str) -> list[Recording]:
     root = absolute(root)
     suffixes = {"video": ".mp4", "audio": ".m4a"}
     stems: dict[str, re.Match[str]] = {}
+    foreign: list[str] = []
     for name in list_files(root):
         path = PurePosixPath(name)
         hidden = path.name.startswith(".")
         if hidden or len(path.parts) != 2 or suffixes.get(path.parts[0]) != path.suffix:
             continue
         match = _NAME.fullmatch(path.stem)
-        if match is None:
-            expected = "<YouTube id of 11 characters>-<start in seconds>"
-            raise InputError(join(root, name), "file name", path.stem, expected)
-        stems[path.stem] = match
+        if match is not None:
+            stems[path.stem] = match
+        elif not is_leftover(path.stem):
+            foreign.append(name)
+    check_none_foreign(foreign, root, "<YouTube id of 11 characters>-<start in seconds>")
     recordings = [
         Recording(
             recording_id=stem,
