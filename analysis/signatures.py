@@ -1,8 +1,9 @@
 """Failure signatures: a number, a threshold with its reason, and the evidence.
 
-The first four are the paper's own list (2410.22803: failure signatures, background music and
-small annotation budgets), the others contrastive practice. Probes of the pretrained encoder that
-are read from a trial record (``TrialRecord.probes``), all optional:
+Misplaced sounds, encoders without directions and losses in unseen classes and at small budgets are
+the paper's own list (2410.22803: failure signatures, background music and small annotation
+budgets), elevation comes from this platform's own runs, the rest is contrastive practice. Probes of
+the pretrained encoder that are read from a trial record (``TrialRecord.probes``), all optional:
 
 - ``participation_ratio``: effective number of dimensions of the latents
 - ``retrieval_top1``, ``retrieval_top1_chance``: sound finds the picture of its event
@@ -92,6 +93,22 @@ MISPLACED = Signature(
         "good, and the signature does not apply"
     ),
 )
+DEAF_TO_ELEVATION = Signature(
+    name="deaf_to_elevation",
+    title="Does not hear elevation",
+    meaning="Fine-tuning of a seed never learnt to tell up from down, which is worth several "
+    "points of SELD error: without that seed, the means may say something else.",
+    number="correlation of predicted with true elevation, of the seed where it is lowest, where "
+    "LR_CD ≥ 50 %",
+    threshold=0.3,
+    above=False,
+    unit="",
+    decimals=2,
+    reason=(
+        "below 0.3 less than a tenth of the elevation's variance is heard; seeds that hear it have "
+        "0.55 and more, the others say nearly the same elevation always"
+    ),
+)
 BLIND_ENCODER = Signature(
     name="encoder_without_directions",
     title="Encoder knows classes, not directions",
@@ -175,6 +192,7 @@ EMPTY_DIRECTIONS = Signature(
 
 SIGNATURES: tuple[Signature, ...] = (
     MISPLACED,
+    DEAF_TO_ELEVATION,
     BLIND_ENCODER,
     UNSEEN_CLASSES,
     SMALL_BUDGETS,
@@ -194,6 +212,7 @@ def find_signatures(comparison: Comparison, baseline: str) -> list[Finding]:
     probed = pretrainings(comparison.results)
     for arm in comparison.results.arms:
         found += _misplaced(comparison, arm)
+        found += _deaf_to_elevation(comparison, arm)
         for signature, measure in _PROBE_MEASURES:
             found += _from_probes(probed.get(arm, []), arm, signature, measure)
         if arm != baseline:
@@ -281,6 +300,34 @@ def _misplaced(comparison: Comparison, arm: str) -> list[Finding]:
                     f"{_percent(share)} of these tracks are more than 20° off "
                     f"(LE_CD {LE_CD.number(cell.estimates[LE_CD.name].mean)}°)"
                 ),
+            )
+        )
+    return found
+
+
+def _deaf_to_elevation(comparison: Comparison, arm: str) -> list[Finding]:
+    found = []
+    for (name, budget), cell in comparison.cells.items():
+        if name != arm or not cell.estimates or cell.estimates[LR_CD.name].mean < _GOOD_RECALL:
+            continue
+        heard = {
+            trial.record.seed: trial.record.metrics["elevation_correlation"]
+            for trial in _finished(comparison, arm, budget)
+            if "elevation_correlation" in trial.record.metrics
+        }
+        if not heard:
+            continue
+        deaf = [seed for seed, value in heard.items() if DEAF_TO_ELEVATION.crossed(value)]
+        text = DEAF_TO_ELEVATION.text
+        values = ", ".join(f"{text(value)} (seed {seed})" for seed, value in heard.items())
+        found.append(
+            Finding(
+                signature=DEAF_TO_ELEVATION,
+                arm=arm,
+                budget_minutes=budget,
+                value=min(heard.values()),
+                triggered=bool(deaf),
+                evidence=f"at {minutes(budget)}: {len(deaf)} of {len(heard)} seeds; {values}",
             )
         )
     return found

@@ -105,13 +105,13 @@ class TrialRecord:
 
     ``config`` holds every setting, nested; ``parameters`` the few that vary in the study
     (flat, dotted names), which is what sweeps are analysed by. ``metrics`` has the keys of
-    :data:`SCORE_COLUMNS`, and the regression ``loss`` before any threshold; ``per_class`` and
-    ``per_room`` rows carry the same scores under a ``class_name`` or ``room``. ``probes`` are
-    diagnostics of the pretrained encoder (retrieval, linear probes, embedding spread; chance levels
-    under ``<name>_chance``). ``pretraining_learnt`` is of classes alone, whether sound finds
-    pictures of its class better than by luck; an encoder that learnt directions only has it false.
-    ``smaller_batches`` (``finetune.batch_size`` → windows) is what did not fit the accelerator
-    otherwise.
+    :data:`SCORE_COLUMNS`, the regression ``loss`` before any threshold, and where it can be told
+    the :func:`~seld.elevation.elevation_correlation`; ``per_class`` and ``per_room`` rows carry the
+    scores under a ``class_name`` or ``room``. ``probes`` are diagnostics of the pretrained encoder
+    (retrieval, linear probes, embedding spread; chance levels under ``<name>_chance``).
+    ``pretraining_learnt`` is of classes alone, whether sound finds pictures of its class better
+    than by luck; an encoder that learnt directions only has it false. ``smaller_batches``
+    (``finetune.batch_size`` → windows) is what did not fit the accelerator otherwise.
     """
 
     study: str

@@ -35,6 +35,7 @@ class ArmTruth:
         gain_per_doubling: what each doubling of the budget adds to ``found``.
         class_shift: added to ``found`` for single classes.
         probes: as in a trial's record; None where the arm is not pretrained.
+        elevation_correlation: of each seed but the first, and of the first.
     """
 
     found: float = 0.55
@@ -42,6 +43,7 @@ class ArmTruth:
     gain_per_doubling: float = 0.04
     class_shift: Mapping[str, float] = field(default_factory=dict)
     probes: Mapping[str, float] = field(default_factory=dict)
+    elevation_correlation: tuple[float, float] = (0.8, 0.8)
 
 
 HEALTHY_PROBES: Mapping[str, float] = {
@@ -160,7 +162,9 @@ def write_simulated_study(
                     }
                 )
                 record = change(record)
-                write_trial(folder, record, study.recording_names, counts)
+                others, first = truth.elevation_correlation
+                heard = first if seed == study.seeds[0] else others
+                write_trial(folder, record, study.recording_names, counts, heard)
                 if study.predictions:
                     write_predictions(folder, record.trial_id, references, truth, generator)
     write_study(
@@ -207,7 +211,11 @@ def simulated_counts(
 
 
 def write_trial(
-    folder: Path, record: TrialRecord, recordings: Sequence[str], counts: NDArray[np.float64]
+    folder: Path,
+    record: TrialRecord,
+    recordings: Sequence[str],
+    counts: NDArray[np.float64],
+    elevation_correlation: float,
 ) -> None:
     """Write a trial's counts, and its record with the scores that follow from them."""
     place = trial_folder(folder, record.trial_id)
@@ -216,7 +224,8 @@ def write_trial(
         scored = score_from_recordings(recordings, counts, class_names=record.class_names)
         record = replace(
             record,
-            metrics={name: getattr(scored, name) for name in SCORE_NAMES},
+            metrics={name: getattr(scored, name) for name in SCORE_NAMES}
+            | {"elevation_correlation": elevation_correlation},
             per_class=scored.per_class.rename_axis("class_name").reset_index().to_dict("records"),
             per_room=scored.per_room.reset_index().to_dict("records"),
         )

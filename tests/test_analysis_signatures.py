@@ -14,6 +14,7 @@ from analysis.probes import probes_table
 from analysis.signatures import (
     BLIND_ENCODER,
     COLLAPSE,
+    DEAF_TO_ELEVATION,
     DIRECTION_IGNORED,
     EMPTY_DIRECTIONS,
     MISPLACED,
@@ -37,6 +38,7 @@ def with_probes(**probes: float) -> ArmTruth:
 
 PLANTED: dict[Signature, ArmTruth] = {
     MISPLACED: replace(HEALTHY, near=0.35),
+    DEAF_TO_ELEVATION: replace(HEALTHY, elevation_correlation=(0.7, -0.1)),
     BLIND_ENCODER: with_probes(linear_doa_error_deg=78.0),
     UNSEEN_CLASSES: replace(HEALTHY, class_shift=dict.fromkeys(UNSEEN, -0.3)),
     SMALL_BUDGETS: replace(HEALTHY, found=0.45, gain_per_doubling=0.14),
@@ -119,3 +121,24 @@ def test_a_pretraining_counts_once_however_many_budgets_have_finished(tmp_path: 
     assert found.value == pytest.approx(4.5)
     assert found.value == row["participation_ratio"]
     assert found.evidence.endswith("mean of 2 seeds")
+
+
+def test_one_deaf_seed_is_named_and_a_network_that_classifies_badly_is_not_asked(
+    tmp_path: Path,
+) -> None:
+    study = SimulatedStudy(
+        arms={
+            "scratch": ArmTruth(found=0.2, elevation_correlation=(0.0, 0.0)),
+            "arm": replace(HEALTHY, elevation_correlation=(0.7, -0.1)),
+        },
+        budgets_minutes=(20.0,),
+        predictions=False,
+    )
+    results = load_studies([write_simulated_study(tmp_path / "s", study)])
+    (found,) = [
+        finding
+        for finding in find_signatures(Comparison(results), "scratch")
+        if finding.signature is DEAF_TO_ELEVATION
+    ]
+    assert (found.arm, found.value) == ("arm", -0.1)
+    assert found.evidence == "at 20 min: 1 of 3 seeds; −0.10 (seed 0), 0.70 (seed 1), 0.70 (seed 2)"

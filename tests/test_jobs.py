@@ -27,7 +27,7 @@ from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader, WindowSchedule
-from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss
+from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss, scored_clips
 from trainables.finetune_job import FinetuneJob, validation_score
 from trainables.jobs import NETWORK_FILE, ShardFolder
 
@@ -144,6 +144,34 @@ def test_evaluation_scores_only_test_recordings_or_the_rooms_kept_out(
     for kind in ("predictions", "reference"):
         assert [path.name for path in (scores / kind).iterdir()] == [f"{name}_mix001.csv"]
     assert [f"room{row['room']}" for row in result["per_room"]] == [name.partition("_")[2]]
+
+
+def test_evaluation_says_whether_elevation_is_heard(
+    shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions upside down, in place of the network's."""
+    network, scores = tmp_path / "network", tmp_path / "scores"
+    network.mkdir()
+    scores.mkdir()
+    job(shards, None).run(network, device="cpu", report=lambda progress: None)
+
+    class Trained:
+        folder = network
+
+    test = scored_clips(shards.index(), None)
+    truth = RecordingClips(ClipReader(test)).annotations()
+    truth["elevation_deg"] = 30 * (truth["frame"] % 3) - 30
+    upside_down = truth.assign(elevation_deg=-truth["elevation_deg"])
+    monkeypatch.setattr(RecordingClips, "annotations", lambda _: truth)
+    monkeypatch.setattr("trainables.evaluate_job.events_of", lambda *_: upside_down)
+    monkeypatch.setattr("seld.elevation.LEAST_FRAMES", 2)
+    evaluation = EvaluateJob(
+        shards=shards,
+        network=Trained(),  # type: ignore[arg-type]
+        class_names=STARSS_CLASSES,
+    )
+    metrics = evaluation.run(scores, device="cpu", report=lambda progress: None)["metrics"]
+    assert metrics["elevation_correlation"] == pytest.approx(-1.0)
 
 
 def test_recordings_whose_clips_overlap_are_not_scored(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seld.annotations import accdoa_targets, multi_accdoa_targets, write_annotations
 from seld.checkpoints import load_checkpoint
 from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.elevation import elevation_correlation
 from seld.errors import InputError
 from seld.losses import accdoa_loss, adpit_loss
 from seld.metrics import COUNT_COLUMNS, SCORE_NAMES, recording_counts, score_from_recordings
@@ -71,9 +72,13 @@ class EvaluateJob:
         result = score_from_recordings(names, counts, class_names=self.class_names)
         per_class = result.per_class.rename_axis("class_name").reset_index()
         per_room = result.per_room.reset_index()
+        metrics = {name: getattr(result, name) for name in SCORE_NAMES}
+        metrics["loss"] = float(np.average(losses, weights=lengths))
+        heard = elevation_correlation(references, predictions)
+        if heard is not None:
+            metrics["elevation_correlation"] = heard
         return {
-            "metrics": {name: getattr(result, name) for name in SCORE_NAMES}
-            | {"loss": float(np.average(losses, weights=lengths))},
+            "metrics": metrics,
             "per_class": per_class.to_dict("records"),
             "per_room": per_room.to_dict("records"),
         }
