@@ -79,16 +79,7 @@ def stream_batches(
             that shrinks when machines are lost takes every CPU that is left, and tasks that wait
             for theirs would wait for ever; they then share the workers' CPUs.
     """
-    _quiet()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    if _Unhurried not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(_Unhurried)
-    options = context.execution_options
-    options.preserve_order = True
-    options.resource_limits = ExecutionResources(
-        cpu=cpus, object_store_memory=OBJECT_STORE_SHARE_BYTES
-    )
+    _set_up_streaming(cpus)
     # Ray Data divides what Train leaves of the cluster by its streams and runs nothing on a part
     # smaller than one task. Half of our share is there even beside the stream of a worker that
     # died a moment ago and is still counted.
@@ -149,6 +140,20 @@ def stream_batches(
                 stream = begun(dataset.result())
 
     return batches()
+
+
+def _set_up_streaming(cpus: float) -> None:
+    """This process's streams of Ray Data: quiet, in order, and within their part of the cluster."""
+    _quiet()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    if _Unhurried not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(_Unhurried)
+    options = context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources(
+        cpu=cpus, object_store_memory=OBJECT_STORE_SHARE_BYTES
+    )
 
 
 @functools.lru_cache(maxsize=4)
