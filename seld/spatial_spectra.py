@@ -27,6 +27,7 @@ from torch import Tensor
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
 from seld.clips import ClipReader
+from seld.locks import one_at_a_time
 from seld.storage import written_whole
 
 SPECTRA_CHANNELS = 11
@@ -111,6 +112,8 @@ class SpectraStore:
     ) -> SpectraStore:
         """The store of exactly these clips and settings below ``folder``, built if missing.
 
+        Processes of one machine that ask at once wait for the first of them to build it.
+
         ``code`` names the version of the code that makes spectra; those of another are not read.
         """
         clips = reader.index
@@ -118,10 +121,8 @@ class SpectraStore:
             f"{code} {clips.fingerprint} {sorted(clips.clips.index)} {settings}".encode()
         )
         path = folder / f"spectra-{key.hexdigest()[:16]}.f16"
-        if not (path.exists() and path.with_suffix(".json").exists()):
-            cls._build(path, reader, settings, progress)
-        else:
-            progress(len(reader.index.clips), len(reader.index.clips))
+        cls._build_if_missing(path, reader, settings, progress)
+        progress(len(reader.index.clips), len(reader.index.clips))
         store = cls(path)
         store._source = (reader, settings)
         return store
@@ -132,8 +133,8 @@ class SpectraStore:
         """One window of each clip, (clip, 11, frame, mel)."""
         if self._values is None:
             # A store that was opened on one machine of a cluster may be read on another.
-            if not self.path.exists() and self._source is not None:
-                self._build(self.path, *self._source, lambda done, total: None)
+            if self._source is not None:
+                self._build_if_missing(self.path, *self._source, lambda done, total: None)
             self._values = np.memmap(self.path, np.float16, "r")
         count = round(window_s * self.frame_rate_hz)
         windows = np.empty((len(clips), SPECTRA_CHANNELS, count, self.mel_bands), np.float16)
@@ -145,6 +146,24 @@ class SpectraStore:
             first = round(start_s * self.frame_rate_hz)
             windows[position] = stored[:, first : first + count]
         return windows
+
+    @classmethod
+    def _build_if_missing(
+        cls,
+        path: Path,
+        reader: ClipReader,
+        settings: FeatureSettings,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        if _is_whole(path):
+            return
+        with one_at_a_time(path.with_suffix(".lock")):
+            if _is_whole(path):
+                return
+            # Those of a killed process: nobody else is writing now.
+            for left in path.parent.glob(f".{path.name}.*"):
+                left.unlink(missing_ok=True)
+            cls._build(path, reader, settings, progress)
 
     @staticmethod
     def _build(
@@ -171,3 +190,8 @@ class SpectraStore:
             rate = settings.sample_rate_hz / settings.hop_size
             described = {"frame_rate_hz": rate, "mel_bands": settings.mel_bands, "clips": clips}
             temporary.write_text(json.dumps(described), encoding="utf-8")
+
+
+def _is_whole(path: Path) -> bool:
+    """The description is written last."""
+    return path.exists() and path.with_suffix(".json").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pandas as pd
@@ -121,6 +123,38 @@ def test_store_is_built_once_and_survives_pickling(reader: ClipReader, tmp_path:
     # On another machine, whose disk does not hold the file.
     first.path.unlink()
     assert np.array_equal(pickle.loads(sent).read(rows, [0.0], 1.0), before)
+
+
+def test_of_processes_that_ask_at_once_one_builds(
+    reader: ClipReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads, which a file's lock tells apart as it does processes."""
+    computed = []
+    all_ask = Barrier(4)
+
+    def count(waveform: torch.Tensor, features: FoaFeatures) -> torch.Tensor:
+        computed.append(waveform)
+        return spatial_spectra(waveform, features)
+
+    def ask(_: int) -> SpectraStore:
+        all_ask.wait()
+        return SpectraStore.open_or_build(tmp_path / "spectra", reader, FEATURES.settings)
+
+    monkeypatch.setattr("seld.spatial_spectra.spatial_spectra", count)
+    with ThreadPoolExecutor(4) as pool:
+        (path,) = {store.path for store in pool.map(ask, range(4))}
+    assert len(computed) == len(reader.index.clips)
+    assert path.is_file()
+
+
+def test_what_a_killed_build_left_is_removed(reader: ClipReader, tmp_path: Path) -> None:
+    folder = tmp_path / "spectra"
+    path = SpectraStore.open_or_build(folder, reader, FEATURES.settings).path
+    whole = {item.name for item in folder.iterdir()}
+    path.unlink()
+    (folder / f".{path.name}.0123abcd").write_bytes(b"half of it")
+    SpectraStore.open_or_build(folder, reader, FEATURES.settings)
+    assert {item.name for item in folder.iterdir()} == whole
 
 
 def test_batches_from_store_and_from_sound_show_the_same_windows(

@@ -14,8 +14,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event, local
 from typing import Any
 
 import pytest
@@ -142,7 +143,36 @@ def test_a_fetched_copy_that_was_cleaned_up_is_fetched_again(tmp_path: Path) -> 
     result = store.find(KEY)
     assert result is not None
     assert (result.folder / "nested/weights.bin").stat().st_size == 25600
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    lock = f".{folder.name}.lock"
+    assert sorted(path.name for path in folder.parent.iterdir()) == [lock, folder.name]
+
+
+def test_of_processes_that_miss_a_copy_at_once_one_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads, which a file's lock tells apart as it does processes; all see it missing first."""
+    store = StageStore(f"memory://{tmp_path.name}", cache_dir=tmp_path)
+    shutil.rmtree(store.obtain(KEY, _write_result).folder)
+    all_have_looked, seen, fetched = Barrier(4), local(), []
+    damaged, download = stages._damaged, StageStore._download
+
+    def look(*arguments: Any) -> list[str]:
+        found = damaged(*arguments)
+        if not hasattr(seen, "once"):
+            seen.once = True
+            all_have_looked.wait()
+        return found
+
+    def fetch(self: StageStore, *arguments: Any) -> None:
+        fetched.append(arguments)
+        download(self, *arguments)
+
+    monkeypatch.setattr(stages, "_damaged", look)
+    monkeypatch.setattr(StageStore, "_download", fetch)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: store.find(KEY), range(4)))
+    assert len(fetched) == 1
+    assert all(found and (found.folder / "nested/weights.bin").is_file() for found in results)
 
 
 def test_users_of_one_machine_fetch_into_folders_of_their_own(

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from seld.errors import InputError
+from seld.locks import one_at_a_time
 from seld.scratch import scratch_folder
 from seld.storage import (
     absolute,
@@ -383,9 +384,12 @@ class StageStore:
         files: Mapping[str, int] = commit["files"]
         folder = Path(source) if self._local else self._cache / key.path / commit["attempt"]
         if not self._local and _damaged(folder, files):
-            # Never fetched, or what cleans up temporary folders has been at it.
-            shutil.rmtree(folder, ignore_errors=True)
-            self._download(source, folder, list(files))
+            # Never fetched, or what cleans up temporary folders has been at it. By one process at a
+            # time: another's fetch that ends here and now must not be removed as damaged.
+            with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
+                if _damaged(folder, files):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self._download(source, folder, list(files))
         for name in _damaged(folder, files):
             path = folder / name
             found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
