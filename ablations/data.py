@@ -18,6 +18,7 @@ from seld.scenes.render import corpus_fingerprint, render_corpus
 from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import SoundBank, open_bank
 from seld.shards import check_disk, rejected_table
+from seld.spatial_spectra import bytes_per_s
 from seld.storage import absolute, check_writable, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
@@ -198,11 +199,13 @@ def prepare_corpora(
     places = {
         corpora: folder_of_shards(options, corpora, study) for corpora in (annotated, unannotated)
     }
-    for corpora, folder in places.items():
-        check_disk(recordings_of(corpora), settings, folder)
-    class_names = class_names_of(annotated)
     # On a GPU features are made from the waveform; on CPUs they cost more than the network.
     spectra = None if placement.worker_gpus else str((options.folder / "spectra").resolve())
+    features = study.scale.finetune.audio.features
+    further = bytes_per_s(features) if spectra else 0.0
+    for corpora, folder in places.items():
+        check_disk(recordings_of(corpora), settings, folder, further_bytes_per_s=further)
+    class_names = class_names_of(annotated)
     shards = {
         corpora: ShardFolder(path=folder, spectra=spectra) for corpora, folder in places.items()
     }
@@ -230,7 +233,7 @@ def prepare_corpora(
                 console.print(note, highlight=False)
     for shard_folder in shards.values():
         with progress_bar(console, "computing spectra") as progress:
-            shard_folder.store(study.scale.finetune.audio.features, progress)
+            shard_folder.store(features, progress)
     data = describe_data(shards[unannotated], shards[annotated], class_names)
     return replace(data, notes=notes)
 

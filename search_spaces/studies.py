@@ -328,7 +328,10 @@ def doa_resolution(scale: ScaleSettings) -> Study:
     resolves some tens of degrees, so gains should level off; many directions also mean many
     empty ones, which are false negatives. ``energy_peaks`` is this project's own alternative; it
     takes a head that can be asked for any direction, which all arms have therefore. They also have
-    the wider crops of the other objectives: narrow ones would leave coarse grids half blind.
+    the wider crops of the other objectives. Coarse grids see less at once all the same: with crops
+    of 65° (80°), 4 directions 37 % (54 %) of the sphere, 8 directions 72 % (93 %), 16 and more all
+    of it, where crops overlap and neighbours nearer than ``exclusion_deg`` are no negatives. So
+    a fall from 16 to 4 may be what is not seen as much as how finely directions are told apart.
     """
     recipe = replace(
         scale.doa_wise,

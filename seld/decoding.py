@@ -54,7 +54,7 @@ class ScreeningSettings:
 
     silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
     silent_share: float = 0.9  #: of the moments, above which a recording is silent
-    static_mse: float = 5.0  #: grey-value MSE of frames half a second apart that are the same
+    static_mse: float = 5.0  #: MSE of grey frames at least half a second apart that are the same
     static_share: float = 0.85  #: of such pairs, above which the picture is static
     #: difference of sound, picture and annotations that is put up with [ours]
     length_tolerance_s: float = 1.0
@@ -394,7 +394,8 @@ def _check_moving(
         limit, share = _FROZEN_MSE, 0.999
     static = float(np.mean(np.array(differences) < limit))
     if static > share:
-        detail = f"{static:.0%} of the frames half a second apart differ by an MSE under {limit:g}"
+        apart = f"{static:.0%} of the frames at least half a second apart"
+        detail = f"{apart} differ by an MSE under {limit:g}"
         raise MediaError("static picture", detail)
 
 

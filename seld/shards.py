@@ -210,10 +210,17 @@ def build_shards(
     return finish(out, jobs, results), rejected
 
 
-def check_disk(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> None:
+def check_disk(
+    recordings: Sequence[Recording],
+    settings: ShardSettings,
+    out: str,
+    *,
+    further_bytes_per_s: float = 0.0,
+) -> None:
     """Find out before any long work whether a local ``out`` has room for what is not decoded yet.
 
-    Recordings whose length their corpus does not fix are left out of the estimate.
+    ``further_bytes_per_s`` of a recording are to be written beside its shards. Recordings whose
+    length their corpus does not fix are left out of the estimate.
 
     Raises:
         InputError: it clearly has not.
@@ -223,14 +230,16 @@ def check_disk(recordings: Sequence[Recording], settings: ShardSettings, out: st
         check_writable(out)
         present = _present_shards(out)
         jobs = plan(recordings, settings, out)
-        _check_disk(out, [job for job in jobs if PurePosixPath(job.path).name not in present])
+        waiting = [job for job in jobs if PurePosixPath(job.path).name not in present]
+        _check_disk(out, waiting, further_bytes_per_s)
 
 
-def _check_disk(out: str, waiting: Sequence[ShardJob]) -> None:
+def _check_disk(out: str, waiting: Sequence[ShardJob], further_bytes_per_s: float = 0.0) -> None:
     if not is_local(out):
         return
     wanted = sum(
-        (recording.duration_s or 0.0) * bytes_per_s(job.settings, recording.video_path is not None)
+        (recording.duration_s or 0.0)
+        * (bytes_per_s(job.settings, recording.video_path is not None) + further_bytes_per_s)
         for job in waiting
         for recording in job.recordings
     )
@@ -240,7 +249,7 @@ def _check_disk(out: str, waiting: Sequence[ShardJob]) -> None:
             out,
             "free disk space (GB)",
             round(free / 1e9, 1),
-            f"about {wanted / 1e9:.1f} for the shards still to be decoded: another folder (--data, "
+            f"about {wanted / 1e9:.1f} for what is still to be decoded: another folder (--data, "
             "--out), smaller settings, or fewer recordings (CORPUS:COUNT=PATH)",
         )
 

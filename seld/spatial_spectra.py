@@ -79,6 +79,11 @@ def turned_features(spectra: Tensor, matrices: Tensor) -> Tensor:
     return torch.cat([log_mel, intensity], dim=1)
 
 
+def bytes_per_s(settings: FeatureSettings) -> float:
+    """Of a recording's spectra as a store keeps them, in float16."""
+    return 2 * SPECTRA_CHANNELS * settings.mel_bands * settings.sample_rate_hz / settings.hop_size
+
+
 class SpectraStore:
     """Spectra of clips as float16 in one memory-mapped file, shared by all processes reading it.
 

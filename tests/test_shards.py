@@ -601,6 +601,8 @@ def test_a_disk_without_room_is_named_before_anything_is_decoded(
     check_disk([replace(item, duration_s=None) for item in recordings], settings, out)
     check_disk(recordings, settings, f"memory://{tmp_path.name}")
     check_disk(recordings[:10], settings, out)
+    with pytest.raises(InputError, match=r"expected about 0\.[89] "):
+        check_disk(recordings[:10], settings, out, further_bytes_per_s=8e6)
 
 
 def test_what_is_decoded_already_needs_no_room(

@@ -15,7 +15,7 @@ import torch
 from seld.ambisonics import FeatureSettings, FoaFeatures
 from seld.clips import Clip, ClipReader, write_index, write_shard
 from seld.geometry import channel_swaps, random_rotations
-from seld.spatial_spectra import SpectraStore, spatial_spectra, turned_features
+from seld.spatial_spectra import SpectraStore, bytes_per_s, spatial_spectra, turned_features
 from tests.sound_fields import rotate
 from trainables.clips import AnnotatedReader, PairReader, WindowSchedule
 
@@ -100,6 +100,8 @@ def reader(tmp_path: Path) -> ClipReader:
 
 def test_store_gives_the_windows_of_the_clips_spectra(reader: ClipReader, tmp_path: Path) -> None:
     store = SpectraStore.open_or_build(tmp_path / "spectra", reader, FEATURES.settings)
+    sounds_s = float(reader.index.clips["duration_s"].sum())
+    assert store.path.stat().st_size == sounds_s * bytes_per_s(FEATURES.settings)
     rows = list(reader.index.clips.index)
     windows = store.read(rows, [0.5, 1.0, 2.0], 1.5)
     assert windows.shape == (3, 11, 75, 64)

@@ -38,8 +38,8 @@ def recipe(
 ) -> Recipe:
     """All objectives from the DOA-wise one.
 
-    ``recording_wise`` and ``avc`` look at the whole sphere, on a grid, through crops wide enough to
-    leave little of it unseen.
+    ``recording_wise`` and ``avc`` look all around, on a grid that is turned at every step, through
+    wide crops: 8 of 65° see 72 % of the sphere at once, 6 of 80° 78 %, 16 of 65° all of it.
     """
     grid = DirectionSettings(
         sampling="grid", grid=DoaGrid(kind="fibonacci", count=grid_directions), grid_rotation="any"
@@ -105,8 +105,8 @@ def evidence() -> Recipe:
     """Two cores for hours: long enough for pretraining to show what it is worth.
 
     64 windows and a learning rate of 1e-3: with 32 and 5e-4, retrieval needs three times the
-    steps. A grid of six crops of 80° leaves little of the sphere unseen; crops are what the
-    grid's objectives cost.
+    steps. Six crops of 80° on the grid see 78 % of the sphere, more than demo's eight of 65°;
+    crops are what the grid's objectives cost.
     """
     size = demo()
     doa_wise = replace(

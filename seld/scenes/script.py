@@ -21,7 +21,8 @@ _ELEVATION_DEG = (-35.0, 45.0)
 _AZIMUTH_SPEED_DEG_S = (8.0, 40.0)
 _ELEVATION_SWING_DEG = 12.0
 _LEVEL_DB = (-5.0, 5.0)
-#: Sources present at once are this far apart, unless no such place is found in so many tries.
+#: Sources present at once are this far apart at eight instants of the time they share (moving ones
+#: may come nearer in between), unless no such place is found in so many tries.
 _SEPARATION_DEG = 30.0
 _PLACEMENT_TRIES = 40
 
