@@ -92,7 +92,7 @@ def test_code_fingerprint_follows_meaning_and_imports(
     (package / "loop.py").write_text("from pretend.loss import loss\nstep = loss(1)\n")
     (package / "loss.py").write_text("def loss(value):\n    return value + 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(stages, "OUR_PACKAGES", ("pretend",))
+    monkeypatch.setattr(stages, "SOURCE_PACKAGES", ("pretend",))
 
     def fingerprint() -> str:
         code_fingerprint.cache_clear()

@@ -48,6 +48,7 @@ from seld.storage import (
     stamps,
     written_whole,
 )
+from trainables.provenance import SOURCE_PACKAGES
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
@@ -62,7 +63,6 @@ LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 #: What a computation goes on from.
 STATE_FILE = "state.pt"
 
-OUR_PACKAGES = ("seld", "trainables")
 #: Modules that carry bytes and words from one place to another: no outcome depends on them.
 CARRIERS = ("seld.errors", "seld.records", "seld.storage", "trainables.stages")
 
@@ -170,7 +170,7 @@ def _code_of(module: str) -> _Code:
 def _source_file(module: str) -> Path | None:
     """Of a module of ours, found without importing it or its parents; None for what is not one."""
     package, *rest = module.split(".")
-    if package not in OUR_PACKAGES:
+    if package not in SOURCE_PACKAGES:
         return None
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
