@@ -215,7 +215,7 @@ def write_trial(
     record: TrialRecord,
     recordings: Sequence[str],
     counts: NDArray[np.float64],
-    elevation_correlation: float,
+    elevation_correlation: float = 0.8,
 ) -> None:
     """Write a trial's counts, and its record with the scores that follow from them."""
     place = trial_folder(folder, record.trial_id)
