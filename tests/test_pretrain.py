@@ -123,6 +123,24 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(name: str, tmp_path) -
         assert torch.equal(resumed.state["networks"][key], tensor), key
 
 
+def test_probes_are_kept_apart_from_the_training_metrics(tmp_path) -> None:
+    reports = Reports()
+    probed = pretrain(
+        TINY,
+        random_batches(TINY),
+        report=reports,
+        probe=lambda networks: {"retrieval_top1": float(networks.training)},
+    )
+    training = {"loss", "gradient_norm", "learning_rate", "temperature"}
+    assert probed.probes == {"retrieval_top1": 0.0}
+    assert set(reports.metrics[3]) == training
+    assert set(reports.metrics[4]) == training | {"retrieval_top1"}  # for curves and the console
+    torch.save(reports.states[4], tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["probes"] == probed.probes
+    # Without annotated pictures nothing is probed, and nothing says that it was.
+    assert pretrain(TINY, random_batches(TINY), report=Reports()).probes == {}
+
+
 def test_a_learnt_temperature_at_its_bound_can_rise_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps push it down, and five up."""
     settings = dataclasses.replace(

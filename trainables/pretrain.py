@@ -228,11 +228,15 @@ class PretrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
-    """The finished run: its state, the audio encoder alone, and the last metrics reported."""
+    """The finished run: its state, the audio encoder alone, and the last metrics reported.
+
+    ``probes`` are what the probe alone said of the last state; empty where there was none.
+    """
 
     state: TrainState
     audio_encoder: dict[str, Tensor]
     metrics: Metrics
+    probes: Metrics
 
 
 class PretrainNetworks(nn.Module):
@@ -303,7 +307,8 @@ def pretrain(
         settings: all choices.
         batches: the batches of the steps after ``start``, as :mod:`trainables.clips` makes them.
         device: where the networks live; batches arrive on the CPU.
-        report: called every ``report_every`` steps, with every state and after the last step.
+        report: called every ``report_every`` steps, with every state and after the last step. The
+            metrics at a state hold its probes as well, which the state has apart from them.
         start: continue from here; on the CPU the result equals an uninterrupted run bit for bit.
         probe: further metrics of the networks (in evaluation mode), taken at every state.
 
@@ -360,11 +365,17 @@ def pretrain(
             if state_due:
                 state = train_state(done, networks, optimizer)
                 if probe is not None:
-                    metrics |= probe(networks.eval())
+                    state["probes"] = probe(networks.eval())
+                    metrics |= state["probes"]
             report(done, metrics, state)
     assert state is not None, "batches ended early"
     assert state["step"] == settings.steps, "batches ended early"
-    return PretrainResult(state=state, audio_encoder=audio_encoder_of(state), metrics=metrics)
+    return PretrainResult(
+        state=state,
+        audio_encoder=audio_encoder_of(state),
+        metrics=metrics,
+        probes=state.get("probes", {}),
+    )
 
 
 def contrastive_loss(

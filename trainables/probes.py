@@ -75,16 +75,16 @@ def probe_pretraining(
     return metrics
 
 
-def has_learnt_classes(metrics: Mapping[str, float]) -> bool | None:
+def has_learnt_classes(probes: Mapping[str, float]) -> bool | None:
     """Whether sound finds pictures of its class better than by luck, by three standard errors.
 
-    None where the metrics hold no retrieval (no annotated pictures to measure on).
+    None where the probes hold no retrieval (no annotated pictures to measure on).
     """
-    if "retrieval_top1" not in metrics:
+    if "retrieval_top1" not in probes:
         return None
-    chance = metrics["retrieval_top1_chance"]
-    standard_error = math.sqrt(chance * (1.0 - chance) / metrics["retrieval_events"])
-    return metrics["retrieval_top1"] > chance + 3.0 * standard_error
+    chance = probes["retrieval_top1_chance"]
+    standard_error = math.sqrt(chance * (1.0 - chance) / probes["retrieval_events"])
+    return probes["retrieval_top1"] > chance + 3.0 * standard_error
 
 
 def spread_metrics(latents: Tensor) -> Metrics:

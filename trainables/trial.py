@@ -225,14 +225,14 @@ class _Trial:
         )
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            metrics = pretrain_on_workers(
+            probes = pretrain_on_workers(
                 job,
                 self.shared.placement,
                 provenance=self.shared.provenance,
                 storage_uri=self.shared.store.partial_uri(key),
                 folder=folder,
             )
-            return {"probes": metrics, "learnt": has_learnt_classes(metrics)}
+            return {"probes": probes, "learnt": has_learnt_classes(probes)}
 
         return self.obtain(key, compute)
 
