@@ -374,6 +374,15 @@ def test_grid_head_refuses_directions_that_move() -> None:
         dataclasses.replace(TINY, head="grid")
 
 
+def test_grid_head_refuses_listening_directions() -> None:
+    """It would answer with a crop's own positive, as a negative of that crop."""
+    gridded = OBJECTIVES["doa_wise_grid"]
+    with pytest.raises(InputError, match=r"listening_directions is 3, expected 0 with the 'grid'"):
+        dataclasses.replace(gridded, own_window_share=0.5, listening_directions=3)
+    # Other objectives ask no such directions.
+    dataclasses.replace(gridded, objective="avc", listening_directions=3)
+
+
 def test_recording_wise_refuses_sampled_directions() -> None:
     with pytest.raises(InputError, match="grid"):
         dataclasses.replace(TINY, objective="recording_wise")

@@ -82,7 +82,8 @@ class PretrainSettings:
         own_window_share: of the DOA-wise loss, the part in which each direction competes with its
             own window's directions only (:func:`seld.losses.own_window_loss`). [ours]
         listening_directions: further random directions per window at which that part asks the
-            sound, but takes no crop: to say "not there" costs next to nothing.
+            sound, but takes no crop: to say "not there" costs next to nothing. None with the
+            ``grid`` head, which knows its own directions only.
         head: ``grid`` gives the K embeddings of the paper's fixed directions jointly;
             ``direction_conditioned`` [ours] is asked for any direction and so allows sampled ones.
         projection: the head's shape; its embedding_dim must be the visual encoder's.
@@ -185,6 +186,14 @@ class PretrainSettings:
         for name in ("rotated_negatives", "listening_directions", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise InputError(where, name, getattr(self, name), "0 or more")
+        if self.objective == "doa_wise" and self.head == "grid" and self.listening_directions:
+            # It would answer with the nearest direction's embedding: that of a crop there is.
+            raise InputError(
+                where,
+                "listening_directions",
+                self.listening_directions,
+                "0 with the 'grid' head, which answers for its own directions only",
+            )
         if not 0.0 <= self.minimum_rotation_deg < 180.0:
             raise InputError(
                 where, "minimum_rotation_deg", self.minimum_rotation_deg, "0 to below 180"
