@@ -27,7 +27,7 @@ from tests.test_panorama import pixel_directions
 from trainables import pretrain as pretrain_module
 from trainables import steps
 from trainables.clips import Batch, WindowSchedule, clip_schedule
-from trainables.directions import DirectionSettings, choose_directions
+from trainables.directions import DirectionSettings, arriving_amplitude, choose_directions
 from trainables.pretrain import (
     PretrainNetworks,
     PretrainSettings,
@@ -360,6 +360,15 @@ def test_schedule_is_a_pure_function_of_seed_and_step() -> None:
     ]
     assert min(starts) == 0.0
     assert max(starts) == pytest.approx(3.0)
+
+
+def test_four_times_the_energy_is_twice_the_amplitude() -> None:
+    generator = torch.Generator().manual_seed(0)
+    intensity = torch.randn(2, 3, 20, 8, generator=generator)
+    level, directions = torch.zeros(2, 20, 8), GRID.grid.vectors()
+    quiet = arriving_amplitude(intensity, level, torch.from_numpy(directions))
+    loud = arriving_amplitude(intensity, level + math.log(4.0), torch.from_numpy(directions))
+    torch.testing.assert_close(loud, 2.0 * quiet)
 
 
 def test_schedule_with_few_clips_draws_with_replacement() -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Directions without a sound, against which the true one must win.
 _OTHER_DIRECTIONS = DoaGrid(kind="fibonacci", count=16)
 
+#: How far off an event a direction is that does not show it as well.
+_OFF_EVENT_DEG = 35.0
+
 #: A direction is empty where no annotated event is within this angle (the metric's threshold).
 _EMPTY_DEG = 20.0
 
@@ -202,7 +205,7 @@ def retrieval_metrics(
 
     all_pictures = standardise(pictures)
     near = F.cosine_similarity(sound_at[:, None], all_pictures, dim=-1)
-    apart = (others * at).sum(dim=-1) < torch.cos(torch.deg2rad(torch.tensor(35.0)))
+    apart = (others * at).sum(dim=-1) < math.cos(math.radians(_OFF_EVENT_DEG))
     near[:, 1:] = near[:, 1:].masked_fill(~apart, -torch.inf)
     return {
         "retrieval_top1": class_top1(sound_at),
