@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,14 @@ from tests.sound_fields import encode, rotate
 from tests.test_panorama import pixel_directions
 from trainables import pretrain as pretrain_module
 from trainables import steps
-from trainables.clips import Batch, WindowSchedule, clip_schedule
+from trainables.clips import (
+    Batch,
+    LongClips,
+    PairReader,
+    WindowSchedule,
+    batches_on,
+    clip_schedule,
+)
 from trainables.directions import DirectionSettings, arriving_amplitude, choose_directions
 from trainables.pretrain import (
     PretrainNetworks,
@@ -439,10 +447,55 @@ def test_settings_without_a_meaning_are_refused(changed: dict[str, float]) -> No
 
 def test_windows_longer_than_all_clips_are_refused() -> None:
     clips = pd.DataFrame({"duration_s": [2.0, 3.0]})
-    reader = SimpleNamespace(index=ShardIndex("shards", clips))
     schedule = WindowSchedule(seed=0, batch_size=2, window_s=4.0)
     with pytest.raises(InputError, match=r"window_s is 4.0, expected at most the 3 of the longest"):
-        schedule.windows(reader, 0)  # type: ignore[arg-type]
+        schedule.clips(ShardIndex("shards", clips))
+
+
+def test_clips_are_looked_through_once_for_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has drawn is sent with what it has found, and draws what a new one does."""
+    table = pd.DataFrame({"duration_s": [2.0, 0.3, 3.0, 5.0]}, index=[4, 7, 8, 11])
+    schedule = WindowSchedule(seed=3, batch_size=2, window_s=1.0)
+    looks: list[ShardIndex] = []
+    look = WindowSchedule.clips
+
+    def counted(schedule: WindowSchedule, index: ShardIndex) -> LongClips:
+        looks.append(index)
+        return look(schedule, index)
+
+    monkeypatch.setattr(WindowSchedule, "clips", counted)
+    monkeypatch.setattr("trainables.clips._sound", lambda reader, store, windows, *_: windows)
+    reader: Any = SimpleNamespace(index=ShardIndex("shards", table))
+    new = pickle.dumps(PairReader(reader=reader, schedule=schedule, frame_count=1))
+    read = PairReader(reader=reader, schedule=schedule, frame_count=1)
+    drawn = [read(step) for step in range(5)]
+    assert len(looks) == 1
+    assert drawn == [
+        clip_schedule(
+            np.array([4, 8, 11]),
+            np.array([2.0, 3.0, 5.0]),
+            seed=3,
+            step=step,
+            batch_size=2,
+            window_s=1.0,
+        )
+        for step in range(5)
+    ]
+    for sent in (new, pickle.dumps(read)):
+        assert [pickle.loads(sent)(step) for step in range(5)] == drawn
+
+
+def test_only_pretraining_lets_cudnn_look_for_the_fastest_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It pays where all batches have one shape. Without a GPU here, both stop right after."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    with contextlib.suppress(Exception):
+        list(batches_on("cuda", []))
+    assert not torch.backends.cudnn.benchmark
+    with contextlib.suppress(Exception):
+        pretrain(TINY, [], device="cuda", report=Reports())
+    assert torch.backends.cudnn.benchmark
 
 
 def test_embedding_sizes_must_agree() -> None:

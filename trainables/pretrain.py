@@ -325,6 +325,10 @@ def pretrain(
         NonFiniteLossError: before any step is taken with a loss or gradient that is not finite.
     """
     refuse_broken_convolution(settings, device)
+    if torch.device(device).type == "cuda":
+        # For all of the process, which pretrains and no more. All batches have one shape; clips
+        # that a fine-tuning validates have many, and each would be measured anew.
+        torch.backends.cudnn.benchmark = True
     torch.manual_seed(settings.seed)
     networks = PretrainNetworks(settings).to(device)
     if distributed():
