@@ -30,7 +30,7 @@ def pretrained(job: PretrainJob, folder: Path) -> Mapping[str, Any]:
     )
     save_audio_encoder(folder / ENCODER_FILE, result.audio_encoder, job.settings.audio)
     history.write(folder / HISTORY_FILE)
-    return {"probes": result.metrics}
+    return {"probes": result.probes}
 
 
 def run_plainly(

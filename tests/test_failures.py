@@ -233,6 +233,16 @@ def test_the_record_tells_the_cause_and_not_its_wrapping() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("attempts", "policy"),
+    [(1, "not tried again"), (2, "tried once more"), (4, "tried 3 more times")],
+)
+def test_the_record_tells_the_tries_that_were_made(attempts: int, policy: str) -> None:
+    """Whatever is allowed: what failed outside of a stage was not tried again."""
+    error = caught(lose_the_bucket)
+    assert describe_failure(error, stage="begin", attempts=attempts).policy == policy
+
+
 # Work that is tried again where it is done
 
 
@@ -342,6 +352,71 @@ def test_a_failing_trial_is_tried_by_policy_and_recorded(
     for batch in batches:
         with run.store._lease(finetune_key(run, batch)) as held:
             assert held
+
+
+def failing_folder(path: Path, errors: list[OSError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Creating the folder at ``path`` raises these, one after the other."""
+    mkdir = Path.mkdir
+
+    def fails_at_first(folder: Path, *args: Any, **kwargs: Any) -> None:
+        if folder == path and errors:
+            raise errors.pop(0)
+        mkdir(folder, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", fails_at_first)
+
+
+def finishing_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial whose stages are done; what it copies out of them is left out."""
+    scores = {"metrics": {"seld_error": 0.5}, "per_class": [], "per_room": []}
+    evaluation = SimpleNamespace(summary=scores)
+    monkeypatch.setattr(trial_module._Trial, "finetuned", lambda trial, encoder: None)
+    monkeypatch.setattr(trial_module._Trial, "evaluated", lambda trial, network: evaluation)
+    monkeypatch.setattr(trial_module._Trial, "collect", lambda trial, *stages: None)
+    monkeypatch.setattr(trial_module.tune, "report", lambda metrics: None)
+
+
+def test_a_trial_that_gets_no_folder_leaves_a_record(
+    run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finishing_trial(monkeypatch)
+    folder = run.study_folder / "trials" / CELL.trial_id
+    failing_folder(folder, [OSError(errno.ENOSPC, "No space left")], monkeypatch)
+    trial_module.run_trial({"cell": CELL, "run": run})
+    record = read_record(folder)
+    assert record.failure is not None
+    assert (record.failure.kind, record.failure.stage) == ("disk_full", "begin")
+    assert (record.failure.attempts, record.failure.policy) == (1, "not tried again")
+
+
+def test_a_disk_may_be_away_when_a_trial_begins(
+    run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finishing_trial(monkeypatch)
+    stale = [OSError(errno.ESTALE, "Stale file handle") for _ in range(2)]
+    failing_folder(run.study_folder / "trials" / CELL.trial_id, stale, monkeypatch)
+    assert trial_module.run_cell(CELL, run).status == "finished"
+
+
+@pytest.mark.parametrize("times", [2, 1 + RETRIES["storage_unreachable"]])
+def test_copying_the_tables_is_tried_again_like_a_stage(
+    times: int, run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finishing_trial(monkeypatch)
+    errors = [OSError(errno.ESTALE, "Stale file handle") for _ in range(times)]
+
+    def collect(trial: Any, *stages: Any) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(trial_module._Trial, "collect", collect)
+    record = trial_module.run_cell(CELL, run)
+    if times == 2:
+        assert record.status == "finished"
+        return
+    assert record.failure is not None
+    assert (record.failure.kind, record.failure.stage) == ("storage_unreachable", "collect")
+    assert (record.failure.attempts, record.failure.policy) == (times, "tried 6 more times")
 
 
 def test_tries_count_from_the_last_progress(run: StudyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_targets_are_those_of_the_windows_events(
                 frame_count=7,
                 class_count=13,
             )
-            for window in schedule.windows(reader, step)
+            for window in schedule.windows(schedule.clips(reader.index), step)
         ]
         assert np.array_equal(read(step)["target"], np.stack(expected))
         assert np.any(expected)

@@ -14,6 +14,7 @@ import corpus_writers as writers
 import fsspec
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from ablations import data as data_module
@@ -257,6 +258,27 @@ def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:
     windows = probe_windows(shards, TINY, rooms=data.validation_rooms)
     assert windows is not None
     assert len(windows.spectra) == 3  # clips of room1
+
+
+def test_probes_know_all_sources_of_a_frame(tmp_path: Path) -> None:
+    """Two talkers of one class are two sources; a row that the file repeats is none."""
+    (name,) = NAMES[:1]
+    root = writers.write_starss(tmp_path / "starss23", [name], duration_s=2.0, with_video=True)
+    rows = []
+    for frame in range(20):
+        rows += [(frame, 0, 0, 0, 0)] * 2
+        rows += [(frame, 0, 1, 90, 0)] * (frame % 2)
+    writers.write_csv(root / f"metadata_dev/{name}.csv", rows)
+    folder = str(tmp_path / "shards")
+    recordings = CORPORA["starss23"](str(root))
+    build_shards(
+        recordings, ShardSettings(clip_s=2.0), folder, executor=ProcessExecutor(), workers=1
+    )
+    windows = probe_windows(ShardFolder(path=folder), TINY)
+    assert windows is not None
+    assert windows.source_count.tolist() == [[1, 2, 1, 2]]
+    expected = [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]] * 2
+    assert torch.allclose(windows.row_direction, torch.tensor(expected), atol=1e-6)
 
 
 def clips_of(minutes: dict[str, float], classes: dict[str, dict[int, int]], **common: str) -> Any:

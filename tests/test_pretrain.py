@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +27,15 @@ from tests.sound_fields import encode, rotate
 from tests.test_panorama import pixel_directions
 from trainables import pretrain as pretrain_module
 from trainables import steps
-from trainables.clips import Batch, WindowSchedule, clip_schedule
-from trainables.directions import DirectionSettings, choose_directions
+from trainables.clips import (
+    Batch,
+    LongClips,
+    PairReader,
+    WindowSchedule,
+    batches_on,
+    clip_schedule,
+)
+from trainables.directions import DirectionSettings, arriving_amplitude, choose_directions
 from trainables.pretrain import (
     PretrainNetworks,
     PretrainSettings,
@@ -121,6 +129,24 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(name: str, tmp_path) -
     assert rest.metrics == {step: whole.metrics[step] for step in (3, 4)}
     for key, tensor in expected.state["networks"].items():
         assert torch.equal(resumed.state["networks"][key], tensor), key
+
+
+def test_probes_are_kept_apart_from_the_training_metrics(tmp_path) -> None:
+    reports = Reports()
+    probed = pretrain(
+        TINY,
+        random_batches(TINY),
+        report=reports,
+        probe=lambda networks: {"retrieval_top1": float(networks.training)},
+    )
+    training = {"loss", "gradient_norm", "learning_rate", "temperature"}
+    assert probed.probes == {"retrieval_top1": 0.0}
+    assert set(reports.metrics[3]) == training
+    assert set(reports.metrics[4]) == training | {"retrieval_top1"}  # for curves and the console
+    torch.save(reports.states[4], tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["probes"] == probed.probes
+    # Without annotated pictures nothing is probed, and nothing says that it was.
+    assert pretrain(TINY, random_batches(TINY), report=Reports()).probes == {}
 
 
 def test_a_learnt_temperature_at_its_bound_can_rise_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +370,15 @@ def test_schedule_is_a_pure_function_of_seed_and_step() -> None:
     assert max(starts) == pytest.approx(3.0)
 
 
+def test_four_times_the_energy_is_twice_the_amplitude() -> None:
+    generator = torch.Generator().manual_seed(0)
+    intensity = torch.randn(2, 3, 20, 8, generator=generator)
+    level, directions = torch.zeros(2, 20, 8), GRID.grid.vectors()
+    quiet = arriving_amplitude(intensity, level, torch.from_numpy(directions))
+    loud = arriving_amplitude(intensity, level + math.log(4.0), torch.from_numpy(directions))
+    torch.testing.assert_close(loud, 2.0 * quiet)
+
+
 def test_schedule_with_few_clips_draws_with_replacement() -> None:
     windows = clip_schedule(
         np.array([7]), np.array([2.0]), seed=0, step=0, batch_size=3, window_s=2.0
@@ -354,6 +389,15 @@ def test_schedule_with_few_clips_draws_with_replacement() -> None:
 def test_grid_head_refuses_directions_that_move() -> None:
     with pytest.raises(InputError, match="direction_conditioned"):
         dataclasses.replace(TINY, head="grid")
+
+
+def test_grid_head_refuses_listening_directions() -> None:
+    """It would answer with a crop's own positive, as a negative of that crop."""
+    gridded = OBJECTIVES["doa_wise_grid"]
+    with pytest.raises(InputError, match=r"listening_directions is 3, expected 0 with the 'grid'"):
+        dataclasses.replace(gridded, own_window_share=0.5, listening_directions=3)
+    # Other objectives ask no such directions.
+    dataclasses.replace(gridded, objective="avc", listening_directions=3)
 
 
 def test_recording_wise_refuses_sampled_directions() -> None:
@@ -403,10 +447,55 @@ def test_settings_without_a_meaning_are_refused(changed: dict[str, float]) -> No
 
 def test_windows_longer_than_all_clips_are_refused() -> None:
     clips = pd.DataFrame({"duration_s": [2.0, 3.0]})
-    reader = SimpleNamespace(index=ShardIndex("shards", clips))
     schedule = WindowSchedule(seed=0, batch_size=2, window_s=4.0)
     with pytest.raises(InputError, match=r"window_s is 4.0, expected at most the 3 of the longest"):
-        schedule.windows(reader, 0)  # type: ignore[arg-type]
+        schedule.clips(ShardIndex("shards", clips))
+
+
+def test_clips_are_looked_through_once_for_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has drawn is sent with what it has found, and draws what a new one does."""
+    table = pd.DataFrame({"duration_s": [2.0, 0.3, 3.0, 5.0]}, index=[4, 7, 8, 11])
+    schedule = WindowSchedule(seed=3, batch_size=2, window_s=1.0)
+    looks: list[ShardIndex] = []
+    look = WindowSchedule.clips
+
+    def counted(schedule: WindowSchedule, index: ShardIndex) -> LongClips:
+        looks.append(index)
+        return look(schedule, index)
+
+    monkeypatch.setattr(WindowSchedule, "clips", counted)
+    monkeypatch.setattr("trainables.clips._sound", lambda reader, store, windows, *_: windows)
+    reader: Any = SimpleNamespace(index=ShardIndex("shards", table))
+    new = pickle.dumps(PairReader(reader=reader, schedule=schedule, frame_count=1))
+    read = PairReader(reader=reader, schedule=schedule, frame_count=1)
+    drawn = [read(step) for step in range(5)]
+    assert len(looks) == 1
+    assert drawn == [
+        clip_schedule(
+            np.array([4, 8, 11]),
+            np.array([2.0, 3.0, 5.0]),
+            seed=3,
+            step=step,
+            batch_size=2,
+            window_s=1.0,
+        )
+        for step in range(5)
+    ]
+    for sent in (new, pickle.dumps(read)):
+        assert [pickle.loads(sent)(step) for step in range(5)] == drawn
+
+
+def test_only_pretraining_lets_cudnn_look_for_the_fastest_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It pays where all batches have one shape. Without a GPU here, both stop right after."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    with contextlib.suppress(Exception):
+        list(batches_on("cuda", []))
+    assert not torch.backends.cudnn.benchmark
+    with contextlib.suppress(Exception):
+        pretrain(TINY, [], device="cuda", report=Reports())
+    assert torch.backends.cudnn.benchmark
 
 
 def test_embedding_sizes_must_agree() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from seld.geometry import unit_vectors
 from seld.models.heads import GridProjectionHead
 from tests.test_panorama import pixel_directions
 from tests.test_pretrain import OBJECTIVES, TINY
@@ -17,6 +18,7 @@ from trainables.probes import (
     linear_probe_metrics,
     probe_pretraining,
     retrieval_metrics,
+    sounding_directions,
     spread_metrics,
 )
 
@@ -52,9 +54,24 @@ def planted_activity() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return activity, torch.arange(windows), latents
 
 
+def one_source(activity: torch.Tensor) -> torch.Tensor:
+    return torch.ones(activity.shape[:2], dtype=torch.long)
+
+
 def test_linear_probes_read_what_is_planted() -> None:
     activity, group, latents = planted_activity()
-    metrics = linear_probe_metrics(latents, activity, group)
+    metrics = linear_probe_metrics(latents, activity, one_source(activity), group)
+    assert metrics["linear_class_accuracy"] == 1.0
+    assert metrics["linear_doa_error_deg"] < 3.0
+
+
+def test_frames_with_two_sources_of_one_class_are_not_probed() -> None:
+    """Their targets keep one of both; here the latents tell the truth of the other frames only."""
+    activity, group, latents = planted_activity()
+    source_count = one_source(activity)
+    source_count[:, 1::2] = 2
+    latents[:, 1::2] = 50.0 * torch.randn(60, 2, 9, generator=torch.Generator().manual_seed(2))
+    metrics = linear_probe_metrics(latents, activity, source_count, group)
     assert metrics["linear_class_accuracy"] == 1.0
     assert metrics["linear_doa_error_deg"] < 3.0
 
@@ -62,7 +79,7 @@ def test_linear_probes_read_what_is_planted() -> None:
 def test_linear_probes_of_noise_stay_at_chance() -> None:
     activity, group, _ = planted_activity()
     noise = torch.randn(60, 5, 4, generator=torch.Generator().manual_seed(1))
-    metrics = linear_probe_metrics(noise, activity, group)
+    metrics = linear_probe_metrics(noise, activity, one_source(activity), group)
     assert metrics["linear_class_accuracy"] < metrics["linear_class_accuracy_chance"] + 0.12
     assert metrics["linear_doa_error_deg"] > 80.0
     assert metrics["linear_doa_error_deg_chance"] == pytest.approx(90.0, abs=8.0)
@@ -85,6 +102,9 @@ def probe_windows() -> ProbeWindows:
         event_window=torch.arange(count),
         event_class=event_class,
         event_direction=directions,
+        row_window=torch.arange(count).repeat_interleave(4),
+        row_frame=torch.arange(4).repeat(count),
+        row_direction=directions.repeat_interleave(4, dim=0),
     )
 
 
@@ -161,12 +181,31 @@ def test_empty_directions_are_those_without_an_event() -> None:
     settings = dataclasses.replace(OBJECTIVES["doa_wise_grid"])
     windows = probe_windows()
     grid = torch.from_numpy(settings.directions.grid.vectors())
-    on_grid = dataclasses.replace(windows, event_direction=grid[torch.arange(8) % len(grid)])
+    heard_at = grid[torch.arange(8) % len(grid)]
+    on_grid = dataclasses.replace(windows, row_direction=heard_at.repeat_interleave(4, dim=0))
     networks = PretrainNetworks(settings).eval()
     assert isinstance(networks.audio_head, GridProjectionHead)
     metrics = probe_pretraining(networks, on_grid, settings)
     assert metrics["empty_direction_share"] == pytest.approx(1 - 1 / len(grid))
     assert 0.0 < metrics["loss_share_empty_directions"] < 1.0
+
+
+def test_whatever_sounds_in_a_window_leaves_no_direction_empty() -> None:
+    """Briefly, moving, and of the same class as another: none of it is an event of retrieval."""
+    azimuths_deg = torch.tensor([0.0, 10.0, 50.0, 90.0, 180.0])
+    level = torch.zeros(5)
+    windows = dataclasses.replace(
+        probe_windows(),
+        row_window=torch.tensor([0, 0, 1, 1]),
+        row_frame=torch.tensor([0, 1, 3, 3]),
+        row_direction=unit_vectors(torch.tensor([0.0, 90.0, 179.0, 31.0]), level[:4]),
+    )
+    asked = unit_vectors(azimuths_deg, level).expand(8, 5, 3)
+    found = sounding_directions(windows, asked)
+    assert found[0].tolist() == [True, True, False, True, False]
+    assert found[1].tolist() == [False, False, True, False, True]
+    assert not found[2:].any()
+    assert windows.source_count[:3].tolist() == [[1, 1, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0]]
 
 
 def test_probing_leaves_the_networks_alone() -> None:

@@ -177,7 +177,7 @@ def test_batches_from_store_and_from_sound_show_the_same_windows(
 def test_targets_are_those_of_the_window(reader: ClipReader) -> None:
     schedule = WindowSchedule(seed=0, batch_size=3, window_s=1.0)
     read = AnnotatedReader(reader=reader, schedule=schedule, class_count=2)
-    windows = schedule.windows(reader, 5)
+    windows = schedule.windows(schedule.clips(reader.index), 5)
     target = read(5)["target"]
     assert target.shape == (3, 10, 2, 3)
     assert not target[:, :, 0].any()
@@ -190,4 +190,5 @@ def test_targets_are_those_of_the_window(reader: ClipReader) -> None:
 def test_clips_shorter_than_the_window_are_left_out(reader: ClipReader) -> None:
     schedule = WindowSchedule(seed=0, batch_size=8, window_s=3.5)
     longest = reader.index.clips["duration_s"].idxmax()
-    assert {window.clip for window in schedule.windows(reader, 0)} == {longest}
+    windows = schedule.windows(schedule.clips(reader.index), 0)
+    assert {window.clip for window in windows} == {longest}

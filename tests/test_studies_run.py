@@ -44,7 +44,7 @@ def pretrain_here(job: PretrainJob, *_: object, folder: Path, **__: object) -> d
     )
     save_audio_encoder(folder / ENCODER_FILE, result.audio_encoder, settings.audio)
     history.write(folder / HISTORY_FILE)
-    return result.metrics
+    return result.probes
 
 
 def run_here(job: Any, *_: object, folder: Path, report: Callable[..., None], **__: object) -> Any:

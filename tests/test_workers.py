@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -166,6 +167,23 @@ def test_a_worker_goes_on_from_the_last_checkpoint_to_the_same_encoder(
     expected = safetensors.torch.load(whole.checkpoint[ENCODER_FILE])
     found = safetensors.torch.load(resumed.checkpoint[ENCODER_FILE])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_checkpoint_holds_the_probes_and_no_training_metrics(
+    job: PretrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probes_of(job: PretrainJob) -> dict[str, float]:
+        train = Train()
+        settings = replace(SETTINGS, steps=1)
+        run_worker(train, replace(job, settings=settings), tmp_path, monkeypatch)
+        assert train.checkpoint is not None
+        assert "loss" in train.reports[-1]
+        return json.loads(train.checkpoint[workers.PROBES_FILE])
+
+    assert probes_of(job) == {}
+    probes = probes_of(replace(job, probes=job.shards, validation_rooms=("room1",)))
+    assert "participation_ratio" in probes
+    assert not {"loss", "gradient_norm", "learning_rate", "temperature"} & set(probes)
 
 
 def test_the_batch_is_shared_out_to_the_workers(job: PretrainJob) -> None:

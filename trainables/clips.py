@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seld.annotations import accdoa_targets, multi_accdoa_targets
-from seld.clips import LABEL_FRAME_S, ClipReader
+from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
 from seld.errors import InputError
 from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import AudioEncoder
@@ -34,6 +35,16 @@ class Window(NamedTuple):
 
     clip: int
     start_s: float
+
+
+class LongClips(NamedTuple):
+    """Clips at least as long as a window: row numbers (clip,) in the index, and how long each is.
+
+    Found once: looking through a large index takes longer than drawing a step's windows.
+    """
+
+    rows: NDArray[np.int64]
+    durations_s: NDArray[np.float64]
 
 
 def clip_schedule(
@@ -89,17 +100,25 @@ class WindowSchedule:
     rank: int = 0
     world_size: int = 1
 
-    def windows(self, reader: ClipReader, step: int) -> list[Window]:
-        """The windows of ``step`` among the reader's clips that are long enough."""
-        table = reader.index.clips
+    def clips(self, index: ShardIndex) -> LongClips:
+        """The clips to draw from.
+
+        Raises:
+            InputError: none is as long as a window.
+        """
+        table = index.clips
         longest_s = table["duration_s"].max()
         table = table.loc[table["duration_s"] >= self.window_s - 1e-6]
         if table.empty:
             expected = f"at most the {longest_s:g} of the longest clip"
-            raise InputError(reader.index.folder, "window_s", self.window_s, expected)
+            raise InputError(index.folder, "window_s", self.window_s, expected)
+        return LongClips(table.index.to_numpy(), np.asarray(table["duration_s"]))
+
+    def windows(self, clips: LongClips, step: int) -> list[Window]:
+        """The windows of ``step`` among these clips."""
         return clip_schedule(
-            table.index.to_numpy(),
-            np.asarray(table["duration_s"]),
+            clips.rows,
+            clips.durations_s,
             seed=self.seed,
             step=step,
             batch_size=self.batch_size,
@@ -123,9 +142,13 @@ class PairReader:
     frame_count: int
     store: SpectraStore | None = None
 
+    @cached_property
+    def _clips(self) -> LongClips:
+        return self.schedule.clips(self.reader.index)
+
     def __call__(self, step: int) -> Arrays:
         """The batch of ``step``."""
-        windows = self.schedule.windows(self.reader, step)
+        windows = self.schedule.windows(self._clips, step)
         return _sound(self.reader, self.store, windows, self.schedule.window_s, self.frame_count)
 
 
@@ -144,9 +167,13 @@ class AnnotatedReader:
     store: SpectraStore | None = None
     _clip_targets: dict[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def _clips(self) -> LongClips:
+        return self.schedule.clips(self.reader.index)
+
     def __call__(self, step: int) -> Arrays:
         """The batch of ``step``."""
-        windows = self.schedule.windows(self.reader, step)
+        windows = self.schedule.windows(self._clips, step)
         arrays = _sound(self.reader, self.store, windows, self.schedule.window_s, 0)
         frames = round(self.schedule.window_s / LABEL_FRAME_S)
         firsts = [round(window.start_s / LABEL_FRAME_S) for window in windows]
@@ -208,7 +235,6 @@ def batches_on(device: torch.device | str, batches: Iterable[Batch]) -> Iterator
                 None,
             )
 
-    torch.backends.cudnn.benchmark = True  # all batches have one shape
     pool = ThreadPoolExecutor(max_workers=1)
     try:
         waiting = pool.submit(copied)

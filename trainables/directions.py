@@ -7,6 +7,7 @@ intensity points instead, which needs no labels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -28,7 +29,7 @@ class DirectionSettings:
 
     Attributes:
         sampling: ``grid`` (the paper's) takes every direction of ``grid``; ``energy_peaks``
-            [ours] takes the ``peak_count`` strongest directions of arriving energy and
+            [ours] takes the ``peak_count`` directions from which most arrives and
             ``random_count`` uniform ones.
         grid: the fixed directions of ``grid`` sampling.
         grid_rotation: turns the whole grid at random at every step, about the vertical axis or
@@ -37,8 +38,8 @@ class DirectionSettings:
         suppression_deg: a peak closer than this to a stronger one is not taken.
         jitter_deg: standard deviation of the error added to each peak, so that crops are not
             always centred.
-        weighting: of the K directions in the loss: ``uniform``, or by the ``energy`` that
-            arrives from them.
+        weighting: of the K directions in the loss: ``uniform``, or (``energy``) by the amplitude,
+            the square root of the energy, that arrives from them (:func:`arriving_amplitude`).
         random_weight_share: with ``energy`` weighting and ``energy_peaks``, the share of a
             window's weight that its random directions get together.
         exclusion_deg: directions of the same window closer than this are no negatives of each
@@ -111,14 +112,14 @@ def choose_directions(
             # Recordings are compared at the same directions, whichever rank has them.
             vectors = vectors @ of_first_rank(turn.to(device)).T
         vectors = vectors.expand(batch, -1, -1)
-        energy = arriving_energy(intensity, level, vectors)
-        weights = energy / energy.mean(dim=1, keepdim=True)
+        amplitude = arriving_amplitude(intensity, level, vectors)
+        weights = amplitude / amplitude.mean(dim=1, keepdim=True)
     else:
-        vectors, peak_energy = _peaks_and_random(intensity, level, settings, generator)
+        vectors, peak_amplitude = _peaks_and_random(intensity, level, settings, generator)
         share = settings.random_weight_share if settings.random_count else 0.0
         weights = torch.cat(
             [
-                (1.0 - share) * peak_energy / peak_energy.sum(dim=1, keepdim=True),
+                (1.0 - share) * peak_amplitude / peak_amplitude.sum(dim=1, keepdim=True),
                 torch.full(
                     (batch, settings.random_count), share / max(settings.random_count, 1)
                 ).to(device),
@@ -135,7 +136,7 @@ def choose_directions(
 def near_directions(first: Tensor, second: Tensor, settings: DirectionSettings) -> Tensor:
     """Which of (batch, K, 3) and (batch, L, 3) are too near to be negatives: (batch, K, L)."""
     cosine = first @ second.transpose(1, 2)
-    return cosine > torch.cos(torch.deg2rad(torch.tensor(settings.exclusion_deg)))
+    return cosine > math.cos(math.radians(settings.exclusion_deg))
 
 
 def random_directions(batch: int, count: int, generator: torch.Generator) -> Tensor:
@@ -144,14 +145,15 @@ def random_directions(batch: int, count: int, generator: torch.Generator) -> Ten
     return torch.nn.functional.normalize(drawn, dim=-1)
 
 
-def arriving_energy(
+def arriving_amplitude(
     intensity: Tensor, level: Tensor, directions: Tensor, *, sharpness: float = 8.0
 ) -> Tensor:
-    """Energy that arrives from each direction, by where the intensity vectors point.
+    """Amplitude that arrives from each direction, by where the intensity vectors point.
 
     A first-order beam is too wide to tell two sources apart. Instead each time-frequency cell
     gives its amplitude to the directions near its intensity vector, the less the more diffuse it
-    is (as in directional audio coding, Pulkki 2007).
+    is (as in directional audio coding, Pulkki 2007). The amplitude is the square root of the
+    energy, so that a source twice as far away, 6 dB lower, counts half and not a quarter.
 
     Args:
         intensity: (batch, 3, frames, bands).
@@ -160,7 +162,7 @@ def arriving_energy(
         sharpness: of the lobe exp(sharpness (cos - 1)); 8 halves it at 24°.
 
     Returns:
-        (batch, K), positive.
+        (batch, K), positive, in the unit of the square root of the energy.
     """
     amplitude = torch.exp(0.5 * level)[:, None]
     # Cells of 100 ms and four bands: a twentieth of the work, and still mostly one source each.
@@ -174,21 +176,21 @@ def arriving_energy(
 def _peaks_and_random(
     intensity: Tensor, level: Tensor, settings: DirectionSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Directions (batch, K, 3), the peaks first, and the energy at the peaks (batch, peak)."""
+    """Directions (batch, K, 3), the peaks first, and the amplitude at the peaks (batch, peak)."""
     batch, device = intensity.shape[0], intensity.device
     search = torch.from_numpy(_SEARCH_GRID.vectors()).to(device)
-    remaining = arriving_energy(intensity, level, search)
+    remaining = arriving_amplitude(intensity, level, search)
     closeness = search @ search.T
-    suppressed = closeness > torch.cos(torch.deg2rad(torch.tensor(settings.suppression_deg)))
-    peaks, energies = [], []
+    suppressed = closeness > math.cos(math.radians(settings.suppression_deg))
+    peaks, amplitudes = [], []
     for _ in range(settings.peak_count):
-        energy, best = remaining.max(dim=1)
+        amplitude, best = remaining.max(dim=1)
         peaks.append(search[best])
-        energies.append(energy)
+        amplitudes.append(amplitude)
         remaining = remaining.masked_fill(suppressed[best], 0.0)
     vectors = torch.stack(peaks, dim=1)
     jitter = torch.randn(vectors.shape, generator=generator).to(device)
     vectors = vectors + torch.deg2rad(torch.tensor(settings.jitter_deg)) * jitter
     uniform = random_directions(batch, settings.random_count, generator).to(device)
     vectors = torch.cat([torch.nn.functional.normalize(vectors, dim=-1), uniform], dim=1)
-    return vectors, torch.stack(energies, dim=1)
+    return vectors, torch.stack(amplitudes, dim=1)

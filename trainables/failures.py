@@ -196,13 +196,19 @@ def with_retries(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Failure:
-    """The record of a failure: its kind, first cause and full traceback."""
+    """The record of a failure: its kind, first cause, full traceback and what was done about it.
+
+    Args:
+        error: what was raised last.
+        stage: what failed.
+        attempts: how often it was tried, since its last progress.
+    """
     kind = failure_kind(error)
     assert kind in FAILURE_KINDS
     causes = list(_causes(error))
     named = [cause for cause in causes if _kind_of(cause) == kind]
     first = (named or causes)[-1]
-    retries = RETRIES[kind]
+    retries = max(attempts - 1, 0)
     return Failure(
         kind=kind,
         message=str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__,

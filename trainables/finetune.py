@@ -121,6 +121,45 @@ class FinetuneResult:
     best_step: int
 
 
+class Validations:
+    """A run's validations: when one is due, the best so far, and when to wait no longer.
+
+    ``best`` is part of a state, from which ``start`` takes it. ``over`` is set by the validation
+    that uses up the patience.
+    """
+
+    def __init__(
+        self,
+        settings: FinetuneSettings,
+        validate: Callable[[SeldNetwork], Metrics] | None,
+        start: TrainState | None,
+    ) -> None:
+        self.best: BestState = {"step": 0, "seld_error": math.inf, "network": {}}
+        if start is not None:
+            self.best = start.get("best", self.best)
+        self.over = False
+        self._settings = settings
+        self._validate = validate
+
+    def after(self, done: int, network: SeldNetwork) -> Metrics:
+        """What is measured after so many steps; nothing where no validation is due."""
+        settings = self._settings
+        if self._validate is None or not settings.validate_every:
+            return {}
+        if done < settings.steps and done % settings.validate_every:
+            return {}
+        metrics = self._validate(network.eval())
+        if metrics["seld_error"] < self.best["seld_error"]:
+            self.best = {
+                "step": done,
+                "seld_error": metrics["seld_error"],
+                "network": detached(network.state_dict()),
+            }
+        waited = (done - self.best["step"]) // settings.validate_every
+        self.over = 0 < settings.patience <= waited
+        return metrics
+
+
 def finetune(
     settings: FinetuneSettings,
     batches: Iterable[Batch],
@@ -168,12 +207,11 @@ def finetune(
         weight_decay=settings.weight_decay,
     )
     first_step = 0
-    best: BestState = {"step": 0, "seld_error": math.inf, "network": {}}
     if start is not None:
         first_step = start["step"]
         network.load_state_dict(start["networks"])
         optimizer.load_state_dict(start["optimizer"])
-        best = start.get("best", best)
+    validations = Validations(settings, validate, start)
 
     metrics: Metrics = {}
     means = RunningMeans()
@@ -195,31 +233,19 @@ def finetune(
 
         means.add(loss=loss)
         done = step + 1
-        last = done == settings.steps
-        validation: Metrics = {}
-        validation_due = settings.validate_every > 0 and (
-            last or done % settings.validate_every == 0
-        )
-        if validate is not None and validation_due:
-            validation = validate(network.eval())
-            if validation["seld_error"] < best["seld_error"]:
-                best = {
-                    "step": done,
-                    "seld_error": validation["seld_error"],
-                    "network": detached(network.state_dict()),
-                }
-            waited = (done - best["step"]) // settings.validate_every
-            last |= 0 < settings.patience <= waited
+        validation = validations.after(done, network)
+        last = done == settings.steps or validations.over
         state_due = last or done % settings.state_every == 0
         if state_due or validation or done % settings.report_every == 0:
             metrics = means.take() | validation
-            state = train_state(done, network, optimizer, best) if state_due else None
+            state = train_state(done, network, optimizer, validations.best) if state_due else None
             # The last state is not for going on from: what would follow it is the end.
             report(done, metrics, None if last else state)
         if last:
             break
 
     assert state is not None, "batches ended early"
+    best = validations.best
     if settings.select_best and best["network"]:
         network.load_state_dict(best["network"])
     return FinetuneResult(

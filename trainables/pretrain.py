@@ -82,7 +82,8 @@ class PretrainSettings:
         own_window_share: of the DOA-wise loss, the part in which each direction competes with its
             own window's directions only (:func:`seld.losses.own_window_loss`). [ours]
         listening_directions: further random directions per window at which that part asks the
-            sound, but takes no crop: to say "not there" costs next to nothing.
+            sound, but takes no crop: to say "not there" costs next to nothing. None with the
+            ``grid`` head, which knows its own directions only.
         head: ``grid`` gives the K embeddings of the paper's fixed directions jointly;
             ``direction_conditioned`` [ours] is asked for any direction and so allows sampled ones.
         projection: the head's shape; its embedding_dim must be the visual encoder's.
@@ -185,6 +186,14 @@ class PretrainSettings:
         for name in ("rotated_negatives", "listening_directions", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise InputError(where, name, getattr(self, name), "0 or more")
+        if self.objective == "doa_wise" and self.head == "grid" and self.listening_directions:
+            # It would answer with the nearest direction's embedding: that of a crop there is.
+            raise InputError(
+                where,
+                "listening_directions",
+                self.listening_directions,
+                "0 with the 'grid' head, which answers for its own directions only",
+            )
         if not 0.0 <= self.minimum_rotation_deg < 180.0:
             raise InputError(
                 where, "minimum_rotation_deg", self.minimum_rotation_deg, "0 to below 180"
@@ -228,11 +237,15 @@ class PretrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
-    """The finished run: its state, the audio encoder alone, and the last metrics reported."""
+    """The finished run: its state, the audio encoder alone, and the last metrics reported.
+
+    ``probes`` are what the probe alone said of the last state; empty where there was none.
+    """
 
     state: TrainState
     audio_encoder: dict[str, Tensor]
     metrics: Metrics
+    probes: Metrics
 
 
 class PretrainNetworks(nn.Module):
@@ -303,7 +316,8 @@ def pretrain(
         settings: all choices.
         batches: the batches of the steps after ``start``, as :mod:`trainables.clips` makes them.
         device: where the networks live; batches arrive on the CPU.
-        report: called every ``report_every`` steps, with every state and after the last step.
+        report: called every ``report_every`` steps, with every state and after the last step. The
+            metrics at a state hold its probes as well, which the state has apart from them.
         start: continue from here; on the CPU the result equals an uninterrupted run bit for bit.
         probe: further metrics of the networks (in evaluation mode), taken at every state.
 
@@ -311,6 +325,10 @@ def pretrain(
         NonFiniteLossError: before any step is taken with a loss or gradient that is not finite.
     """
     refuse_broken_convolution(settings, device)
+    if torch.device(device).type == "cuda":
+        # For all of the process, which pretrains and no more. All batches have one shape; clips
+        # that a fine-tuning validates have many, and each would be measured anew.
+        torch.backends.cudnn.benchmark = True
     torch.manual_seed(settings.seed)
     networks = PretrainNetworks(settings).to(device)
     if distributed():
@@ -360,11 +378,17 @@ def pretrain(
             if state_due:
                 state = train_state(done, networks, optimizer)
                 if probe is not None:
-                    metrics |= probe(networks.eval())
+                    state["probes"] = probe(networks.eval())
+                    metrics |= state["probes"]
             report(done, metrics, state)
     assert state is not None, "batches ended early"
     assert state["step"] == settings.steps, "batches ended early"
-    return PretrainResult(state=state, audio_encoder=audio_encoder_of(state), metrics=metrics)
+    return PretrainResult(
+        state=state,
+        audio_encoder=audio_encoder_of(state),
+        metrics=metrics,
+        probes=state.get("probes", {}),
+    )
 
 
 def contrastive_loss(

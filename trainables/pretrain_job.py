@@ -11,6 +11,7 @@ import torch
 from seld.ambisonics import FoaFeatures
 from seld.annotations import accdoa_targets
 from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.geometry import unit_vectors
 from seld.spatial_spectra import spatial_spectra
 from trainables.clips import PairReader, WindowSchedule
 from trainables.jobs import ShardFolder
@@ -119,6 +120,12 @@ def probe_windows(
             for table in events
         ]
     )
+    # Files repeat rows; a repeated one is no second source.
+    tables = [table.drop_duplicates() for table in events]
+
+    def column(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([table[name].to_numpy(float) for table in tables]))
+
     # A class that sounds for half of the window has been there to be seen; its mean direction.
     sounding = (np.linalg.norm(activity, axis=-1) > 0.5).mean(axis=1) >= 0.5
     event_window, event_class = np.nonzero(sounding)
@@ -134,4 +141,7 @@ def probe_windows(
         event_window=torch.from_numpy(event_window),
         event_class=torch.from_numpy(event_class),
         event_direction=torch.nn.functional.normalize(torch.from_numpy(direction), dim=-1),
+        row_window=torch.from_numpy(np.repeat(np.arange(len(tables)), list(map(len, tables)))),
+        row_frame=column("frame").long(),
+        row_direction=unit_vectors(column("azimuth_deg"), column("elevation_deg")).float(),
     )

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Directions without a sound, against which the true one must win.
 _OTHER_DIRECTIONS = DoaGrid(kind="fibonacci", count=16)
 
+#: How far off an event a direction is that does not show it as well.
+_OFF_EVENT_DEG = 35.0
+
 #: A direction is empty where no annotated event is within this angle (the metric's threshold).
 _EMPTY_DEG = 20.0
 
@@ -38,8 +41,10 @@ class ProbeWindows:
 
     ``spectra`` (window, 11, frame, mel), ``pictures`` (window, time, 3, height, width) uint8,
     ``group`` (window,) number of the recording. ``activity`` (window, label frame, class, 3) are
-    ACCDOA targets. Events, the sources that sound for at least half of a window:
-    ``event_window`` (event,), ``event_class`` (event,), ``event_direction`` (event, 3).
+    ACCDOA targets. Events, the classes that sound for at least half of a window:
+    ``event_window`` (event,), ``event_class`` (event,), ``event_direction`` (event, 3), the mean.
+    All rows of the annotation, one per source and label frame: ``row_window`` (row,),
+    ``row_frame`` (row,), ``row_direction`` (row, 3). Directions are unit vectors.
     """
 
     spectra: Tensor
@@ -49,6 +54,16 @@ class ProbeWindows:
     event_window: Tensor
     event_class: Tensor
     event_direction: Tensor
+    row_window: Tensor
+    row_frame: Tensor
+    row_direction: Tensor
+
+    @property
+    def source_count(self) -> Tensor:
+        """How many sources sound, those of one class counted singly: (window, label frame)."""
+        windows, frames = self.activity.shape[:2]
+        cells = self.row_window * frames + self.row_frame
+        return cells.bincount(minlength=windows * frames).view(windows, frames)
 
 
 @torch.no_grad()
@@ -68,23 +83,23 @@ def probe_pretraining(
         )
     latents = latents.float().cpu()
     metrics = spread_metrics(latents)
-    metrics |= linear_probe_metrics(latents, windows.activity, windows.group)
+    metrics |= linear_probe_metrics(latents, windows.activity, windows.source_count, windows.group)
     metrics |= retrieval_metrics(networks, latents, windows, settings)
     if settings.objective == "doa_wise":
         metrics |= empty_direction_metrics(networks, features, latents, windows, settings)
     return metrics
 
 
-def has_learnt_classes(metrics: Mapping[str, float]) -> bool | None:
+def has_learnt_classes(probes: Mapping[str, float]) -> bool | None:
     """Whether sound finds pictures of its class better than by luck, by three standard errors.
 
-    None where the metrics hold no retrieval (no annotated pictures to measure on).
+    None where the probes hold no retrieval (no annotated pictures to measure on).
     """
-    if "retrieval_top1" not in metrics:
+    if "retrieval_top1" not in probes:
         return None
-    chance = metrics["retrieval_top1_chance"]
-    standard_error = math.sqrt(chance * (1.0 - chance) / metrics["retrieval_events"])
-    return metrics["retrieval_top1"] > chance + 3.0 * standard_error
+    chance = probes["retrieval_top1_chance"]
+    standard_error = math.sqrt(chance * (1.0 - chance) / probes["retrieval_events"])
+    return probes["retrieval_top1"] > chance + 3.0 * standard_error
 
 
 def spread_metrics(latents: Tensor) -> Metrics:
@@ -102,7 +117,9 @@ def spread_metrics(latents: Tensor) -> Metrics:
     return {"participation_ratio": ratio.item(), "temporal_variance_share": share.item()}
 
 
-def linear_probe_metrics(latents: Tensor, activity: Tensor, group: Tensor) -> Metrics:
+def linear_probe_metrics(
+    latents: Tensor, activity: Tensor, source_count: Tensor, group: Tensor
+) -> Metrics:
     """Ridge regressions from frozen latents to class and direction, where one source sounds.
 
     Fitted on the recordings of even number and scored on those of odd number, and the other way
@@ -111,10 +128,11 @@ def linear_probe_metrics(latents: Tensor, activity: Tensor, group: Tensor) -> Me
     Args:
         latents: (window, frame, dim).
         activity: (window, frame, class, 3) ACCDOA targets.
+        source_count: (window, frame); two sources of one class are two, which the targets hide.
         group: (window,) number of the recording.
     """
     frames = min(latents.shape[1], activity.shape[1])
-    single = (activity[:, :frames].norm(dim=-1) > 0.5).sum(dim=-1) == 1  # (window, frame)
+    single = source_count[:, :frames] == 1  # (window, frame)
     inputs = latents[:, :frames][single].double()
     vectors = activity[:, :frames][single].double()  # (sample, class, 3)
     fold = (group % 2)[:, None].expand(-1, frames)[single]
@@ -187,7 +205,7 @@ def retrieval_metrics(
 
     all_pictures = standardise(pictures)
     near = F.cosine_similarity(sound_at[:, None], all_pictures, dim=-1)
-    apart = (others * at).sum(dim=-1) < torch.cos(torch.deg2rad(torch.tensor(35.0)))
+    apart = (others * at).sum(dim=-1) < math.cos(math.radians(_OFF_EVENT_DEG))
     near[:, 1:] = near[:, 1:].masked_fill(~apart, -torch.inf)
     return {
         "retrieval_top1": class_top1(sound_at),
@@ -206,7 +224,11 @@ def empty_direction_metrics(
     windows: ProbeWindows,
     settings: PretrainSettings,
 ) -> Metrics:
-    """How much of the DOA-wise loss goes to directions where no annotated event is."""
+    """How much of the DOA-wise loss goes to directions where no annotated event is.
+
+    Whatever sounds in any frame of a window counts, however briefly and wherever it moves. The
+    listening directions, which have no crop, are not among those asked here.
+    """
     generator = torch.Generator().manual_seed(0)
     level = windows.spectra[:, 0].float().to(features.device)
     # A turned grid is the first rank's turn, which no other rank asks for here: one alone probes.
@@ -214,10 +236,7 @@ def empty_direction_metrics(
     chosen = choose_directions(features[:, 4:], level, unturned, generator)
     sound = networks.project_sound(latents.to(features.device), chosen.vectors).float()
     pictures = _embedded_crops(networks, windows.pictures, chosen.vectors, settings)
-    present = torch.zeros(chosen.vectors.shape[:2], dtype=torch.bool)
-    near = torch.cos(torch.deg2rad(torch.tensor(_EMPTY_DEG)))
-    for window, direction in zip(windows.event_window, windows.event_direction, strict=True):
-        present[window] |= chosen.vectors[window].cpu() @ direction > near
+    present = sounding_directions(windows, chosen.vectors.cpu())
     empty = ~present
     sound, pictures = standardise(sound), standardise(pictures)
     temperature = networks.log_temperature.exp()
@@ -234,6 +253,14 @@ def empty_direction_metrics(
         "empty_direction_share": empty.float().mean().item(),
         "loss_share_empty_directions": losses[0] / max(sum(losses), 1e-12),
     }
+
+
+def sounding_directions(windows: ProbeWindows, vectors: Tensor) -> Tensor:
+    """Which directions (window, K, 3) have an annotated event of any frame near: (window, K)."""
+    cosine = (vectors[windows.row_window] * windows.row_direction[:, None]).sum(dim=-1)  # (row, K)
+    near = (cosine > math.cos(math.radians(_EMPTY_DEG))).long()
+    events = torch.zeros(vectors.shape[:2], dtype=torch.long)
+    return events.index_add(0, windows.row_window, near) > 0
 
 
 def _embedded_crops(

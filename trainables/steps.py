@@ -28,12 +28,16 @@ class BestState(TypedDict):
 
 
 class TrainState(TypedDict):
-    """All that a run needs to continue bit for bit; plain tensors, loads with weights_only."""
+    """All that a run needs to continue bit for bit; plain tensors, loads with weights_only.
+
+    ``probes`` are those of the networks at this step, where pretraining was probed.
+    """
 
     step: int
     networks: dict[str, Tensor]
     optimizer: dict[str, Any]
     best: NotRequired[BestState]
+    probes: NotRequired[Metrics]
 
 
 #: ``report(step, metrics, state)``; ``state`` is None where no checkpoint is due. It may raise to

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from ray import tune
@@ -38,7 +38,14 @@ from seld.records import (
     write_record,
 )
 from seld.storage import join, upload_folder
-from trainables.cells import STAGE_CODE, Cell, scored_fingerprint, stages_of, with_batches
+from trainables.cells import (
+    STAGE_CODE,
+    Cell,
+    CellStages,
+    scored_fingerprint,
+    stages_of,
+    with_batches,
+)
 from trainables.evaluate_job import EvaluateJob
 from trainables.failures import BACKOFF_S, RETRIES, describe_failure, failure_kind
 from trainables.finetune_job import FinetuneJob
@@ -55,6 +62,8 @@ from trainables.stages import (
     code_fingerprint,
 )
 from trainables.workers import pretrain_on_workers, run_as_task
+
+Result = TypeVar("Result")
 
 #: A batch that does not fit the GPU is halved down to this part; beyond it, it would be another
 #: experiment.
@@ -174,7 +183,10 @@ def report_outcome(record: TrialRecord, **further: Any) -> None:
 
 
 class _Trial:
-    """One trial under way: its stages so far, and when it started."""
+    """One trial under way: its stages so far, and when it started.
+
+    Made without touching a disk, so that whatever fails there is recorded.
+    """
 
     def __init__(self, cell: Cell, shared: StudyRun, trial_id: str) -> None:
         self.cell = cell
@@ -182,26 +194,29 @@ class _Trial:
         self.trial_id = trial_id
         self.shared = shared
         self.data = shared.data[cell.data]
-        self.keys = stages_of(cell, self.data)
         self.folder = trial_folder(shared.study_folder, trial_id)
         self.started_at = datetime.now(UTC)
-        self.stage = "pretrain"
+        self.stage = ""
         self.attempts = 0
         self.results: dict[StageKey, StageResult] = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def keys(self) -> CellStages:
+        """Of the stages in the batches of now."""
+        return stages_of(self.cell, self.data)
 
     def use_batches(self, sizes: Mapping[str, int]) -> None:
         """Train in batches of other sizes from now on; stages that are done stay."""
         self.smaller_batches |= sizes
         self.cell = with_batches(self.cell, sizes)
-        self.keys = stages_of(self.cell, self.data)
 
     def run(self) -> TrialRecord:
         """All stages, then the record; the trial's tables are in its folder by then."""
-        encoder = self.pretrained() if self.keys.pretrain else None
+        self.tried("begin", lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        encoder = self.pretrained() if self.cell.pretrain else None
         network = self.finetuned(encoder)
         evaluation = self.evaluated(network)
-        self.collect(encoder, network, evaluation)
+        self.tried("collect", lambda: self.collect(encoder, network, evaluation))
         scores = evaluation.summary
         return self.record(
             "finished",
@@ -225,14 +240,14 @@ class _Trial:
         )
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            metrics = pretrain_on_workers(
+            probes = pretrain_on_workers(
                 job,
                 self.shared.placement,
                 provenance=self.shared.provenance,
                 storage_uri=self.shared.store.partial_uri(key),
                 folder=folder,
             )
-            return {"probes": metrics, "learnt": has_learnt_classes(metrics)}
+            return {"probes": probes, "learnt": has_learnt_classes(probes)}
 
         return self.obtain(key, compute)
 
@@ -277,8 +292,6 @@ class _Trial:
 
     def obtain(self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]) -> StageResult:
         """A stage's result, its computation tried again where the kind of failure allows it."""
-        self.stage = key.name
-        self.attempts = 0
         awaited = ""
 
         def waiting(owner: str) -> None:
@@ -292,29 +305,50 @@ class _Trial:
             self.log(f"{key.path}: computes, try {self.attempts}")
             return compute(folder)
 
-        kept: dict[str, str] | None = None
+        result = self.tried(
+            key.name,
+            lambda: self.shared.store.obtain(key, begin, waiting=waiting),
+            progress=lambda: self.shared.store.progress_of(key),
+        )
+        # The first time counts: asked for again, what was computed here is found in the store.
+        self.results.setdefault(key, result)
+        how = "computed" if result.computed else "stored already"
+        self.log(f"{key.path}: {how}, {result.duration_s:.1f} s")
+        return result
+
+    def tried(
+        self,
+        stage: str,
+        work: Callable[[], Result],
+        *,
+        progress: Callable[[], object] = lambda: None,
+    ) -> Result:
+        """``work()``, tried again where the kind of failure allows it.
+
+        Args:
+            stage: what a record of its failure names.
+            work: may be called several times.
+            progress: how far it has come; tries count from the last time that it got on.
+        """
+        self.stage = stage
+        self.attempts = 0
+        kept: object = None
         while True:
             self.attempts += 1
             try:
-                result = self.shared.store.obtain(key, begin, waiting=waiting)
+                return work()
             except Exception as error:
                 before = kept
                 with suppress(Exception):  # the store may be what has failed
-                    kept = self.shared.store.progress_of(key)
+                    kept = progress()
                 if before is not None and kept != before:
                     self.attempts = 1  # a long stage may lose its machine often, and gets on
                 if self.attempts > RETRIES[failure_kind(error)]:
                     raise
                 failure = self.failure(error)
-                self.log(f"{key.path}: {failure.kind}, is tried again\n{failure.traceback}")
-                tune.report({"stage": f"{key.name}, try {self.attempts + 1}"})
-                time.sleep(BACKOFF_S * 2 ** (self.attempts - 1))
-                continue
-            # The first time counts: asked for again, what was computed here is found in the store.
-            self.results.setdefault(key, result)
-            how = "computed" if result.computed else "stored already"
-            self.log(f"{key.path}: {how}, {result.duration_s:.1f} s")
-            return result
+            self.log(f"{stage}: {failure.kind}, is tried again\n{failure.traceback}")
+            tune.report({"stage": f"{stage}, try {self.attempts + 1}"})
+            time.sleep(BACKOFF_S * 2 ** (self.attempts - 1))
 
     def collect(
         self, encoder: StageResult | None, network: StageResult, evaluation: StageResult

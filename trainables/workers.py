@@ -39,7 +39,7 @@ from trainables.stages import STATE_FILE
 from trainables.steps import Metrics, TrainState
 from trainables.successors import IMPORTS_AHEAD, start_successor
 
-METRICS_FILE = "metrics.json"
+PROBES_FILE = "probes.json"
 Message = TypeVar("Message")
 
 #: A stage that says nothing for this long hangs. Computing the spectra of a large corpus, which a
@@ -77,7 +77,7 @@ def pretrain_on_workers(
         folder: receives the audio encoder and the history.
 
     Returns:
-        The last metrics, probes included.
+        The probes of the trained networks; empty where nothing was probed.
     """
     for name, value in train_environment(elastic=placement.is_elastic).items():
         os.environ.setdefault(name, value)
@@ -112,7 +112,7 @@ def pretrain_on_workers(
     with result.checkpoint.as_directory() as checkpoint:
         for name in (ENCODER_FILE, HISTORY_FILE):
             (folder / name).write_bytes((Path(checkpoint) / name).read_bytes())
-        return json.loads((Path(checkpoint) / METRICS_FILE).read_text(encoding="utf-8"))
+        return json.loads((Path(checkpoint) / PROBES_FILE).read_text(encoding="utf-8"))
 
 
 def train_environment(*, elastic: bool) -> dict[str, str]:
@@ -155,7 +155,8 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             torch.save(state, folder / STATE_FILE)
             save_audio_encoder(folder / ENCODER_FILE, audio_encoder_of(state), settings.audio)
             history.write(folder / HISTORY_FILE)
-            (folder / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
+            probes = state.get("probes", {})
+            (folder / PROBES_FILE).write_text(json.dumps(probes), encoding="utf-8")
             ray.train.report(progress, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     device = ray.train.torch.get_device()
