@@ -48,7 +48,5 @@ def elevation_correlation(
 
 def _alone(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Events without another one of their class in the frame, of all recordings."""
-    events = pd.concat(tables, keys=range(len(tables)), names=["recording", None]).reset_index(
-        level="recording"
-    )
-    return events[[*_EVENT, "elevation_deg"]].drop_duplicates(_EVENT, keep=False)
+    events = pd.concat([table.assign(recording=number) for number, table in enumerate(tables)])
+    return events.loc[~events.duplicated(_EVENT, keep=False), [*_EVENT, "elevation_deg"]]

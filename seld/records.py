@@ -76,8 +76,9 @@ class Failure:
         kind: a key of :data:`FAILURE_KINDS`.
         message: first line of the innermost cause.
         traceback: of the whole exception.
-        stage: which one failed: pretrain, finetune or evaluate.
-        policy: how often a stage that fails so is tried again, for people.
+        stage: which one failed: pretrain, finetune or evaluate; ``begin`` or ``collect`` where the
+            trial's own files could not be written; empty before any.
+        policy: how often it was tried again, for people.
         attempts: tries of the stage, since its last progress.
     """
 
