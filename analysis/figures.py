@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.compare import CellEstimates, Comparison, estimate
 from analysis.events import Matches, match_events
-from analysis.load import Trial, Unreadable
+from analysis.load import Results, Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
 from analysis.sweeps import importances, is_logarithmic, swept_trials
 from analysis.tables import minutes
@@ -126,7 +126,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
     arms = [arm for arm in comparison.results.arms if any(cell.arm == arm for cell in cells)]
     budgets = sorted({cell.budget_minutes for cell in cells})
     if len(budgets) == 1:
-        return _errors_by_arm(cells, budgets[0])
+        return _errors_by_arm(comparison.results, cells, budgets[0])
     # Arms side by side at each budget: their bars would hide each other.
     step = 0.12 / max(len(arms), 1)
 
@@ -141,7 +141,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
                 SELD_ERROR.scale * np.array([getattr(item, key) for item in found])
                 for key in ("mean", "low", "high")
             )
-            colour, line, marker = arm_style(number)
+            colour, line, marker = arm_style(comparison.results, arm)
             axes.fill_between(place, low, high, color=colour, alpha=0.08, linewidth=0)
             axes.errorbar(
                 place,
@@ -172,12 +172,14 @@ def budget_curves(comparison: Comparison) -> Picture | None:
     )
 
 
-def _errors_by_arm(cells: Sequence[CellEstimates], budget: float) -> Picture:
+def _errors_by_arm(
+    results: Results, cells: Sequence[CellEstimates], budget_minutes: float
+) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for row, cell in enumerate(cells):
             found = cell.estimates[SELD_ERROR.name]
-            colour, _, marker = arm_style(row)
+            colour, _, marker = arm_style(results, cell.arm)
             axes.errorbar(
                 SELD_ERROR.scale * found.mean,
                 row,
@@ -194,7 +196,7 @@ def _errors_by_arm(cells: Sequence[CellEstimates], budget: float) -> Picture:
 
     return draw(
         "budget",
-        f"SELD error at {minutes(budget)}",
+        f"SELD error at {minutes(budget_minutes)}",
         "Mean over seeds; bars are 95 % intervals over seeds and test recordings. They show each "
         "arm by itself: whether two arms differ is in the table of paired differences. Lower is "
         "better.",
@@ -211,12 +213,12 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, arm in enumerate(comparison.results.arms):
+        for arm in comparison.results.arms:
             cell = comparison.cells.get((arm, budget))
             if cell is None or not cell.estimates:
                 continue
             across, along = cell.estimates[F20.name], cell.estimates[LE_CD.name]
-            colour, _, marker = arm_style(number)
+            colour, _, marker = arm_style(comparison.results, arm)
             axes.errorbar(
                 F20.scale * across.mean,
                 along.mean,
@@ -321,12 +323,11 @@ def rooms(comparison: Comparison) -> Picture | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, arm in enumerate(comparison.results.arms):
-            rows = by_arm.get(arm, {})
+        for number, (arm, rows) in enumerate(by_arm.items()):
             found = [np.asarray(rows.get(room, [np.nan])) * SELD_ERROR.scale for room in names]
             mean = np.array([seeds.mean() for seeds in found])
-            shift = 0.6 * ((number + 0.5) / len(comparison.results.arms) - 0.5)
-            colour, _, marker = arm_style(number)
+            shift = 0.6 * ((number + 0.5) / len(by_arm) - 0.5)
+            colour, _, marker = arm_style(comparison.results, arm)
             axes.errorbar(
                 np.arange(len(names)) + shift,
                 mean,
@@ -432,7 +433,7 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         # In the order of all figures; the first is filled, so that lines do not hide each other.
         arms = [arm for arm in comparison.results.arms if arm in matched]
         for number, arm in enumerate(arms):
-            colour, line, _ = arm_style(comparison.results.arms.index(arm))
+            colour, line, _ = arm_style(comparison.results, arm)
             counted, _ = np.histogram(matched[arm].azimuth_error_deg, edges)
             filled = {"fill": True, "facecolor": "#dddddd"} if number == 0 and len(arms) > 1 else {}
             axes.stairs(
@@ -469,7 +470,7 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
             panels, ("azimuth_deg", "elevation_deg"), ((-180, 180), (-90, 90)), strict=True
         ):
             for number, class_id in enumerate(classes):
-                colour, _, marker = arm_style(number)
+                colour, _, marker = _style(number)
                 true = _of_class(matches.reference, class_id)
                 guessed = _of_class(matches.prediction, class_id)
                 for source in true["source_id"].unique():
@@ -685,7 +686,12 @@ def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float
     return [[scale * (mean - low)], [scale * (high - mean)]] if low == low else [[0.0], [0.0]]
 
 
-def arm_style(number: int) -> tuple[str, str, str]:
+def arm_style(results: Results, arm: str) -> tuple[str, str, str]:
+    """Colour, line style and marker of an arm: the same in all figures of a report."""
+    return _style(results.drawn_arms.index(arm))
+
+
+def _style(number: int) -> tuple[str, str, str]:
     colour, line, _ = _STYLES[number % len(_STYLES)]
     # The second round shifts the markers, so that no pair comes twice before 64 arms.
     marker = _STYLES[(number + number // len(_STYLES)) % len(_STYLES)][2]

@@ -104,7 +104,7 @@ def probe_figures(results: Results) -> list[Picture]:
             for arm, curve in curves.items():
                 if name not in curve:
                     continue
-                colour, line, marker = arm_style(results.drawn_arms.index(arm))
+                colour, line, marker = arm_style(results, arm)
                 drawn = scale * curve[name].dropna()
                 axes.plot(drawn, color=colour, linestyle=line, marker=marker, label=arm)
             chances = [
