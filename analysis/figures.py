@@ -454,7 +454,9 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         "azimuth_error",
         f"Azimuth errors at {minutes(budget)}",
         "Events of the same class in the same frame, matched by direction; bins of 10°. A second "
-        "peak near ±180° is front-back confusion. The middle seed of each arm.",
+        "peak near ±180° means the opposite azimuth, x and y both of the wrong sign: FOA's dipoles "
+        "hear opposite directions alike but for their sign. Front-back confusion, 180° − a for a, "
+        "has no peak here: its error depends on a. The middle seed of each arm.",
         (_WIDTH_IN, 3.4),
         paint,
     )

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
+from numpy.typing import NDArray
 from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 from analysis import figures
@@ -111,3 +113,24 @@ def test_an_arm_has_one_colour_in_all_figures(
     assert of_two.items() <= wanted.items()
     assert len(of_two) == 2
     assert painted["rooms"].legend == list(arms)
+
+
+def test_azimuth_errors_near_180_are_called_the_opposite_direction(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    """Front-back confusion, a → 180° − a, errs by 180° − 2 a: over all azimuths, by anything."""
+    azimuth_deg = np.arange(-180, 180, 10)
+
+    def share_near_180(predicted_deg: NDArray[np.int64]) -> float:
+        error_deg = (predicted_deg - azimuth_deg + 180) % 360 - 180
+        return float((abs(error_deg) >= 170).mean())
+
+    assert share_near_180(180 + azimuth_deg) == 1
+    assert share_near_180(180 - azimuth_deg) < 0.1
+
+    study = replace(STUDY, predictions=True, budgets_minutes=(60.0,), recordings=2)
+    folder = write_simulated_study(tmp_path / "s", study)
+    figures.prediction_figures(Comparison(load_studies([folder])), "scratch")
+    caption = painted["azimuth_error"].caption
+    assert "near ±180° means the opposite azimuth" in caption
+    assert "is front-back" not in caption
