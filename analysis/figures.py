@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -368,7 +369,7 @@ def prediction_figures(
     budget = comparison.largest_budget
     if budget is None:
         return [], []
-    best = _best_arm(comparison, budget)
+    best = _best_first(comparison, budget)[0]
     matched: dict[str, Matches] = {}
     shown: dict[str, Trial] = {}
     unreadable = []
@@ -651,12 +652,14 @@ def _importances(weights: dict[str, float], trial_count: int) -> Picture:
     )
 
 
-def _best_arm(comparison: Comparison, budget: float) -> str:
-    return min(
+def _best_first(comparison: Comparison, budget: float) -> list[str]:
+    """Arms with scores at the budget, in order of their SELD error."""
+    found = [
         (cell.estimates[SELD_ERROR.name].mean, arm)
         for (arm, at), cell in comparison.cells.items()
         if at == budget and cell.estimates
-    )[1]
+    ]
+    return [arm for _, arm in sorted(found)]
 
 
 def _typical_trial(comparison: Comparison, arm: str, budget: float) -> Trial | None:
@@ -671,17 +674,21 @@ def _of_class(table: pd.DataFrame, class_id: int) -> pd.DataFrame:
 
 
 def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None:
-    """DOA-wise and recording-wise where the study has both, else the best arm and the baseline."""
-    arms = comparison.results.arms
+    """DOA-wise and recording-wise, else the best arm and the baseline, else the best two.
+
+    Of those that can be compared at the largest budget: not every arm need have run there.
+    """
     budget = comparison.largest_budget
-    if "doa_wise" in arms and "recording_wise" in arms:
-        return "doa_wise", "recording_wise"
-    rivals = [
-        (cell.estimates[SELD_ERROR.name].mean, arm)
-        for (arm, at), cell in comparison.cells.items()
-        if at == budget and arm != baseline and cell.estimates
+    if budget is None:
+        return None
+    arms = _best_first(comparison, budget)
+    pairs = [
+        ("doa_wise", "recording_wise"),
+        *((arm, baseline) for arm in arms if arm != baseline),
+        *itertools.combinations(arms, 2),
     ]
-    return (min(rivals)[1], baseline) if rivals else None
+    comparable = (pair for pair in pairs if not comparison.difference(*pair, budget).refusals)
+    return next(comparable, None)
 
 
 def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float]]:

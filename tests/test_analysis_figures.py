@@ -134,3 +134,29 @@ def test_azimuth_errors_near_180_are_called_the_opposite_direction(
     caption = painted["azimuth_error"].caption
     assert "near ±180° means the opposite azimuth" in caption
     assert "is front-back" not in caption
+
+
+@pytest.mark.parametrize(
+    ("removed", "first", "second"),
+    [
+        ([], "doa_wise", "recording_wise"),
+        (["recording_wise-60min-*"], "doa_wise", "scratch"),
+        # Without the baseline either: the best two.
+        (["recording_wise-60min-*", "scratch-60min-*"], "doa_wise", "avc"),
+        # Both are there, but there is no pair of them.
+        (["recording_wise-60min-seed[12]", "doa_wise-60min-seed0"], "doa_wise", "scratch"),
+    ],
+)
+def test_classes_are_compared_of_arms_that_have_scores_at_the_largest_budget(
+    tmp_path: Path, painted: dict[str, Painted], removed: list[str], first: str, second: str
+) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    figures.score_figures(without(folder, *removed), "scratch")
+    assert painted["classes"].title == f"Per class: {first} minus {second} at 60 min"
+
+
+def test_one_arm_has_no_differences_per_class(tmp_path: Path, painted: dict[str, Painted]) -> None:
+    study = replace(STUDY, arms={"scratch": VARIANTS["scratch"]})
+    figures.score_figures(without(write_simulated_study(tmp_path / "s", study)), "scratch")
+    assert "rooms" in painted
+    assert "classes" not in painted
