@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.compare import CellEstimates, Comparison, estimate
 from analysis.events import Matches, match_events
-from analysis.load import Trial, Unreadable
+from analysis.load import Results, Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
 from analysis.sweeps import importances, is_logarithmic, swept_trials
 from analysis.tables import minutes
@@ -126,7 +127,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
     arms = [arm for arm in comparison.results.arms if any(cell.arm == arm for cell in cells)]
     budgets = sorted({cell.budget_minutes for cell in cells})
     if len(budgets) == 1:
-        return _errors_by_arm(cells, budgets[0])
+        return _errors_by_arm(comparison.results, cells, budgets[0])
     # Arms side by side at each budget: their bars would hide each other.
     step = 0.12 / max(len(arms), 1)
 
@@ -141,7 +142,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
                 SELD_ERROR.scale * np.array([getattr(item, key) for item in found])
                 for key in ("mean", "low", "high")
             )
-            colour, line, marker = arm_style(number)
+            colour, line, marker = arm_style(comparison.results, arm)
             axes.fill_between(place, low, high, color=colour, alpha=0.08, linewidth=0)
             axes.errorbar(
                 place,
@@ -172,12 +173,14 @@ def budget_curves(comparison: Comparison) -> Picture | None:
     )
 
 
-def _errors_by_arm(cells: Sequence[CellEstimates], budget: float) -> Picture:
+def _errors_by_arm(
+    results: Results, cells: Sequence[CellEstimates], budget_minutes: float
+) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for row, cell in enumerate(cells):
             found = cell.estimates[SELD_ERROR.name]
-            colour, _, marker = arm_style(row)
+            colour, _, marker = arm_style(results, cell.arm)
             axes.errorbar(
                 SELD_ERROR.scale * found.mean,
                 row,
@@ -194,7 +197,7 @@ def _errors_by_arm(cells: Sequence[CellEstimates], budget: float) -> Picture:
 
     return draw(
         "budget",
-        f"SELD error at {minutes(budget)}",
+        f"SELD error at {minutes(budget_minutes)}",
         "Mean over seeds; bars are 95 % intervals over seeds and test recordings. They show each "
         "arm by itself: whether two arms differ is in the table of paired differences. Lower is "
         "better.",
@@ -211,12 +214,12 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, arm in enumerate(comparison.results.arms):
+        for arm in comparison.results.arms:
             cell = comparison.cells.get((arm, budget))
             if cell is None or not cell.estimates:
                 continue
             across, along = cell.estimates[F20.name], cell.estimates[LE_CD.name]
-            colour, _, marker = arm_style(number)
+            colour, _, marker = arm_style(comparison.results, arm)
             axes.errorbar(
                 F20.scale * across.mean,
                 along.mean,
@@ -321,12 +324,11 @@ def rooms(comparison: Comparison) -> Picture | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, arm in enumerate(comparison.results.arms):
-            rows = by_arm.get(arm, {})
+        for number, (arm, rows) in enumerate(by_arm.items()):
             found = [np.asarray(rows.get(room, [np.nan])) * SELD_ERROR.scale for room in names]
             mean = np.array([seeds.mean() for seeds in found])
-            shift = 0.6 * ((number + 0.5) / len(comparison.results.arms) - 0.5)
-            colour, _, marker = arm_style(number)
+            shift = 0.6 * ((number + 0.5) / len(by_arm) - 0.5)
+            colour, _, marker = arm_style(comparison.results, arm)
             axes.errorbar(
                 np.arange(len(names)) + shift,
                 mean,
@@ -367,7 +369,7 @@ def prediction_figures(
     budget = comparison.largest_budget
     if budget is None:
         return [], []
-    best = _best_arm(comparison, budget)
+    best = _best_first(comparison, budget)[0]
     matched: dict[str, Matches] = {}
     shown: dict[str, Trial] = {}
     unreadable = []
@@ -432,7 +434,7 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         # In the order of all figures; the first is filled, so that lines do not hide each other.
         arms = [arm for arm in comparison.results.arms if arm in matched]
         for number, arm in enumerate(arms):
-            colour, line, _ = arm_style(comparison.results.arms.index(arm))
+            colour, line, _ = arm_style(comparison.results, arm)
             counted, _ = np.histogram(matched[arm].azimuth_error_deg, edges)
             filled = {"fill": True, "facecolor": "#dddddd"} if number == 0 and len(arms) > 1 else {}
             axes.stairs(
@@ -453,7 +455,9 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         "azimuth_error",
         f"Azimuth errors at {minutes(budget)}",
         "Events of the same class in the same frame, matched by direction; bins of 10°. A second "
-        "peak near ±180° is front-back confusion. The middle seed of each arm.",
+        "peak near ±180° means the opposite azimuth, x and y both of the wrong sign: FOA's dipoles "
+        "hear opposite directions alike but for their sign. Front-back confusion, 180° − a for a, "
+        "has no peak here: its error depends on a. The middle seed of each arm.",
         (_WIDTH_IN, 3.4),
         paint,
     )
@@ -469,7 +473,7 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
             panels, ("azimuth_deg", "elevation_deg"), ((-180, 180), (-90, 90)), strict=True
         ):
             for number, class_id in enumerate(classes):
-                colour, _, marker = arm_style(number)
+                colour, _, marker = _style(number)
                 true = _of_class(matches.reference, class_id)
                 guessed = _of_class(matches.prediction, class_id)
                 for source in true["source_id"].unique():
@@ -648,12 +652,14 @@ def _importances(weights: dict[str, float], trial_count: int) -> Picture:
     )
 
 
-def _best_arm(comparison: Comparison, budget: float) -> str:
-    return min(
+def _best_first(comparison: Comparison, budget: float) -> list[str]:
+    """Arms with scores at the budget, in order of their SELD error."""
+    found = [
         (cell.estimates[SELD_ERROR.name].mean, arm)
         for (arm, at), cell in comparison.cells.items()
         if at == budget and cell.estimates
-    )[1]
+    ]
+    return [arm for _, arm in sorted(found)]
 
 
 def _typical_trial(comparison: Comparison, arm: str, budget: float) -> Trial | None:
@@ -668,24 +674,33 @@ def _of_class(table: pd.DataFrame, class_id: int) -> pd.DataFrame:
 
 
 def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None:
-    """DOA-wise and recording-wise where the study has both, else the best arm and the baseline."""
-    arms = comparison.results.arms
+    """DOA-wise and recording-wise, else the best arm and the baseline, else the best two.
+
+    Of those that can be compared at the largest budget: not every arm need have run there.
+    """
     budget = comparison.largest_budget
-    if "doa_wise" in arms and "recording_wise" in arms:
-        return "doa_wise", "recording_wise"
-    rivals = [
-        (cell.estimates[SELD_ERROR.name].mean, arm)
-        for (arm, at), cell in comparison.cells.items()
-        if at == budget and arm != baseline and cell.estimates
+    if budget is None:
+        return None
+    arms = _best_first(comparison, budget)
+    pairs = [
+        ("doa_wise", "recording_wise"),
+        *((arm, baseline) for arm in arms if arm != baseline),
+        *itertools.combinations(arms, 2),
     ]
-    return (min(rivals)[1], baseline) if rivals else None
+    comparable = (pair for pair in pairs if not comparison.difference(*pair, budget).refusals)
+    return next(comparable, None)
 
 
 def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float]]:
     return [[scale * (mean - low)], [scale * (high - mean)]] if low == low else [[0.0], [0.0]]
 
 
-def arm_style(number: int) -> tuple[str, str, str]:
+def arm_style(results: Results, arm: str) -> tuple[str, str, str]:
+    """Colour, line style and marker of an arm: the same in all figures of a report."""
+    return _style(results.drawn_arms.index(arm))
+
+
+def _style(number: int) -> tuple[str, str, str]:
     colour, line, _ = _STYLES[number % len(_STYLES)]
     # The second round shifts the markers, so that no pair comes twice before 64 arms.
     marker = _STYLES[(number + number // len(_STYLES)) % len(_STYLES)][2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -486,11 +485,6 @@ def _place_of(trial: Trial) -> tuple[str, int, float]:
     return trial.record.arm, trial.record.seed, trial.budget_minutes
 
 
-def _settings(trial: Trial) -> str:
-    """The trial's settings apart from those that place it within its arm, comparable."""
-    return json.dumps(_without_cell(trial.record.config), sort_keys=True, default=str)
-
-
 def differing_settings(trials: Sequence[Trial]) -> list[str]:
     """Names of the settings in which trials of one arm and budget differ, but for their seeds."""
     flat = [flat_mapping(_without_cell(trial.record.config)) for trial in trials]
@@ -513,15 +507,37 @@ def _ambiguous_arms(trials: list[Trial]) -> set[str]:
     for arm, by_folder in folders.items():
         if len(by_folder) < 2:
             continue
-        settings = {
-            (_settings(trial), trial.record.test_fingerprint)
-            for group in by_folder.values()
-            for trial in group
-        }
-        places = Counter(_place_of(trial) for group in by_folder.values() for trial in group)
-        if len(settings) > 1 or max(places.values()) > 1:
+        studies = list(by_folder.values())
+        pooled = [trial for study in studies for trial in study]
+        # One test at all budgets: nobody could tell a curve through two tests' budgets from one.
+        tests = {trial.record.test_fingerprint for trial in pooled}
+        places = Counter(_place_of(trial) for trial in pooled)
+        if len(tests) > 1 or max(places.values()) > 1 or _settings_disagree(studies):
             ambiguous.add(arm)
     return ambiguous
+
+
+def _settings_disagree(studies: Sequence[list[Trial]]) -> bool:
+    """Whether the trials that several studies have of one arm are of different settings.
+
+    At a budget that two studies share, all settings must be the same. Between other budgets, those
+    must that no study varies by budget: ``finetune.steps``, say, may depend on it.
+    """
+    pooled = [trial for study in studies for trial in study]
+    for budget in {trial.budget_minutes for trial in pooled}:
+        shared = [at for study in studies if (at := _at_budget(study, budget))]
+        if len(shared) > 1 and differing_settings([trial for at in shared for trial in at]):
+            return True
+    by_budget: set[str] = set()
+    for study in studies:
+        budgets = {trial.budget_minutes for trial in study}
+        within = {name for at in budgets for name in differing_settings(_at_budget(study, at))}
+        by_budget |= set(differing_settings(study)) - within
+    return not by_budget.issuperset(differing_settings(pooled))
+
+
+def _at_budget(trials: Sequence[Trial], budget_minutes: float) -> list[Trial]:
+    return [trial for trial in trials if trial.budget_minutes == budget_minutes]
 
 
 def _labels(studies: list[StudyFolder]) -> dict[Path, str]:

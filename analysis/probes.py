@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +37,11 @@ PROBES = (
     Probe(name="temporal_variance_share", label="Varies in time", unit="%", scale=100),
 )
 
+#: ``{averaged}``: over what the numbers are means.
 _NOTE = (
     "Measured on annotated clips that pretraining never saw, though a sound bank's recordings may "
-    "recur in them; mean over seeds, chance level in brackets. Retrieval: the crop nearest to the "
-    "sound at an event's direction, among the event crops of other recordings, shows the same "
+    "recur in them; mean over {averaged}, chance level in brackets. Retrieval: the crop nearest to "
+    "the sound at an event's direction, among the event crops of other recordings, shows the same "
     "class. Asked elsewhere: the same with the sound at a random other direction; as high as "
     "retrieval means that the embedding says what, not where. Own direction: the event's own crop "
     "is nearest among up to 16 others of its window. Class and DOA probe: ridge regressions on "
@@ -60,7 +61,8 @@ _CURVES = (
 def probes_table(results: Results) -> Table:
     """One row per pretrained arm; no rows where nothing was probed."""
     rows, values = [], []
-    for arm, trials in pretrainings(results).items():
+    of_arms = pretrainings(results)
+    for arm, trials in of_arms.items():
         learnt = sum(trial.record.pretraining_learnt is True for trial in trials)
         asked = sum(trial.record.pretraining_learnt is not None for trial in trials)
         entries = [Entry(text=arm), Entry(text=f"{learnt} of {asked}")]
@@ -78,7 +80,7 @@ def probes_table(results: Results) -> Table:
     return Table(
         name="probes",
         title="What pretraining had learnt, before fine-tuning",
-        note=_NOTE,
+        note=_NOTE.format(averaged=_averaged(results, of_arms)),
         columns=("Arm", "Classes learnt", *labels),
         rows=tuple(rows),
         numeric=frozenset(range(2, 2 + len(PROBES))),
@@ -104,7 +106,7 @@ def probe_figures(results: Results) -> list[Picture]:
             for arm, curve in curves.items():
                 if name not in curve:
                     continue
-                colour, line, marker = arm_style(results.drawn_arms.index(arm))
+                colour, line, marker = arm_style(results, arm)
                 drawn = scale * curve[name].dropna()
                 axes.plot(drawn, color=colour, linestyle=line, marker=marker, label=arm)
             chances = [
@@ -124,9 +126,9 @@ def probe_figures(results: Results) -> list[Picture]:
         draw(
             "pretraining-probes",
             "What is learnt, step by step",
-            "Mean over seeds at every state kept; the grey line is chance. Left: crops of the "
-            "right class found by the sound. Middle and right: ridge regressions on the frozen "
-            "latents, accuracy of the class and error of the direction.",
+            f"Mean over {_averaged(results, curves)} at every state kept; the grey line is "
+            "chance. Left: crops of the right class found by the sound. Middle and right: ridge "
+            "regressions on the frozen latents, accuracy of the class and error of the direction.",
             (7.2, 2.7),
             paint,
         )
@@ -142,6 +144,15 @@ def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
             key = keys[0] if keys else f"seed {trial.record.seed}"
             found.setdefault(trial.arm, {}).setdefault(key, trial)
     return {arm: list(trials.values()) for arm, trials in found.items()}
+
+
+def _averaged(results: Results, arms: Collection[str]) -> str:
+    """What an arm's numbers are means over; the settings of a sweep's trials differ."""
+    swept = results.swept_arms.intersection(arms)
+    if not swept:
+        return "seeds"
+    trials = "trials of all settings and lengths"
+    return trials if len(swept) == len(arms) else f"seeds (of swept arms: over {trials})"
 
 
 def _mean(trials: Sequence[Trial], name: str, scale: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,83 @@ def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path)
     assert load_studies([first, elsewhere]).arms == [
         "one: avc", "one: scratch", "other: avc", "other: scratch",
     ]  # fmt: skip
+
+
+def with_steps(
+    by_budget: Mapping[float, int], pretrain_steps: int = 100
+) -> Callable[[TrialRecord], TrialRecord]:
+    """Gives each record the fine-tuning steps of its budget."""
+
+    def change(record: TrialRecord) -> TrialRecord:
+        stages = {
+            "pretrain": {"steps": pretrain_steps},
+            "finetune": {"steps": by_budget[record.annotation_minutes]},
+        }
+        return replace(record, config={**record.config, **stages})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("budgets", "steps", "pretrain_steps", "pooled"),
+    [
+        pytest.param((2.0, 6.0), {2.0: 3000, 6.0: 6000}, 100, True, id="more seeds"),
+        pytest.param((2.0, 6.0), {2.0: 3000, 6.0: 9000}, 100, False, id="other steps with 6"),
+        pytest.param((2.0, 6.0), {2.0: 6000, 6.0: 3000}, 100, False, id="steps exchanged"),
+        pytest.param((6.0, 18.0), {6.0: 6000, 18.0: 9000}, 100, True, id="a budget more"),
+        pytest.param((18.0,), {18.0: 6000}, 100, True, id="another budget"),
+        pytest.param((18.0,), {18.0: 6000}, 200, False, id="another budget and recipe"),
+    ],
+)
+def test_settings_of_two_studies_are_compared_by_budget(
+    tmp_path: Path,
+    budgets: tuple[float, ...],
+    steps: dict[float, int],
+    pretrain_steps: int,
+    pooled: bool,
+) -> None:
+    study = replace(STUDY, name="evidence", budgets_minutes=(2.0, 6.0), seeds=(0, 1, 2))
+    first = write_simulated_study(
+        tmp_path / "a" / "evidence", study, with_steps({2.0: 3000, 6.0: 6000})
+    )
+    more = replace(study, budgets_minutes=budgets, seeds=(3, 4))
+    second = write_simulated_study(
+        tmp_path / "b" / "evidence", more, with_steps(steps, pretrain_steps)
+    )
+    results = load_studies([first, second])
+    if not pooled:
+        assert len(results.arms) == 4
+        return
+    assert results.arms == ["scratch", "avc"]
+    seeds = {
+        budget: [trial.record.seed for trial in results.cells["avc", budget]]
+        for budget in results.budgets_minutes
+    }
+    assert seeds == {
+        budget: [0, 1, 2] * (budget in (2.0, 6.0)) + [3, 4] * (budget in budgets)
+        for budget in {2.0, 6.0, *budgets}
+    }
+
+
+def test_a_setting_that_no_study_varies_by_budget_tells_arms_apart(tmp_path: Path) -> None:
+    """Of one budget each, nobody knows whether the budget made the difference, or --set."""
+    folders = [
+        write_simulated_study(
+            tmp_path / name / "evidence",
+            replace(STUDY, name="evidence", budgets_minutes=(budget,)),
+            with_steps({budget: steps}),
+        )
+        for name, budget, steps in (("a", 2.0, 3000), ("b", 18.0, 6000))
+    ]
+    assert len(load_studies(folders).arms) == 4
+
+    # Nor does it depend on the budget where it differs between seeds: that is a --set.
+    def mixed(record: TrialRecord) -> TrialRecord:
+        return with_steps({2.0: 3000 + 3000 * record.seed, 6.0: 6000})(record)
+
+    study = replace(STUDY, name="evidence", budgets_minutes=(2.0, 6.0))
+    folders[0] = write_simulated_study(tmp_path / "c" / "evidence", study, mixed)
+    assert len(load_studies(folders).arms) == 4
 
 
 def test_a_folder_of_studies_is_read_whole(tmp_path: Path) -> None:

@@ -75,6 +75,31 @@ def test_curves_are_means_over_pretrainings_and_do_without_what_cannot_be_read(
     assert len(probe_figures(replace(results, swept_arms=frozenset({"doa_wise"})))) == 1
 
 
+@pytest.mark.parametrize(
+    ("swept", "said"),
+    [
+        ((), "mean over seeds"),
+        (("doa_wise",), "mean over seeds (of swept arms: over trials of all settings and"),
+        (("avc", "doa_wise"), "mean over trials of all settings and lengths"),
+    ],
+)
+def test_of_swept_arms_the_means_are_over_trials(
+    tmp_path: Path, swept: tuple[str, ...], said: str
+) -> None:
+    study = replace(STUDY, arms=dict.fromkeys(("avc", "doa_wise"), STUDY.arms["doa_wise"]))
+    results = loaded(write_simulated_study(tmp_path / "variants", study))
+    for trial in results.trials:
+        pd.DataFrame(
+            [("pretrain", 100, "retrieval_top1", 0.2)],
+            columns=["stage", "step", "name", "value"],
+        ).to_csv(trial.folder / "history.csv", index=False)
+    results = replace(results, swept_arms=frozenset(swept))
+    (picture,) = probe_figures(results)
+    for text in (probes_table(results).note, picture.caption.replace("Mean", "mean")):
+        assert said in text
+        assert "{" not in text
+
+
 def test_a_study_without_pretraining_has_no_probes(tmp_path: Path) -> None:
     study = replace(STUDY, arms={"scratch": ArmTruth()})
     results = loaded(write_simulated_study(tmp_path / "variants", study))
