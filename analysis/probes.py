@@ -140,7 +140,8 @@ def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
     found: dict[str, dict[str, Trial]] = {}
     for trial in results.trials:
         keys = [stage.key for stage in trial.record.stages if stage.name == "pretrain"]
-        if trial.record.probes:
+        # Every probing gives it; older records hold the training's own metrics beside the probes.
+        if "participation_ratio" in trial.record.probes:
             key = keys[0] if keys else f"seed {trial.record.seed}"
             found.setdefault(trial.arm, {}).setdefault(key, trial)
     return {arm: list(trials.values()) for arm, trials in found.items()}

@@ -105,3 +105,10 @@ def test_a_study_without_pretraining_has_no_probes(tmp_path: Path) -> None:
     results = loaded(write_simulated_study(tmp_path / "variants", study))
     assert probes_table(results).rows == ()
     assert probe_figures(results) == []
+
+
+def test_what_was_never_probed_has_no_row(tmp_path: Path) -> None:
+    """Older records keep the training's loss among the probes."""
+    arms = {"scratch": ArmTruth(), "arm": ArmTruth(probes={"loss": 3.2, "learning_rate": 1e-9})}
+    study = SimulatedStudy(arms=arms, recordings=3, predictions=False)
+    assert not probes_table(load_studies([write_simulated_study(tmp_path / "s", study)])).rows
