@@ -80,11 +80,10 @@ def test_linear_probes_know_nothing_of_the_recordings_they_are_scored_on() -> No
     direction = direction / direction.norm(dim=-1, keepdim=True)
     sounding = torch.randint(classes, (recordings,), generator=generator)
     presence = torch.nn.functional.one_hot(sounding, classes)
-    activity = (presence[..., None] * direction[:, None])[group]  # (window, class, 3)
-    latents = torch.eye(recordings)[group]
-    metrics = linear_probe_metrics(
-        latents[:, None].repeat(1, frames, 1), activity[:, None].repeat(1, frames, 1, 1), group
-    )
+    vectors = presence[..., None] * direction[:, None]  # (recording, class, 3)
+    activity = vectors[group, None].repeat(1, frames, 1, 1)
+    latents = torch.eye(recordings)[group, None].repeat(1, frames, 1)
+    metrics = linear_probe_metrics(latents, activity, group)
     assert metrics["linear_class_accuracy"] < 0.6
     assert metrics["linear_doa_error_deg"] > 60.0
 
