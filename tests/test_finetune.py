@@ -11,6 +11,7 @@ import torch
 
 from seld.errors import InputError
 from seld.geometry import channel_swaps
+from seld.losses import adpit_loss
 from seld.models.resnet_conformer import AudioEncoder
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.spatial_spectra import turned_features
@@ -153,18 +154,33 @@ def test_sound_and_target_undergo_the_same_rotation(
         assert torch.allclose(drawn[0][:, 2, 2], torch.ones(3))
 
 
-def test_multi_accdoa_targets_turn_in_their_xyz_only() -> None:
-    settings = dataclasses.replace(SETTINGS, output_format="multi_accdoa", swaps=True)
-    network = finetune(
-        dataclasses.replace(settings, steps=1),
-        random_batches(settings),
-        class_count=CLASSES,
-        encoder_state=None,
-        report=Reports(),
-    ).network
+def test_multi_accdoa_targets_turn_in_their_xyz_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the matrices that the sound is turned with; the activity before them stays."""
+    given: dict[str, torch.Tensor] = {}
+
+    def note_features(spectra: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        given["matrices"] = matrices
+        return turned_features(spectra, matrices)
+
+    def note_target(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        given["target"] = target
+        return adpit_loss(prediction, target)
+
+    monkeypatch.setattr(finetune_module, "turned_features", note_features)
+    monkeypatch.setattr(finetune_module, "adpit_loss", note_target)
+    settings = dataclasses.replace(SETTINGS, output_format="multi_accdoa", rotations="any")
+    network = SeldNetwork(
+        SeldNetworkSettings(
+            encoder=SETTINGS.audio, class_count=CLASSES, output_format="multi_accdoa"
+        )
+    )
     batch = next(random_batches(settings))
-    loss = seld_loss(network, batch, settings, torch.Generator().manual_seed(0), "cpu")
-    assert torch.isfinite(loss)
+    seld_loss(network, batch, settings, torch.Generator().manual_seed(0), "cpu")
+    activity, xyz = batch["target"].split([1, 3], dim=3)
+    expected = torch.einsum("bij,bftjc->bftic", given["matrices"], xyz)
+    assert not torch.allclose(expected, xyz, atol=0.1)
+    assert torch.equal(given["target"][:, :, :, :1], activity)
+    assert torch.allclose(given["target"][:, :, :, 1:], expected, atol=1e-6)
 
 
 def test_masks_blank_one_stretch_of_bands_and_frames() -> None:
@@ -179,6 +195,34 @@ def test_masks_blank_one_stretch_of_bands_and_frames() -> None:
         assert (frames.diff() == 1).all()
         assert window[0].sum() == len(bands) * 20 + len(frames) * 64 - len(bands) * len(frames)
     assert blanked.any()
+
+
+@pytest.mark.parametrize(("name", "axis"), [("mask_bands", 3), ("mask_frames", 2)])
+def test_each_axis_is_masked_by_itself(name: str, axis: int) -> None:
+    """At each width up to the widest, anywhere, and in each window at another place."""
+    settings = dataclasses.replace(SETTINGS, **{"mask_bands": 0, "mask_frames": 0, name: 5})
+    features = torch.ones(300, 7, 20, 64)
+    blank = masked(features, settings, torch.Generator().manual_seed(1)) == 0
+    stretches = blank.any(dim=5 - axis).all(dim=1)  # (window, band or frame)
+    whole = stretches[:, None, None, :] if axis == 3 else stretches[:, None, :, None]
+    assert torch.equal(blank, whole.expand_as(blank))
+    assert set(stretches.sum(dim=1).tolist()) == {0, 1, 2, 3, 4, 5}
+    assert stretches.any(dim=0).all()
+    assert len({tuple(stretch) for stretch in stretches.tolist()}) > 50
+
+
+@pytest.mark.parametrize(("bands", "frames"), [(8, 4), (0, 0)])
+def test_the_network_is_shown_masked_features(bands: int, frames: int) -> None:
+    settings = dataclasses.replace(SETTINGS, mask_bands=bands, mask_frames=frames)
+    network = SeldNetwork(SeldNetworkSettings(encoder=SETTINGS.audio, class_count=CLASSES))
+    shown: list[torch.Tensor] = []
+    network.encoder.network.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    batch = next(random_batches(settings))
+    for seed in range(5):
+        seld_loss(network, batch, settings, torch.Generator().manual_seed(seed), "cpu")
+    blank = torch.cat(shown) == 0  # (window, channel, frame, band)
+    assert blank.all(dim=2).any() == (bands > 0)
+    assert blank.all(dim=3).any() == (frames > 0)
 
 
 def test_non_finite_loss_stops_before_the_step() -> None:

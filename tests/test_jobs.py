@@ -14,22 +14,30 @@ import torch
 from safetensors.torch import load_file
 
 from seld import metrics
-from seld.annotations import POLAR_COLUMNS, accdoa_targets, multi_accdoa_targets
-from seld.checkpoints import load_checkpoint
+from seld.annotations import (
+    POLAR_COLUMNS,
+    accdoa_targets,
+    multi_accdoa_targets,
+    read_annotations,
+    read_predictions,
+)
+from seld.checkpoints import load_checkpoint, save_audio_encoder, save_checkpoint
 from seld.classes import STARSS_CLASSES
-from seld.clips import ClipReader, ShardIndex
+from seld.clips import ClipReader, select_budget
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
 from seld.models.heads import OutputFormat
-from seld.predict import events_of, predict_waveform
+from seld.models.resnet_conformer import AudioEncoder
+from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
+from seld.predict import events_of
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader, WindowSchedule
 from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss, scored_clips
-from trainables.finetune_job import FinetuneJob, validation_score
-from trainables.jobs import NETWORK_FILE, ShardFolder
+from trainables.finetune_job import FinetuneJob
+from trainables.jobs import ENCODER_FILE, NETWORK_FILE, ShardFolder
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 TEST_NAME = "dev-test-sony/fold4_room4_mix001"
@@ -37,11 +45,15 @@ TRAINING = replace(SETTINGS, steps=6, report_every=1, state_every=2)
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
-    root = writers.write_starss(tmp_path_factory.mktemp("corpus"), [*NAMES, TEST_NAME])
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writers.write_starss(tmp_path_factory.mktemp("corpus"), [*NAMES, TEST_NAME])
+
+
+@pytest.fixture(scope="module")
+def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
     out = tmp_path_factory.mktemp("shards")
     build_shards(
-        CORPORA["starss22"](str(root)),
+        CORPORA["starss22"](str(corpus)),
         ShardSettings(clip_s=2.0),
         str(out),
         executor=ProcessExecutor(),
@@ -97,6 +109,28 @@ def test_an_interrupted_finetuning_ends_like_a_whole_one(
     pd.testing.assert_frame_equal(
         pd.read_csv(resumed / "history.csv"), pd.read_csv(whole / "history.csv")
     )
+
+
+def test_finetuning_starts_from_the_encoder_that_it_is_given(
+    shards: ShardFolder, tmp_path: Path
+) -> None:
+    torch.manual_seed(9)
+    encoder = AudioEncoder(TRAINING.audio)
+    save_audio_encoder(tmp_path / ENCODER_FILE, encoder.state_dict(), TRAINING.audio)
+
+    class Pretrained:
+        folder = tmp_path
+
+    still = replace(TRAINING, steps=1, encoder_rate=0.0, weight_decay=0.0)
+    pretrained = replace(
+        job(shards, None),
+        settings=still,
+        encoder=Pretrained(),  # type: ignore[arg-type]
+    )
+    pretrained.run(tmp_path, device="cpu", report=lambda progress: None)
+    finetuned = dict(load_checkpoint(tmp_path / NETWORK_FILE).network.encoder.named_parameters())
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(finetuned[name], parameter), name
 
 
 @pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])
@@ -174,6 +208,44 @@ def test_evaluation_says_whether_elevation_is_heard(
     assert metrics["elevation_correlation"] == pytest.approx(-1.0)
 
 
+def test_scores_are_those_of_the_corpus_own_annotations(
+    corpus: Path, shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions in place of the network's: of four seconds' rows every second one, 5° off."""
+    truth = read_annotations(corpus / f"metadata_dev/{TEST_NAME}.csv")
+    predicted = truth[truth["frame"] < 40].iloc[::2]
+    predicted = predicted.assign(azimuth_deg=predicted["azimuth_deg"] + 5)
+    monkeypatch.setattr("trainables.evaluate_job.events_of", lambda *_: predicted)
+    network, scores = tmp_path / "network", tmp_path / "scores"
+    network.mkdir()
+    scores.mkdir()
+    untrained = SeldNetwork(SeldNetworkSettings(encoder=TRAINING.audio, class_count=13))
+    save_checkpoint(network / NETWORK_FILE, untrained, class_names=STARSS_CLASSES)
+
+    class Untrained:
+        folder = network
+
+    evaluation = EvaluateJob(
+        shards=shards,
+        network=Untrained(),  # type: ignore[arg-type]
+        class_names=STARSS_CLASSES,
+    )
+    result = evaluation.run(scores, device="cpu", report=lambda progress: None)
+    name = Path(TEST_NAME).name
+    expected = metrics.score({name: truth}, {name: predicted}, class_names=STARSS_CLASSES)
+    for score in metrics.SCORE_NAMES:
+        assert result["metrics"][score] == pytest.approx(getattr(expected, score)), score
+    assert 0.0 < expected.lr_cd < expected.f20
+    (room,) = result["per_room"]
+    assert room["seld_error"] == pytest.approx(expected.seld_error)
+    for written, table in (("reference", truth), ("predictions", predicted)):
+        pd.testing.assert_frame_equal(
+            read_annotations(scores / f"{written}/{name}.csv"),
+            table.reset_index(drop=True),
+            check_dtype=False,  # clips hold whole degrees as floats
+        )
+
+
 def test_recordings_whose_clips_overlap_are_not_scored(tmp_path: Path) -> None:
     """Sound and events in two clips would count twice."""
     root = writers.write_starss(tmp_path / "corpus", NAMES[:1])
@@ -203,6 +275,34 @@ def test_finetuning_reads_neither_test_nor_validation_rooms(
     assert read == {"room2", "room3"}
 
 
+def test_finetuning_reads_the_clips_of_its_budget_and_seed(
+    shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clips of the six that are not kept for validation."""
+    read: set[int] = set()
+    read_clips = ClipReader.read
+
+    def spy(reader: ClipReader, clips: Sequence[int], **window: Any) -> dict[str, Any]:
+        read.update(clips)
+        return read_clips(reader, clips, **window)
+
+    monkeypatch.setattr(ClipReader, "read", spy)
+    trainable = shards.index().select(rooms=["room2", "room3"])
+    budgets = []
+    for seed in range(3):
+        read.clear()
+        seeded = replace(
+            job(shards, None),
+            settings=replace(TRAINING, steps=3, seed=seed),
+            annotation_minutes=0.06,
+        )
+        seeded.run(tmp_path, device="cpu", report=lambda progress: None)
+        assert read == set(select_budget(trainable, 0.06, seed).clips.index)
+        budgets.append(frozenset(read))
+    assert {len(budget) for budget in budgets} == {2}
+    assert len(set(budgets)) > 1
+
+
 @pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])
 def test_loss_tells_apart_what_the_threshold_does_not(output_format: OutputFormat) -> None:
     """Two frames, two classes, one source ahead in the second frame: at most a vector of 0.4."""
@@ -219,39 +319,48 @@ def test_loss_tells_apart_what_the_threshold_does_not(output_format: OutputForma
     assert losses == pytest.approx([1.0 / 12, 0.36 / 12])
 
 
-def test_validation_on_the_way_equals_the_evaluation_of_the_same_rooms(
-    shards: ShardFolder, tmp_path: Path
-) -> None:
-    """Clips of 2 s fit one window of prediction, so both score the same vectors."""
-    network, scores = tmp_path / "network", tmp_path / "scores"
+def test_validation_on_the_way_equals_the_evaluation_of_the_same_rooms(tmp_path: Path) -> None:
+    """Recordings of 4 s are one clip and one window of prediction: both score the same vectors."""
+    network, scores, out = tmp_path / "network", tmp_path / "scores", tmp_path / "shards"
     network.mkdir()
     scores.mkdir()
-    validated = replace(TRAINING, validate_every=3)
-    replace(job(shards, None), settings=validated).run(
-        network, device="cpu", report=lambda progress: None
+    root = writers.write_starss(tmp_path / "corpus", NAMES, duration_s=4.0)
+    build_shards(
+        CORPORA["starss22"](str(root)),
+        ShardSettings(clip_s=4.0),
+        str(out),
+        executor=ProcessExecutor(),
+        workers=1,
     )
+    whole = ShardFolder(path=str(out))
+    finetuning = replace(
+        job(whole, None), settings=replace(TRAINING, validate_every=3), annotation_minutes=0.1
+    )
+    finetuning.run(network, device="cpu", report=lambda progress: None)
     history = pd.read_csv(network / "history.csv")
-    errors = history[history["name"] == "seld_error"].set_index("step")["value"]
-    assert list(errors.index) == [3, 6]
+    assert list(history.loc[history["name"] == "seld_error", "step"]) == [3, 6]
 
-    index = ShardIndex.open(shards.path).select(rooms=["room1"])
     trained = load_checkpoint(network / NETWORK_FILE).network
     # A network that hears something: an untrained one predicts nothing anywhere.
     torch.nn.init.normal_(trained.head.output.bias, generator=torch.Generator().manual_seed(0))
-    score = validation_score(index, validated.audio.features, len(STARSS_CLASSES), "cpu")(
-        trained.eval()
+    save_checkpoint(network / NETWORK_FILE, trained, class_names=STARSS_CLASSES)
+    validate = finetuning.validation("cpu")
+    assert validate is not None
+    validated = validate(trained.eval())
+
+    class Trained:
+        folder = network
+
+    evaluation = EvaluateJob(
+        shards=whole,
+        network=Trained(),  # type: ignore[arg-type]
+        class_names=STARSS_CLASSES,
+        rooms=("room1",),
     )
-    references, predictions = {}, {}
-    reader = ClipReader(index)
-    for row, duration_s in zip(index.clips.index, index.clips["duration_s"], strict=True):
-        references[str(row)] = reader.events(row)
-        predictions[str(row)] = predict_waveform(
-            trained, reader.read([row], window_s=duration_s)["foa"][0]
-        )
-    expected = metrics.score(references, predictions, class_names=STARSS_CLASSES)
-    assert len(pd.concat(predictions.values())) > 0
-    assert score["seld_error"] == pytest.approx(expected.seld_error, abs=1e-6)
-    assert score["er20"] == pytest.approx(expected.er20, abs=1e-6)
+    evaluated = evaluation.run(scores, device="cpu", report=lambda progress: None)["metrics"]
+    assert len(read_predictions(scores / "predictions/fold3_room1_mix001.csv")) > 0
+    for name in metrics.SCORE_NAMES:
+        assert validated[name] == pytest.approx(evaluated[name], rel=1e-5), name
 
 
 def test_validation_without_rooms_is_refused(shards: ShardFolder, tmp_path: Path) -> None:

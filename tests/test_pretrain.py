@@ -386,6 +386,42 @@ def test_schedule_with_few_clips_draws_with_replacement() -> None:
     assert windows == [(7, 0.0)] * 3
 
 
+def test_several_windows_of_a_clip_do_not_overlap() -> None:
+    """Four at a time, in any part of clips of any length, and of each clip for one rank only."""
+    durations_s = np.linspace(3.0, 9.97, 40)
+    clips = np.arange(100, 140)
+    gaps_s, ends = [], []
+    for step in range(100):
+        seen: list[int] = []
+        for rank in (0, 1):
+            windows = clip_schedule(
+                clips,
+                durations_s,
+                seed=3,
+                step=step,
+                batch_size=8,
+                window_s=0.7,
+                windows_per_clip=4,
+                rank=rank,
+                world_size=2,
+            )
+            assert len(windows) == 8
+            for group in (windows[:4], windows[4:]):
+                (clip,) = {window.clip for window in group}
+                seen.append(clip)
+                starts_s = np.array([window.start_s for window in group])
+                duration_s = durations_s[clip - 100]
+                assert starts_s.min() >= 0.0
+                assert starts_s.max() + 0.7 <= duration_s + 1e-6
+                assert starts_s * 10 == pytest.approx(np.rint(starts_s * 10))
+                gaps_s += np.diff(np.sort(starts_s)).tolist()
+                ends.append((starts_s.max() + 0.7) / duration_s)
+        assert len(set(seen)) == 4
+    assert min(gaps_s) == pytest.approx(0.7)
+    assert max(gaps_s) > 2.0
+    assert max(ends) > 0.97
+
+
 def test_grid_head_refuses_directions_that_move() -> None:
     with pytest.raises(InputError, match="direction_conditioned"):
         dataclasses.replace(TINY, head="grid")

@@ -85,6 +85,26 @@ def test_linear_probes_of_noise_stay_at_chance() -> None:
     assert metrics["linear_doa_error_deg_chance"] == pytest.approx(90.0, abs=8.0)
 
 
+def test_linear_probes_know_nothing_of_the_recordings_they_are_scored_on() -> None:
+    """Latents tell the recording alone, whose class and place are drawn at random.
+
+    Whoever has seen a recording knows both; who has not, neither.
+    """
+    generator = torch.Generator().manual_seed(0)
+    recordings, windows, frames, classes = 40, 4, 5, 4
+    group = torch.arange(recordings).repeat_interleave(windows)
+    direction = torch.randn(recordings, 3, generator=generator)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    sounding = torch.randint(classes, (recordings,), generator=generator)
+    presence = torch.nn.functional.one_hot(sounding, classes)
+    vectors = presence[..., None] * direction[:, None]  # (recording, class, 3)
+    activity = vectors[group, None].repeat(1, frames, 1, 1)
+    latents = torch.eye(recordings)[group, None].repeat(1, frames, 1)
+    metrics = linear_probe_metrics(latents, activity, group)
+    assert metrics["linear_class_accuracy"] < 0.6
+    assert metrics["linear_doa_error_deg"] > 60.0
+
+
 def probe_windows() -> ProbeWindows:
     generator = torch.Generator().manual_seed(0)
     count, classes = 8, 3

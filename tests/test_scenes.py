@@ -199,6 +199,30 @@ def test_annotations_point_at_what_is_heard(tmp_path: Path) -> None:
         assert energy[~labelled].sum() < 0.01 * energy.sum()
 
 
+def test_background_music_sounds_where_nothing_is_labelled(tmp_path: Path) -> None:
+    """The same scene, in the open, with and without it."""
+    tables, powers = [], []
+    for share in (0.0, 1.0):
+        settings = replace(
+            SMALL,
+            recording_s=10.0,
+            ambient_noise_dbfs=-110,
+            train=PartSettings(
+                minutes=1 / 6, rooms=1, acoustics="anechoic", background_music_share=share
+            ),
+        )
+        (recording,) = (each for each in plan_recordings(settings) if each.part == "train")
+        render_recording(recording, settings, SyntheticBank(), tmp_path)
+        omni = soundfile.read(recording.path(tmp_path, "foa", ".wav"))[0][:, 0]
+        table = read_annotations(recording.path(tmp_path, "metadata", ".csv"))
+        quiet = np.setdiff1d(np.arange(100), table["frame"])
+        assert 10 < len(quiet) < 90
+        tables.append(table)
+        powers.append(np.median((omni.reshape(100, 2400)[quiet] ** 2).mean(axis=1)))
+    pd.testing.assert_frame_equal(*tables)
+    assert 10 * np.log10(powers[1] / powers[0]) > 20
+
+
 def test_overlap_stays_within_its_limit_and_shares_are_kept() -> None:
     generator = np.random.default_rng(0)
     part = PartSettings(minutes=1, rooms=1, unseen_share=0.3, silent_share=0.5)

@@ -47,6 +47,9 @@ def test_a_sweep_out_of_time_goes_on_and_counts_its_trials_once(
     assert set(table["test_fingerprint"]).isdisjoint(
         pd.read_csv(finished.results / "variants/trials.csv")["test_fingerprint"]
     )
+    scored = {path.stem for path in results.glob("sweep/trials/*/predictions/*.csv")}
+    assert scored
+    assert scored <= {f"fold3_room{room}_mix001" for room in (1, 2, 3)}
 
     with Command(arguments, tmp_path / "third.log", PROGRAM) as third:
         assert "all 3 trials are done already" in third.finish()
