@@ -100,7 +100,7 @@ def test_linear_probes_know_nothing_of_the_recordings_they_are_scored_on() -> No
     vectors = presence[..., None] * direction[:, None]  # (recording, class, 3)
     activity = vectors[group, None].repeat(1, frames, 1, 1)
     latents = torch.eye(recordings)[group, None].repeat(1, frames, 1)
-    metrics = linear_probe_metrics(latents, activity, group)
+    metrics = linear_probe_metrics(latents, activity, one_source(activity), group)
     assert metrics["linear_class_accuracy"] < 0.6
     assert metrics["linear_doa_error_deg"] > 60.0
 
