@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
+from simulated_study import ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 from analysis.compare import (
     Comparison,
@@ -243,3 +243,24 @@ def test_batches_that_did_not_fit_are_flagged(tmp_path: Path) -> None:
     assert comparison.cells["scratch", 30.0].caveats == ()
     (difference,) = comparison.differences("scratch")
     assert difference.caveats == (said,)
+
+
+def test_holm_is_over_all_arms_and_budgets(tmp_path: Path) -> None:
+    study = replace(
+        SMALL, arms={name: ArmTruth() for name in ("scratch", "b", "c")}, budgets_minutes=(15, 60)
+    )
+    found = compared(tmp_path, study).differences("scratch")
+    raw = [item.primary.p_value for item in found if item.primary]
+    assert len(raw) == 4
+    smallest = min(found, key=lambda item: item.p_holm)
+    assert smallest.p_holm == pytest.approx(min(1.0, 4 * min(raw)))
+
+
+def test_a_failed_seed_does_not_shift_the_pairs(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        return failed(record) if (record.arm, record.seed) == ("better", 1) else record
+
+    pairs = compared(tmp_path, change=change).pairs("better", "scratch", 30.0)
+    seeds = [(a.record.seed, b.record.seed) for a, b in pairs]
+    assert seeds == [(0, 0), (2, 2), (3, 3)]
+    assert {(a.arm, b.arm) for a, b in pairs} == {("better", "scratch")}

@@ -1,0 +1,66 @@
+"""The sentence says what is resolved, in the right direction, and nothing stronger."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.answer import answer
+from analysis.compare import Difference, Estimate
+from analysis.scores import SELD_ERROR
+
+
+def difference(arm: str, mean: float, p_holm: float, budget_minutes: float = 18.0) -> Difference:
+    found = Estimate(
+        mean=mean,
+        low=mean - 0.02,
+        high=mean + 0.02,
+        standard_error=0.01,
+        p_value=p_holm / 3,
+        seeds=5,
+        recordings=70,
+        seed_share=0.5,
+    )
+    return Difference(
+        arm=arm,
+        other="scratch",
+        budget_minutes=budget_minutes,
+        estimates={SELD_ERROR.name: found},
+        refusals=(),
+        caveats=(),
+        p_holm=p_holm,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (-0.05, "At 18 min of annotation, arm lowers the SELD error: it is 5.0 points below"),
+        (0.05, "At 18 min of annotation, arm raises the SELD error: it is 5.0 points above"),
+    ],
+)
+def test_a_resolved_difference_has_its_direction(mean: float, expected: str) -> None:
+    assert answer([difference("arm", mean, 0.01)], "scratch").startswith(expected)
+
+
+def test_what_holm_does_not_resolve_is_not_announced() -> None:
+    said = answer([difference("arm", -0.05, 0.2)], "scratch")
+    assert "no difference to scratch is resolved" in said
+    assert "among all comparisons it may be chance" in said
+    assert "lowers" not in said
+
+
+def test_the_largest_budget_speaks_and_all_are_counted() -> None:
+    """Two better (one at the smaller budget), one worse, one unresolved."""
+    said = answer(
+        [
+            difference("small", -0.09, 0.01, budget_minutes=2.0),
+            difference("good", -0.04, 0.01),
+            difference("bad", 0.06, 0.01),
+            difference("lucky", -0.07, 0.3),
+        ],
+        "scratch",
+    )
+    assert said.startswith("At 18 min of annotation, good lowers the SELD error: it is 4.0 points")
+    assert said.endswith(
+        "of all 4 comparisons with scratch, 2 are resolved as better and 1 as worse."
+    )
