@@ -40,6 +40,7 @@ from seld.panorama import camera_matrices, perspective_crops
 from seld.spatial_spectra import turned_features
 from trainables.clips import Batch, batch_spectra, batches_on
 from trainables.directions import (
+    Directions,
     DirectionSettings,
     choose_directions,
     near_directions,
@@ -418,23 +419,9 @@ def contrastive_loss(
     ).to(device)
     features = turned_features(spectra, transform)
     directions = choose_directions(features[:, 4:], spectra[:, 0], settings.directions, generator)
-    cameras = transform.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
-    views = [cameras]
-    if settings.objective == "recording_wise":
-        for _ in range(settings.rotated_negatives):
-            turn = random_rotations(
-                batch_size,
-                axes=settings.negative_axes,
-                generator=generator,
-                minimum_angle_deg=settings.minimum_rotation_deg,
-            ).to(device)
-            turned = turn.transpose(1, 2)[:, None] @ camera_matrices(directions.vectors)
-            views.append(transform.transpose(1, 2)[:, None] @ turned)
+    cameras = transform.transpose(1, 2)[:, None] @ _cameras(directions.vectors, settings, generator)
     crops = perspective_crops(
-        frames,
-        torch.cat(views, dim=1),
-        field_of_view_deg=settings.field_of_view_deg,
-        size_px=settings.crop_px,
+        frames, cameras, field_of_view_deg=settings.field_of_view_deg, size_px=settings.crop_px
     ).div_(255.0)
 
     asked = directions.vectors
@@ -445,44 +432,82 @@ def contrastive_loss(
         audio = networks.embed_sound(features, asked, settings.segments)
         visual = networks.embed_pictures(crops, settings.segments)
     # Gathered in float32: "auto" may mean bfloat16 on one rank's machine and float32 on another's.
-    # Standardised embeddings keep the two modalities from starting in two narrow cones, where
-    # the cosine tells nothing apart.
     audio = gather_with_gradients(audio.float())
-    seen = audio[:, : directions.vectors.shape[1]]
-    heard_only = standardise(audio[:, seen.shape[1] :], like=seen)
-    audio = standardise(seen)
-    visual = standardise(gather_with_gradients(visual.float()))
+    visual = gather_with_gradients(visual.float())
     temperature = networks.log_temperature.exp()
     if settings.objective == "avc":
-        return avc_loss(audio.mean(dim=1), visual.mean(dim=1), temperature)
+        audio, visual = standardise(audio).mean(dim=1), standardise(visual).mean(dim=1)
+        return avc_loss(audio, visual, temperature)
     if settings.objective == "doa_wise":
-        repeat = settings.segments
-        weights = gather_with_gradients(directions.weights.repeat_interleave(repeat, dim=0))
-        excluded = gather_with_gradients(directions.excluded.repeat_interleave(repeat, dim=0))
-        loss = doa_wise_loss(audio, visual, temperature, weights=weights, exclude=excluded)
-        if settings.own_window_share == 0.0:
-            return loss
-        vectors = gather_with_gradients(asked.repeat_interleave(repeat, dim=0))
-        near = near_directions(
-            vectors[:, : audio.shape[1]], vectors[:, audio.shape[1] :], settings.directions
-        )
-        own = own_window_loss(
-            audio,
-            visual,
-            temperature,
-            weights=weights,
-            exclude=excluded,
-            heard_only=heard_only,
-            near=near,
-        )
-        return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
+        return _doa_wise_loss(audio, visual, temperature, asked, directions, settings)
     if settings.objective == "recording_wise":
-        count = settings.directions.count
-        rotated = (
-            visual[:, count:].unflatten(1, (-1, count)) if settings.rotated_negatives else None
-        )
+        audio, visual, count = standardise(audio), standardise(visual), audio.shape[1]
+        rotated = visual[:, count:].unflatten(1, (-1, count)) if visual.shape[1] > count else None
         return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
     assert_never(settings.objective)
+
+
+def _cameras(vectors: Tensor, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
+    """Cameras (batch, K × (1 + rotations), 3, 3) at directions (batch, K, 3).
+
+    Those of the rotated negatives, which only ``recording_wise`` has, come after the K.
+    """
+    cameras = camera_matrices(vectors)
+    if settings.objective != "recording_wise":
+        return cameras
+    views = [cameras]
+    for _ in range(settings.rotated_negatives):
+        turn = random_rotations(
+            len(vectors),
+            axes=settings.negative_axes,
+            generator=generator,
+            minimum_angle_deg=settings.minimum_rotation_deg,
+        ).to(vectors.device)
+        views.append(turn.transpose(1, 2)[:, None] @ cameras)
+    return torch.cat(views, dim=1)
+
+
+def _doa_wise_loss(
+    audio: Tensor,
+    visual: Tensor,
+    temperature: Tensor,
+    asked: Tensor,
+    directions: Directions,
+    settings: PretrainSettings,
+) -> Tensor:
+    """The DOA-wise loss of all windows, and of each window alone where that has a share.
+
+    Args:
+        audio: (N, K + L, embedding) of all ranks, at the L listening directions too.
+        visual: (N, K, embedding) of all ranks.
+        temperature: scalar.
+        asked: (windows of this rank, K + L, 3): where ``audio`` was asked.
+        directions: of this rank's windows.
+        settings: all choices.
+    """
+
+    def of_all_segments(tensor: Tensor) -> Tensor:
+        return gather_with_gradients(tensor.repeat_interleave(settings.segments, dim=0))
+
+    count = visual.shape[1]
+    seen, heard_only = audio[:, :count], audio[:, count:]
+    heard_only = standardise(heard_only, like=seen)
+    seen, visual = standardise(seen), standardise(visual)
+    weights, excluded = of_all_segments(directions.weights), of_all_segments(directions.excluded)
+    loss = doa_wise_loss(seen, visual, temperature, weights=weights, exclude=excluded)
+    if settings.own_window_share == 0.0:
+        return loss
+    vectors = of_all_segments(asked)
+    own = own_window_loss(
+        seen,
+        visual,
+        temperature,
+        weights=weights,
+        exclude=excluded,
+        heard_only=heard_only,
+        near=near_directions(vectors[:, :count], vectors[:, count:], settings.directions),
+    )
+    return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
 
 
 def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:
