@@ -121,7 +121,8 @@ class StudyProgress(tune.Callback):
         label = _label(trial)
         if result.get("status") == "failed":
             self._fail(label, str(result.get("message", "")))
-        elif not self._console.is_terminal and "seld_error" in result:
+        elif not self._console.is_terminal and "status" in result and "seld_error" in result:
+            # What a trial reports before it has a status is a validation, at most.
             self._say(f"  {escape(label)}: SELD error {100 * result['seld_error']:.1f}")
         self._finish(trial)
 

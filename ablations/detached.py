@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from rich.table import Table
 from ablations.cluster import OUR_PACKAGES
 from ablations.places import ROOT, results_uri
 from seld.errors import InputError
+from seld.storage import is_local
 from trainables.provenance import COMMIT_VARIABLE, current_provenance
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def run_detached(arguments: argparse.Namespace, program: str) -> int:
         return attach(address, arguments.attach, console)
     if arguments.status:
         return show_status(address, console)
+    refuse_places_of_the_job(arguments, sys.argv[1:])
     job_id = submit(address, program, sys.argv[1:])
     if arguments.show is not None:
         return attach(address, job_id, console)
@@ -62,6 +65,28 @@ def run_detached(arguments: argparse.Namespace, program: str) -> int:
     console.print(f"follow:  python {program} --address {address} --attach {job_id}")
     console.print(f"all:     python {program} --address {address} --status")
     return 0
+
+
+def refuse_places_of_the_job(arguments: argparse.Namespace, typed: Sequence[str]) -> None:
+    """Refuse relative folders: they would be in the job's own, which is removed with it."""
+    folders = {
+        "--data": arguments.data,
+        "--results": arguments.results,
+        "--storage": arguments.storage,
+        "--sound-bank": arguments.sound_bank,
+    }
+    places = [(option, place) for option, place in folders.items() if is_typed(option, typed)]
+    places += [("--annotated", source.root) for source in arguments.annotated]
+    places += [("--unannotated", source.root) for source in arguments.unannotated]
+    for option, place in places:
+        if is_local(str(place)) and not Path(str(place).removeprefix("file://")).is_absolute():
+            expected = "an absolute path on the cluster's head, or a URI where one is taken"
+            raise InputError("command line", option, str(place), expected)
+
+
+def is_typed(option: str, typed: Sequence[str]) -> bool:
+    """Whether a command line has the option, as ``--option VALUE`` or ``--option=VALUE``."""
+    return any(argument.partition("=")[0] == option for argument in typed)
 
 
 def submit(address: str, program: str, arguments: Sequence[str]) -> str:
@@ -118,7 +143,7 @@ def detached_command(program: str, arguments: Sequence[str]) -> str:
     folders = [
         f" {option} {folder}"
         for option, folder in HEAD_FOLDERS.items()
-        if not any(argument.partition("=")[0] == option for argument in kept)
+        if not is_typed(option, kept)
     ]
     return shlex.join(command) + "".join(folders)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.console import StudyProgress
 from ablations.options import RunOptions
-from ablations.places import fetch_kept, keep_plan, print_report_path
+from ablations.places import JOURNAL_FILE, fetch_kept, keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
     Deadline,
@@ -51,6 +51,9 @@ def run_study(study: Study, **options: Unpack[RunOptions]) -> int:
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
+    folder = options["results"] / study.name
+    if (folder / JOURNAL_FILE).exists():
+        raise InputError(folder, "study", study.name, "another --name: this is a sweep's folder")
     return run_and_report(
         study, run_trials=partial(run_missing_trials, study), report=report_on, **options
     )

@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 
 from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
+from ablations.places import STAGES_FOLDER
 from seld.errors import InputError
 from trainables.prepare import CorpusSource
 
@@ -205,7 +206,19 @@ def word(text: str) -> str:
 
 def folder(text: str) -> Path:
     """A path, which nothing is not: it would be the working folder."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected a folder of this machine; --storage takes a bucket"
+        )
     return Path(word(text))
+
+
+def folder_name(text: str) -> str:
+    """The name of a study's folder in the results, beside that of the stages."""
+    if text in ("", ".", "..", STAGES_FOLDER) or Path(text).name != text:
+        expected = f"the name of one folder, and not {STAGES_FOLDER}"
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
+    return text
 
 
 def place(text: str) -> str:

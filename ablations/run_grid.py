@@ -28,6 +28,7 @@ from ablations.options import (
     check_cost_options,
     cluster_options,
     data_options,
+    folder_name,
     names,
     number,
     numbers,
@@ -77,6 +78,9 @@ def parse_arguments() -> argparse.Namespace:
         type=word,
         help=f"one of {', '.join(SCALES)} (demo; the study evidence: evidence)",
     )
+    parser.add_argument(
+        "--name", type=folder_name, help="of its folder in the results (the study's)"
+    )
     what = parser.add_argument_group("what to run")
     what.add_argument("--arms", type=names, help="only these arms, comma-separated")
     what.add_argument("--seeds", type=numbers(int), help="for example 0,1,2")
@@ -103,16 +107,10 @@ def parse_arguments() -> argparse.Namespace:
 def study_of(arguments: argparse.Namespace) -> Study:
     """The study asked for, with what the command line changes."""
     study = find_study(arguments.study, arguments.scale)
+    if arguments.name is not None:
+        study = replace(study, name=arguments.name)
     if arguments.arms is not None:
-        known = {arm.name: arm for arm in study.arms}
-        for name in arguments.arms:
-            if name not in known:
-                raise InputError("--arms", "arm", name, f"one of {', '.join(known)}")
-        study = replace(
-            study,
-            arms=tuple(known[name] for name in arguments.arms),
-            baseline=study.baseline if study.baseline in arguments.arms else arguments.arms[0],
-        )
+        study = study.of_arms(arguments.arms)
     if arguments.seeds is not None:
         study = replace(study, seeds=arguments.seeds)
     if arguments.budgets is not None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ablations import detached, results
@@ -29,13 +28,13 @@ from ablations.options import (
     check_cost_options,
     cluster_options,
     data_options,
+    folder_name,
     names,
     number,
     numbers,
     run_options,
     typed_places,
 )
-from ablations.places import STAGES_FOLDER
 from ablations.plan import plan_study
 from ablations.searcher import REDUCTION
 from ablations.sweep import GOALS, Sweep, as_study, expected_cells, run_sweep
@@ -128,12 +127,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def own_folder(text: str) -> str:
-    """A name for a folder in the results that is no grid's and not that of the stages."""
-    taken = ("", ".", "..", STAGES_FOLDER, *STUDIES)
-    if text in taken or Path(text).name != text:
-        expected = f"the name of one folder, and none of {', '.join(taken[3:])}"
-        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
-    return text
+    """A name for a folder in the results that is no study's and not that of the stages."""
+    if text in STUDIES:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected none of {', '.join(STUDIES)}")
+    return folder_name(text)
 
 
 def sweep_of(arguments: argparse.Namespace) -> Sweep:

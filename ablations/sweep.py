@@ -397,13 +397,16 @@ def report_on(
 
 
 def grid_command(record: TrialRecord, options: Sequence[str] = ()) -> str:
-    """The grid that scores a trial's settings on the test rooms.
+    """The grid that scores a trial's settings on the test rooms, in a folder of its own.
+
+    What is fine-tuned otherwise is nothing to compare the arms of another grid with.
 
     Args:
         record: of the trial.
         options: as :func:`run_sweep`'s ``grid_options``; what was searched comes after them.
     """
-    command = ["python", "ablations/run_grid.py", "--arms", f"scratch,{record.arm}"]
+    command = ["python", "ablations/run_grid.py", "--name", f"{record.trial_id}-tested"]
+    command += ["--arms", f"scratch,{record.arm}"]
     command += ["--budgets", f"{record.annotation_minutes:g}", *options]
     for name, value in record.parameters.items():
         if name not in (OBJECTIVE, BUDGET):

@@ -17,7 +17,6 @@ from ray import tune
 from torch.utils.tensorboard import SummaryWriter
 
 from seld.errors import InputError
-from seld.records import SCORE_COLUMNS
 from trainables.cells import Cell
 
 #: What a report says of itself rather than of the training.
@@ -170,8 +169,8 @@ def scalars(result: Mapping[str, Any]) -> dict[str, float]:
             continue
         if not isinstance(value, Real):
             continue
-        in_curve = stage is not None and name not in SCORE_COLUMNS
-        named[f"{stage}/{name}" if in_curve else name] = float(value)
+        # Validations during a fine-tuning have the names of the trial's own scores.
+        named[name if stage is None else f"{stage}/{name}"] = float(value)
     return named
 
 

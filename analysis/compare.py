@@ -271,12 +271,25 @@ def caveats(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
     differing = sorted({*differing_settings(first), *differing_settings(second)})
     if differing:
         found.append(f"settings differ: {_listed(differing)}")
+    unequal = _unequal_finetuning(trials) if second else []
+    if unequal:
+        found.append(f"fine-tuned differently: {_listed(unequal)}")
     smaller = Counter(batch for trial in trials for batch in trial.record.smaller_batches.items())
     for (name, size), count in sorted(smaller.items()):
         found.append(f"for want of GPU memory trained with {name}={size} in {count}")
     if any(trial.record.git_dirty for trial in trials):
         found.append("uncommitted code")
     return found
+
+
+def _unequal_finetuning(trials: Sequence[Trial]) -> list[str]:
+    """Settings of fine-tuning in which the trials differ though their studies do not vary them.
+
+    Arms run by different commands, one with ``--set finetune.…``, are no comparison of arms.
+    """
+    varied = {name for trial in trials for name in trial.record.parameters}
+    differing = differing_settings(trials)
+    return [name for name in differing if name.startswith("finetune.") and name not in varied]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ should show. :data:`STUDIES` is what ``run_grid.py`` accepts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,8 @@ class Study:
         budgets_minutes: annotated minutes to fine-tune on; each is a subset of the next.
         finetune_steps: of every arm, by budget, where they are not the arm's own; None for the
             scale's.
+        parameter_names: settings that trials list as their parameters; None for those in which the
+            arms differ.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Study:
     budgets_minutes: tuple[float, ...]
     seeds: tuple[int, ...]
     finetune_steps: Mapping[float, int] | None = None
+    parameter_names: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         where = f"study {self.name}"
@@ -123,6 +126,20 @@ class Study:
             for arm in self.arms
         ]
 
+    def of_arms(self, names: Sequence[str]) -> Study:
+        """Some of the arms; their trials list the parameters that they do in the whole study."""
+        known = {arm.name: arm for arm in self.arms}
+        for name in names:
+            if name not in known:
+                raise InputError("--arms", "arm", name, f"one of {', '.join(known)}")
+        varied = (name for settings in self.varied_settings().values() for name in settings)
+        return replace(
+            self,
+            arms=tuple(known[name] for name in names),
+            baseline=self.baseline if self.baseline in names else names[0],
+            parameter_names=frozenset(varied),
+        )
+
     def varied_settings(self) -> dict[str, dict[str, Any]]:
         """Per arm, the settings in which arms differ, flat: ``pretrain.temperature`` and so on."""
         flat = {
@@ -138,7 +155,9 @@ class Study:
         for settings in flat.values():
             for name, value in settings.items():
                 values.setdefault(name, set()).add(str(value))
-        varied = {name for name, different in values.items() if len(different) > 1}
+        varied = self.parameter_names
+        if varied is None:
+            varied = {name for name, different in values.items() if len(different) > 1}
         return {
             arm: {name: value for name, value in settings.items() if name in varied}
             for arm, settings in flat.items()

@@ -231,6 +231,27 @@ def test_other_settings_of_some_seeds_are_flagged(tmp_path: Path) -> None:
     assert difference.caveats == ("settings differ: pretrain.steps",)
 
 
+def test_arms_that_were_fine_tuned_differently_are_flagged(tmp_path: Path) -> None:
+    """As after ``--arms scratch,b --set finetune.learning_rate=…`` in another arm's folder."""
+    study = replace(SMALL, arms={name: ArmTruth() for name in ("scratch", "better", "studied")})
+
+    def change(record: TrialRecord) -> TrialRecord:
+        rate = 0.001 if record.arm == "scratch" else 0.003
+        # What the study itself varies is its question.
+        parameters = {"finetune.learning_rate": rate} if record.arm == "studied" else {}
+        finetune = {"learning_rate": rate, "seed": record.seed}
+        config = {**record.config, "finetune": finetune}
+        return replace(record, config=config, parameters=parameters)
+
+    comparison = compared(tmp_path, study, change=change)
+    differences = {found.arm: found.caveats for found in comparison.differences("scratch")}
+    assert differences == {
+        "better": ("fine-tuned differently: finetune.learning_rate",),
+        "studied": (),
+    }
+    assert all(cell.caveats == () for cell in comparison.cells.values())
+
+
 def test_batches_that_did_not_fit_are_flagged(tmp_path: Path) -> None:
     def change(record: TrialRecord) -> TrialRecord:
         halved = {"pretrain.batch_size": 16} if record.arm == "better" else {}

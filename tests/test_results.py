@@ -20,6 +20,7 @@ from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
 from ablations.places import (
+    JOURNAL_FILE,
     fetch_kept,
     keep_journal,
     keep_results,
@@ -519,6 +520,38 @@ def test_a_job_that_is_not_taken_is_refused_in_one_line(
     assert len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("--results", "results-esc10"),
+        ("--data", "data"),
+        ("--storage", "stages"),
+        ("--sound-bank", "../esc10"),
+        ("--unannotated", "yt360=corpora/yt360"),
+    ],
+)
+def test_folders_that_would_go_with_the_job_are_refused(
+    option: str, place: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(_: str) -> None:
+        raise AssertionError("the job was submitted")
+
+    monkeypatch.setattr(detached, "job_client", taken)
+    for typed in ((option, place), (f"{option}={place}",)):
+        code, printed = run(run_grid.main, "--detach", "--address", "http://127.0.0.1:8265", *typed)
+        assert (code, option in printed) == (2, True), printed
+        assert "an absolute path on the cluster's head" in printed
+        assert len(printed.strip().splitlines()) == 1
+
+
+def test_a_grid_is_not_mixed_with_a_sweep(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / JOURNAL_FILE).touch()
+    places = ("--data", str(tmp_path / "data"), "--results", str(tmp_path))
+    code, printed = run(run_grid.main, "--name", "found", *places)
+    assert (code, "another --name: this is a sweep's folder" in printed) == (2, True)
+
+
 @pytest.mark.parametrize("storage", ["{occupied}", "{occupied}/below", "nothing://there"])
 @pytest.mark.parametrize("action", [("--plan",), ("--show", "all")])
 def test_a_store_that_cannot_be_is_refused_before_any_work(
@@ -544,6 +577,10 @@ def test_a_store_that_cannot_be_is_refused_before_any_work(
         (run_grid.main, ("--scale", "")),
         (run_grid.main, ("--data", "")),
         (run_grid.main, ("--results", "")),
+        (run_grid.main, ("--results", "s3://bucket/run")),
+        (run_grid.main, ("--data", "s3://bucket/data")),
+        (run_grid.main, ("--name", "stages")),
+        (run_grid.main, ("--name", "a/b")),
         (run_grid.main, ("--sound-bank", "")),
         (run_grid.main, ("--annotated", "starss22=")),
         (run_grid.main, ("--storage", "s3://")),

@@ -204,6 +204,16 @@ def test_an_encoder_is_fine_tuned_as_it_was_pretrained() -> None:
         with_network(attention_heads=2)
 
 
+def test_trials_list_the_same_parameters_whatever_arms_a_command_names() -> None:
+    """A seed added for one arm must not drop out of the figures of what was varied."""
+    study = find_study("temperature", "demo")
+    whole = {cell.trial_id: cell.parameters for cell in study.cells()}
+    assert any(whole.values())
+    for names in (["tau_0.03"], ["learnt", "tau_0.07"]):
+        for cell in study.of_arms(names).cells():
+            assert cell.parameters == whole[cell.trial_id]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_directions_are_all_that_differs_between_resolutions(scale: str) -> None:
     study = find_study("doa_resolution", scale)

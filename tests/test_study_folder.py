@@ -52,8 +52,7 @@ RECORDINGS = [f"fold4_room{n}_mix001" for n in range(3)]
 
 def only(study: Study, *arms: str) -> Study:
     """As ``--arms`` makes it."""
-    kept = tuple(arm for arm in study.arms if arm.name in arms)
-    return replace(study, arms=kept, baseline=study.baseline if "scratch" in arms else arms[0])
+    return study.of_arms(arms)
 
 
 def longer(study: Study) -> Study:
@@ -176,6 +175,23 @@ def test_messages_are_printed_as_they_are(terminal: bool) -> None:
     for words in (message, "x[doa]-1", "clip [take two].mp4", "data/[/x]/rejected.csv"):
         assert words in printed
     assert terminal or "waits for [/x]" in printed
+
+
+@pytest.mark.parametrize(("status", "said"), [("finished", True), (None, False)])
+def test_a_validation_is_not_printed_as_the_score(status: str | None, said: bool) -> None:
+    """What a trial stopped in time reported last may be one."""
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    outcome = {"stage": "finetune"} if status is None else {"status": status}
+    trial = SimpleNamespace(
+        trial_id="t",
+        config={"cell": SimpleNamespace(trial_id="x")},
+        last_result=outcome | {"seld_error": 0.52},
+    )
+    with StudyProgress(console, planned=1) as progress:
+        progress.on_trial_start(0, [], trial)
+        progress.on_trial_complete(0, [], trial)
+    assert isinstance(console.file, io.StringIO)
+    assert ("SELD error 52.0" in console.file.getvalue()) == said
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

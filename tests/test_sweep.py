@@ -392,7 +392,8 @@ def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
     command = grid_command(record, run_sweep.grid_options(arguments))
     assert command == (
-        "python ablations/run_grid.py --arms scratch,doa_wise --budgets 6 --scale small"
+        "python ablations/run_grid.py --name t-tested --arms scratch,doa_wise --budgets 6"
+        " --scale small"
         " --set pretrain.steps=500 --data '/my data' --annotated starss22=/s"
         " --unannotated yt360=/y --storage s3://b/run --set pretrain.temperature=0.1"
     )

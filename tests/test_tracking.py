@@ -37,7 +37,7 @@ REPORTS: list[dict[str, Any]] = [
     {"stage": "waits for pretrain by vm"},
     {"stage": "pretrain", "step": 20, "steps": 40, "loss": 3.5, "retrieval_top1": 0.1, "pid": 7},
     {"stage": "pretrain", "step": 40, "steps": 40, "loss": 2.5, "retrieval_top1": 0.2},
-    {"stage": "finetune", "step": 10, "steps": 10, "loss": 0.05},
+    {"stage": "finetune", "step": 10, "steps": 10, "loss": 0.05, "seld_error": 0.5},
     {"status": "finished", "message": "", "seld_error": 0.6, "le_cd_deg": 20.0, "done": True},
 ]
 
@@ -63,6 +63,7 @@ def test_tensorboard_has_the_curves_and_scores(tmp_path: Path) -> None:
         "pretrain/loss": [(20, 3.5), (40, 2.5)],
         "pretrain/retrieval_top1": [(20, 0.1), (40, 0.2)],
         "finetune/loss": [(10, 0.05)],
+        "finetune/seld_error": [(10, 0.5)],
         "seld_error": [(0, 0.6)],
         "le_cd_deg": [(0, 20.0)],
     }
@@ -89,6 +90,7 @@ def test_mlflow_has_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "pretrain/loss": 2.5,
         "pretrain/retrieval_top1": 0.2,
         "finetune/loss": 0.05,
+        "finetune/seld_error": 0.5,
         "seld_error": 0.6,
         "le_cd_deg": 20.0,
     }
