@@ -93,33 +93,11 @@ def plan_placement(
     Raises:
         InputError: where one lane does not fit, saying what would.
     """
-    cpus, gpus = (sum(float(machine.get(name, 0)) for machine in machines) for name in _KINDS)
+    cpus, gpus = _totals(machines)
     fewest_workers = train_workers if fewest_workers is None else fewest_workers
     worker_gpus = (1.0 if gpus >= 1 else 0.0) if gpus_per_worker is None else gpus_per_worker
     _refuse_impossible_workers(train_workers, fewest_workers, worker_gpus)
-    slots = _slots(machines, 0.0, worker_gpus) if worker_gpus else train_workers
-    # A worker and its feeding need room even on one CPU; then both take fractions of it.
-    smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
-    if slots < train_workers:
-        raise InputError(
-            "cluster",
-            "GPUs",
-            f"{gpus:g}",
-            f"room for {train_workers} train workers with {worker_gpus:g} GPU each; "
-            f"{f'--train-workers {slots}' if slots else '--gpus-per-worker 0'} would fit",
-        )
-    if cpus < smallest_lane:
-        raise InputError(
-            "cluster",
-            "CPUs",
-            f"{cpus:g}",
-            f"at least {smallest_lane:g} for {train_workers} train workers and Ray Data",
-        )
-    if worker_gpus > 0:
-        fitting = slots // train_workers
-        fitting = min(fitting, max(1, math.floor(cpus / smallest_lane)))
-    else:
-        fitting = max(1, math.floor(cpus / train_workers))
+    fitting = _fitting_lanes(machines, train_workers, worker_gpus)
     lanes = max(1, min(fitting, most_lanes or fitting))
     lane_cpus = cpus / lanes
     workers = lanes * train_workers
@@ -147,6 +125,44 @@ def plan_placement(
         cluster_cpus=cpus,
         cluster_gpus=gpus,
     )
+
+
+def _totals(machines: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """CPUs and GPUs of all machines."""
+    cpus, gpus = (sum(float(machine.get(name, 0)) for machine in machines) for name in _KINDS)
+    return cpus, gpus
+
+
+def _fitting_lanes(
+    machines: Sequence[Mapping[str, float]], train_workers: int, worker_gpus: float
+) -> int:
+    """How many trials have room to pretrain at once, at least one.
+
+    Raises:
+        InputError: not even one has.
+    """
+    cpus, gpus = _totals(machines)
+    # A worker and its feeding need room even on one CPU; then both take fractions of it.
+    smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
+    slots = _slots(machines, 0.0, worker_gpus) if worker_gpus else train_workers
+    if slots < train_workers:
+        raise InputError(
+            "cluster",
+            "GPUs",
+            f"{gpus:g}",
+            f"room for {train_workers} train workers with {worker_gpus:g} GPU each; "
+            f"{f'--train-workers {slots}' if slots else '--gpus-per-worker 0'} would fit",
+        )
+    if cpus < smallest_lane:
+        raise InputError(
+            "cluster",
+            "CPUs",
+            f"{cpus:g}",
+            f"at least {smallest_lane:g} for {train_workers} train workers and Ray Data",
+        )
+    if not worker_gpus:
+        return max(1, math.floor(cpus / train_workers))
+    return min(slots // train_workers, max(1, math.floor(cpus / smallest_lane)))
 
 
 def _refuse_impossible_workers(train_workers: int, fewest_workers: int, worker_gpus: float) -> None:
