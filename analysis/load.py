@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -191,43 +191,63 @@ def load_studies(folders: Sequence[Path]) -> Results:
     Raises:
         InputError: a folder is not there or holds no study.
     """
-    studies: list[StudyFolder] = []
-    trials: list[Trial] = []
-    unreadable: list[Unreadable] = []
-    missing: list[MissingTrial] = []
-    others: list[Trial] = []
-    elsewhere: list[Trial] = []
-    for folder in _study_folders(folders):
-        try:
-            record = read_plan(folder)
-        except InputError as error:
-            unreadable.append(Unreadable(folder / STUDY_FILE, _reason(error)))
-            record = None
-        studies.append(StudyFolder(folder, record))
-        found, broken = _read_trials(folder)
-        if record is not None:
-            found, strangers = _of_its_test(found, record)
-            elsewhere += strangers
-            found, replaced = _one_per_place(found, record)
-            others += replaced
-            begun = [item for item in broken if _is_under_way(item.path, record)]
-            broken = [item for item in broken if item not in begun]
-            missing += _missing(folder, record, found, broken)
-            if not record.cells:
-                missing += [_proposed_trial(folder, item.path.name) for item in begun]
-        trials += found
-        unreadable += broken
+    read = [_read_folder(folder) for folder in _study_folders(folders)]
+    studies = [each.study for each in read]
+    trials = [trial for each in read for trial in each.trials]
     ambiguous = _ambiguous_arms(trials)
     labels = _labels(studies)
-    trials = [_with_label(item, ambiguous, labels) for item in trials]
+
+    def labelled(items: Iterable[Labelled]) -> tuple[Labelled, ...]:
+        return tuple(_with_label(item, ambiguous, labels) for item in items)
+
+    compared = labelled(trials)
     return Results(
         studies=tuple(studies),
-        trials=tuple(trials),
-        unreadable=tuple(unreadable),
-        missing=tuple(_with_label(item, ambiguous, labels) for item in missing),
-        other_settings=tuple(_with_label(item, ambiguous, labels) for item in others),
-        other_tests=tuple(_with_label(item, ambiguous, labels) for item in elsewhere),
-        swept_arms=_swept_arms(studies, trials),
+        trials=compared,
+        unreadable=tuple(item for each in read for item in each.unreadable),
+        missing=labelled(item for each in read for item in each.missing),
+        other_settings=labelled(item for each in read for item in each.other_settings),
+        other_tests=labelled(item for each in read for item in each.other_tests),
+        swept_arms=_swept_arms(studies, compared),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    """What a study's folder holds; see :class:`Results`."""
+
+    study: StudyFolder
+    trials: Sequence[Trial]
+    unreadable: Sequence[Unreadable]
+    missing: Sequence[MissingTrial] = ()
+    other_settings: Sequence[Trial] = ()
+    other_tests: Sequence[Trial] = ()
+
+
+def _read_folder(folder: Path) -> _Contents:
+    """The study in a folder, its trials sorted by what may be said of them."""
+    trials, broken = _read_trials(folder)
+    try:
+        plan = read_plan(folder)
+    except InputError as error:
+        reason = Unreadable(folder / STUDY_FILE, _reason(error))
+        return _Contents(
+            study=StudyFolder(folder, None), trials=trials, unreadable=[reason, *broken]
+        )
+    trials, other_tests = _of_its_test(trials, plan)
+    trials, other_settings = _one_per_place(trials, plan)
+    begun = [item for item in broken if _is_under_way(item.path, plan)]
+    broken = [item for item in broken if item not in begun]
+    missing = _missing(folder, plan, trials, broken)
+    if not plan.cells:  # a sweep's
+        missing += [_proposed_trial(folder, item.path.name) for item in begun]
+    return _Contents(
+        study=StudyFolder(folder, plan),
+        trials=trials,
+        unreadable=broken,
+        missing=missing,
+        other_settings=other_settings,
+        other_tests=other_tests,
     )
 
 
