@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from seld.errors import InputError
 
+#: Which channel is the dipole along x, y and z.
+CHANNEL_OF_AXIS = (3, 1, 2)
+#: Along which axis the dipoles point, in the order of their channels Y, Z, X.
+AXIS_OF_DIPOLE = (1, 2, 0)
+
 
 def plane_wave_gains(directions: NDArray[Any]) -> NDArray[Any]:
     """Gains (..., 4) of plane waves from unit vectors (..., 3)."""
@@ -204,10 +209,10 @@ class FoaFeatures(nn.Module):
         twice_energy = torch.sum(power, dim=-3, keepdim=True, out=buffers.twice_energy)
         flow.div_(twice_energy.clamp_(min=2.0 * self.floor))
         self._mel_product(buffers.cells.flatten(0, -2), out=buffers.bands.flatten(0, -2))
-        w_y_z_x, half_y_z_x = buffers.bands.tensor_split([4], dim=-3)
+        w_y_z_x, half_intensity = buffers.bands.tensor_split([4], dim=-3)
         torch.log(w_y_z_x.clamp_(min=self.floor), out=out[..., :4, :, :])
-        for axis, dipole in enumerate((2, 0, 1)):
-            torch.mul(half_y_z_x[..., dipole, :, :], 2.0, out=out[..., 4 + axis, :, :])
+        for dipole, axis in enumerate(AXIS_OF_DIPOLE):
+            torch.mul(half_intensity[..., dipole, :, :], 2.0, out=out[..., 4 + axis, :, :])
 
 
 def _as_float32(waveform: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from seld.annotations import POLAR_COLUMNS
 from seld.errors import InputError
 from seld.storage import file_system, is_local, join, list_files, written_whole
 
+#: Of all sound that is stored or rendered, and the length of an annotated frame: those of DCASE.
 SAMPLE_RATE_HZ = 24_000
 LABEL_FRAME_S = 0.1
 SHARD_SUFFIX = ".shard.parquet"
