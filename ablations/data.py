@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from search_spaces.studies import Study, data_name
+from seld.clips import ShardIndex
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
@@ -228,7 +229,7 @@ def prepare_corpora(
             rooms = ", ".join(known.validation_rooms) or "none"
             which = f"{folder} has beside its validation rooms ({rooms})"
             _check_budget(study, known.trainable_minutes, which)
-            notes = _notes_of_test(annotated, rejected)
+            notes = _notes_of_test(annotated, rejected, known.test)
             for note in notes:
                 console.print(note, highlight=False)
     for shard_folder in shards.values():
@@ -238,14 +239,33 @@ def prepare_corpora(
     return replace(data, notes=notes)
 
 
-def _notes_of_test(annotated: Corpora, rejected: Sequence[Rejected]) -> tuple[str, ...]:
+def _notes_of_test(
+    annotated: Corpora, rejected: Sequence[Rejected], test: ShardIndex
+) -> tuple[str, ...]:
     """What must be said where scores are not those of the whole test part."""
     bad = {item.recording_id for item in rejected if item.lost == "recording"}
     tests = {each.recording_id for each in recordings_of(annotated) if each.split == "test"}
-    if not bad & tests:
-        return ()
-    used = len(tests - bad)
-    return (f"{used} of {len(tests)} test recordings could be used: scores are of those.",)
+    notes = []
+    if bad & tests:
+        used = len(tests - bad)
+        notes.append(f"{used} of {len(tests)} test recordings could be used: scores are of those.")
+    if eventless := _recordings_without_events(test):
+        names = ", ".join(eventless[:3]) + (", …" if len(eventless) > 3 else "")
+        notes.append(
+            f"Test recordings without events: {len(eventless)} ({names}). Nothing of them is "
+            "counted, false alarms included."
+        )
+    return tuple(notes)
+
+
+def _recordings_without_events(index: ShardIndex) -> list[str]:
+    clips = index.clips
+    with_events = {
+        name
+        for name, frames in zip(clips["recording_id"], clips["class_frames"], strict=True)
+        if frames
+    }
+    return sorted(set(clips["recording_id"]) - with_events)
 
 
 def render(

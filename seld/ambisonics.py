@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from seld.errors import InputError
 
+#: Which channel is the dipole along x, y and z.
+CHANNEL_OF_AXIS = (3, 1, 2)
+#: Along which axis the dipoles point, in the order of their channels Y, Z, X.
+AXIS_OF_DIPOLE = (1, 2, 0)
+
 
 def plane_wave_gains(directions: NDArray[Any]) -> NDArray[Any]:
     """Gains (..., 4) of plane waves from unit vectors (..., 3)."""
@@ -128,7 +133,7 @@ class FoaFeatures(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, 4, time), full scale 1 → (batch, 7, frame, mel)."""
         with torch.autocast(waveform.device.type, enabled=False):
-            waveform = waveform.float()
+            waveform = _as_float32(waveform)
             batch, frame_count = waveform.shape[0], self._frame_count(waveform)
             features = waveform.new_empty(batch, 7, frame_count, self.settings.mel_bands)
             # A GPU takes all at once. A CPU takes the same blocks of a recording whatever else
@@ -153,7 +158,7 @@ class FoaFeatures(nn.Module):
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """(batch, channel, time) → complex64 (batch, channel, frame, frequency)."""
         with torch.autocast(waveform.device.type, enabled=False):
-            framed = self._framed(waveform.float(), 0, self._frame_count(waveform))
+            framed = self._framed(_as_float32(waveform), 0, self._frame_count(waveform))
             return torch.fft.rfft(framed * self.window)
 
     def to_mel(self, cells: Tensor) -> Tensor:
@@ -204,10 +209,18 @@ class FoaFeatures(nn.Module):
         twice_energy = torch.sum(power, dim=-3, keepdim=True, out=buffers.twice_energy)
         flow.div_(twice_energy.clamp_(min=2.0 * self.floor))
         self._mel_product(buffers.cells.flatten(0, -2), out=buffers.bands.flatten(0, -2))
-        w_y_z_x, half_y_z_x = buffers.bands.tensor_split([4], dim=-3)
+        w_y_z_x, half_intensity = buffers.bands.tensor_split([4], dim=-3)
         torch.log(w_y_z_x.clamp_(min=self.floor), out=out[..., :4, :, :])
-        for axis, dipole in enumerate((2, 0, 1)):
-            torch.mul(half_y_z_x[..., dipole, :, :], 2.0, out=out[..., 4 + axis, :, :])
+        for dipole, axis in enumerate(AXIS_OF_DIPOLE):
+            torch.mul(half_intensity[..., dipole, :, :], 2.0, out=out[..., 4 + axis, :, :])
+
+
+def _as_float32(waveform: Tensor) -> Tensor:
+    if not waveform.is_floating_point():
+        # As loud as it is, it would be heard as sound that no network has been trained on.
+        expected = "floating point with full scale 1 (16-bit samples divided by 32768)"
+        raise InputError("features", "waveform", str(waveform.dtype), expected)
+    return waveform.float()
 
 
 @dataclass(frozen=True, kw_only=True)

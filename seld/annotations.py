@@ -3,14 +3,22 @@
 A table has the columns ``frame, class_id, source_id, azimuth_deg, elevation_deg``, one row per
 active source and 100 ms frame, in the order of the file. ``frame`` is the number in the file,
 taken as 0-based as the DCASE baseline does (no published STARSS file has a frame 0). Where the
-file has them, ``distance_cm`` or ``x, y, z`` follow.
+file has them, ``x, y, z`` and ``distance_cm`` follow. After frame, class and source come
 
-Six columns mean two things: STARSS23 references add a distance, DCASE 2022 predictions hold a
-Cartesian vector. A row can be Cartesian if its vector is longer than 0 and at most 2 (an ACCDOA
-network's tanh reaches √3), and polar if azimuth and elevation are whole degrees in range and the
-distance is not negative. A file is what more of its rows can be, and rows that cannot be that are
-errors. What can be both, vectors of whole numbers such as 0,0,1, is Cartesian if all the file's
-rows are so: read as polar, every source would be within 2 cm of the microphone.
+- five columns: azimuth and elevation (STARSS22 references),
+- six: these and a distance (STARSS23 references), or x, y, z (DCASE 2022 predictions),
+- seven: x, y, z and a distance (DCASE 2023 predictions; the baseline writes 0 for it). Nothing here
+  scores the distance, so any number will do.
+
+A file has as many columns as most of its rows, and one layout; other rows are errors. Of six
+columns the evaluators know by their year what they mean: that of 2022 takes them for a vector,
+that of 2023 for angles and a distance. Here the content tells. A row can be Cartesian if its vector
+is longer than 0 and at most 2 (an ACCDOA network's tanh reaches √3), and polar if azimuth and
+elevation are whole degrees in range and the distance is not negative. A file is what more of its
+rows can be. What can be both, vectors of whole numbers such as 0,0,1, is Cartesian if all the
+file's rows are so: read as polar, every source would be within 2 cm of the microphone. Six columns
+with fractions of degrees are neither and are refused: without the distance, or as x, y, z and
+distance, nothing about them is open.
 
 Only numpy and pandas are imported, so that the scorer starts quickly.
 """
@@ -18,8 +26,10 @@ Only numpy and pandas are imported, so that the scorer starts quickly.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,6 +40,9 @@ from seld.errors import InputError
 POLAR_COLUMNS: tuple[str, ...] = ("frame", "class_id", "source_id", "azimuth_deg", "elevation_deg")
 CARTESIAN_COLUMNS: tuple[str, ...] = ("x", "y", "z")
 DISTANCE_COLUMN = "distance_cm"
+
+#: How a file says directions.
+Layout = Literal["polar", "cartesian"]
 
 #: Longest Cartesian vector taken for a direction, see the module's docstring.
 LONGEST_VECTOR = 2.0
@@ -44,7 +57,8 @@ _DUMMY_TRACK_COUNT = 6
 
 _COUNT = r"\s*([0-9]{1,9})\s*"
 _NUMBER = r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
-_ROW = re.compile(",".join([_COUNT] * 3 + [_NUMBER] * 2) + f"(?:,{_NUMBER})?")
+_WIDTHS = (5, 6, 7)
+_ROW = re.compile(",".join([_COUNT] * 3 + [_NUMBER] * 2) + f"(?:,{_NUMBER}(?:,{_NUMBER})?)?")
 _COUNT_FIELD = (re.compile(_COUNT), "a whole number, 0 or more")
 _FIELD = (re.compile(_NUMBER), "a number")
 
@@ -72,7 +86,7 @@ def read_annotations(path: str | Path) -> pd.DataFrame:
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Read a prediction file: five columns (polar) or six (Cartesian, or polar with a distance).
+    """Read a prediction file: polar or Cartesian, with or without a distance.
 
     Cartesian rows get their angles as the DCASE evaluator computes them and keep ``x, y, z``.
 
@@ -83,7 +97,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 
 def write_annotations(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as DCASE csv: five columns, or six where it has a distance or ``x, y, z``.
+    """Write a table as DCASE csv: ``x, y, z`` where it has them, else angles; then the distance.
 
     A file read and written again is the same to the byte if its numbers were written in the
     shortest form, as the published references and the baseline's predictions are.
@@ -92,7 +106,7 @@ def write_annotations(table: pd.DataFrame, path: str | Path) -> None:
     if all(name in table for name in CARTESIAN_COLUMNS):
         _check_same_direction(table, path)
         columns = [*POLAR_COLUMNS[:3], *CARTESIAN_COLUMNS]
-    elif DISTANCE_COLUMN in table:
+    if DISTANCE_COLUMN in table:
         columns.append(DISTANCE_COLUMN)
     values = [table[name].tolist() for name in columns]
     text = "".join(",".join(map(repr, row)) + "\n" for row in zip(*values, strict=True))
@@ -108,56 +122,19 @@ def parse(path: str | Path, class_count: int | None = None) -> ParsedFile:
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(path, "file", error.strerror, "a readable DCASE csv file") from error
-    matches = [_ROW.fullmatch(line) for line in lines]
-    width = _usual_width(matches)
-    well_formed = [
-        (number, match.groups()[:width])
-        for number, match in enumerate(matches, 1)
-        if match and _width(match) == width
-    ]
-    problems = {
-        number: _format_problem(path, number, line, width)
-        for number, (line, match) in enumerate(zip(lines, matches, strict=True), 1)
-        if match is None or _width(match) != width
-    }
-    columns = [
-        _numbers(tokens) for tokens in zip(*(tokens for _, tokens in well_formed), strict=True)
-    ]
-    columns = columns or [np.zeros(0, dtype=np.int64)] * width
-
-    values = np.column_stack([column.astype(np.float64) for column in columns[3:]])
-    cartesian, polar = _is_cartesian(values), _is_polar(values)
-    layout, fits = "polar", polar
-    if cartesian.any() and np.count_nonzero(cartesian) >= np.count_nonzero(polar):
-        layout, fits = "cartesian", cartesian
+    rows, problems = _rows_of_one_width(path, _lines(path))
+    layout, fits = _layout(rows)
     for row in np.flatnonzero(~fits):
-        number, tokens = well_formed[row]
+        number, tokens = rows.numbers[row], rows.tokens[row]
         problems[number] = _range_problem(path, number, tokens, layout)
     if class_count is not None:
-        for row in np.flatnonzero(fits & (columns[1] >= class_count)):
-            number, tokens = well_formed[row]
-            problems[number] = InputError(
-                f"{path}, line {number}",
-                "column 2",
-                tokens[1],
-                f"a class of 0 to {class_count - 1}",
-            )
-        fits &= columns[1] < class_count
-
-    names = (*POLAR_COLUMNS, DISTANCE_COLUMN)
-    if layout == "cartesian":
-        names = (*POLAR_COLUMNS[:3], *CARTESIAN_COLUMNS)
-    table = pd.DataFrame({name: column[fits] for name, column in zip(names, columns, strict=False)})
-    if layout == "cartesian":
-        azimuth_deg, elevation_deg = _angles_deg(
-            *table[list(CARTESIAN_COLUMNS)].to_numpy(np.float64).T
-        )
-        table.insert(3, "azimuth_deg", azimuth_deg)
-        table.insert(4, "elevation_deg", elevation_deg)
+        known = rows.columns[1] < class_count
+        for row in np.flatnonzero(fits & ~known):
+            number, token = rows.numbers[row], rows.tokens[row][1]
+            expected = f"a class of 0 to {class_count - 1}"
+            problems[number] = InputError(f"{path}, line {number}", "column 2", token, expected)
+        fits &= known
+    table = _table(layout, [column[fits] for column in rows.columns])
     return ParsedFile(table, tuple(problems[number] for number in sorted(problems)))
 
 
@@ -299,6 +276,44 @@ def _angles_deg(
     return azimuth_deg, elevation_deg
 
 
+@dataclass(frozen=True)
+class _TextRows:
+    """Rows of one file with the same number of columns: line number, text and numbers of each."""
+
+    numbers: list[int]
+    tokens: list[tuple[str, ...]]
+    columns: list[NDArray[Any]]
+
+
+def _lines(path: str | Path) -> list[str]:
+    """Without the byte order mark and the blank last lines that some programs write."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(path, "file", error.strerror, "a readable DCASE csv file") from error
+    return text.rstrip().splitlines()
+
+
+def _rows_of_one_width(
+    path: str | Path, lines: Sequence[str]
+) -> tuple[_TextRows, dict[int, InputError]]:
+    """The rows with as many columns as most, and by line number what is wrong with the others."""
+    matches = [_ROW.fullmatch(line) for line in lines]
+    width = _usual_width(matches)
+    numbers: list[int] = []
+    tokens: list[tuple[str, ...]] = []
+    problems: dict[int, InputError] = {}
+    for number, (line, match) in enumerate(zip(lines, matches, strict=True), 1):
+        if match is None or _width(match) != width:
+            problems[number] = _format_problem(path, number, line, width)
+        else:
+            numbers.append(number)
+            tokens.append(match.groups()[:width])
+    columns = [_numbers(column) for column in zip(*tokens, strict=True)]
+    columns = columns or [np.zeros(0, dtype=np.int64)] * width
+    return _TextRows(numbers, tokens, columns), problems
+
+
 def _numbers(tokens: tuple[str, ...]) -> NDArray[np.int64] | NDArray[np.float64]:
     """Whole numbers stay whole, so that they are written back as they were."""
     digits = [token.lstrip("+-") for token in tokens]
@@ -308,15 +323,28 @@ def _numbers(tokens: tuple[str, ...]) -> NDArray[np.int64] | NDArray[np.float64]
     return np.array([int(token) for token in tokens], dtype=np.int64)
 
 
+def _layout(rows: _TextRows) -> tuple[Layout, NDArray[np.bool_]]:
+    """The file's layout, and which rows are so, see the module's docstring."""
+    values = np.column_stack([column.astype(np.float64) for column in rows.columns[3:]])
+    if values.shape[1] == 2:
+        return "polar", _is_polar(values)
+    cartesian = _is_cartesian(values)
+    if values.shape[1] == 4:
+        return "cartesian", cartesian
+    polar = _is_polar(values)
+    if cartesian.any() and np.count_nonzero(cartesian) >= np.count_nonzero(polar):
+        return "cartesian", cartesian
+    return "polar", polar
+
+
 def _is_cartesian(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(row, 2 or 3) → (row,), see the module's docstring."""
-    if values.shape[1] != 3:
-        return np.zeros(len(values), dtype=bool)
-    length = np.linalg.norm(values, axis=1)
+    """(row, 3 or 4) → (row,), see the module's docstring."""
+    length = np.linalg.norm(values[:, :3], axis=1)
     return (length > 0) & (length <= LONGEST_VECTOR)
 
 
 def _is_polar(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(row, 2 or 3) → (row,), see the module's docstring."""
     angles, distance = values[:, :2], values[:, 2:]
     in_range = (np.abs(angles[:, 0]) <= 180) & (np.abs(angles[:, 1]) <= 90)
     if not distance.shape[1]:
@@ -325,42 +353,57 @@ def _is_polar(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return in_range & whole & (distance[:, 0] >= 0)
 
 
+def _table(layout: Layout, columns: Sequence[NDArray[Any]]) -> pd.DataFrame:
+    angles = CARTESIAN_COLUMNS if layout == "cartesian" else POLAR_COLUMNS[3:]
+    names = (*POLAR_COLUMNS[:3], *angles, DISTANCE_COLUMN)
+    table = pd.DataFrame(dict(zip(names, columns, strict=False)))  # not all have a distance
+    if layout == "cartesian":
+        vectors = table[list(CARTESIAN_COLUMNS)].to_numpy(np.float64)
+        azimuth_deg, elevation_deg = _angles_deg(*vectors.T)
+        table.insert(3, "azimuth_deg", azimuth_deg)
+        table.insert(4, "elevation_deg", elevation_deg)
+    return table
+
+
 def _width(match: re.Match[str]) -> int:
-    return 5 if match[6] is None else 6
+    return 5 + sum(match[column] is not None for column in (6, 7))
 
 
-def _usual_width(matches: list[re.Match[str] | None]) -> int:
+def _usual_width(matches: Sequence[re.Match[str] | None]) -> int:
     widths = [_width(match) for match in matches if match]
-    return 6 if widths and 2 * widths.count(6) > len(widths) else 5
+    return max(_WIDTHS, key=widths.count)  # the narrowest of those that are as frequent
 
 
 def _format_problem(path: str | Path, number: int, line: str, width: int) -> InputError:
     where = f"{path}, line {number}"
     tokens = line.split(",")
-    for column, token in enumerate(tokens[:6], 1):
+    for column, token in enumerate(tokens[: max(_WIDTHS)], 1):
         pattern, expected = _FIELD if column > 3 else _COUNT_FIELD
         if not pattern.fullmatch(token):
             return InputError(where, f"column {column}", token, expected)
-    expected = f"{width}, as in most lines of the file" if len(tokens) in (5, 6) else "5 or 6"
+    expected = f"{width}, as in most lines of the file" if len(tokens) in _WIDTHS else "5 to 7"
     return InputError(where, "number of columns", len(tokens), expected)
 
 
 def _range_problem(
-    path: str | Path, number: int, tokens: tuple[str, ...], layout: str
+    path: str | Path, number: int, tokens: tuple[str, ...], layout: Layout
 ) -> InputError:
     where = f"{path}, line {number}"
     if layout == "cartesian":
-        vector = ",".join(tokens[3:])
+        vector = ",".join(tokens[3:6])
         return InputError(
             where,
             "columns 4 to 6",
             vector,
             f"a direction vector (x, y, z) as in most lines, at most {LONGEST_VECTOR:g} long",
         )
-    whole = "whole " if len(tokens) == 6 else ""
+    whole = len(tokens) == 6
+    degrees = (
+        "whole degrees beside a distance (or x, y, z and the distance)" if whole else "degrees"
+    )
     limits = (
-        (180.0, f"an azimuth of -180 to 180 {whole}degrees"),
-        (90.0, f"an elevation of -90 to 90 {whole}degrees"),
+        (180.0, f"an azimuth of -180 to 180 {degrees}"),
+        (90.0, f"an elevation of -90 to 90 {degrees}"),
     )
     for column, (token, (limit, expected)) in enumerate(zip(tokens[3:], limits, strict=False), 4):
         if abs(float(token)) > limit or (whole and not float(token).is_integer()):

@@ -39,7 +39,7 @@ def read_class_names(path: Path, *, known_as: str | None = None) -> tuple[str, .
     """
     where = known_as or path
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(where, "file", str(error), "a text file with a class per line") from error
     names = tuple(line.strip() for line in lines if line.strip())

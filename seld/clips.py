@@ -32,6 +32,7 @@ from seld.annotations import POLAR_COLUMNS
 from seld.errors import InputError
 from seld.storage import file_system, is_local, join, list_files, written_whole
 
+#: Of all sound that is stored or rendered, and the length of an annotated frame: those of DCASE.
 SAMPLE_RATE_HZ = 24_000
 LABEL_FRAME_S = 0.1
 SHARD_SUFFIX = ".shard.parquet"
@@ -84,7 +85,8 @@ class Clip:
     """One clip of a recording as it is stored.
 
     ``foa`` is int16 (4, time); ``frames`` encoded pictures, empty for corpora without video;
-    ``events`` is a table of :mod:`seld.annotations`, frames counted from the clip's start.
+    ``events`` is a table of :mod:`seld.annotations`, frames counted from the clip's start; a
+    recording's last clip holds those annotated after its end too.
     """
 
     recording_id: str
@@ -446,7 +448,7 @@ class ClipReader:
     def events(
         self, clip: int | str, *, window_start_s: float = 0.0, window_s: float | None = None
     ) -> pd.DataFrame:
-        """Annotations of a window (None: to the clip's end), frames counted from its start.
+        """Annotations of a window (None: all that follow), frames counted from its start.
 
         ``window_start_s`` must be a multiple of the 100 ms label frame.
         """

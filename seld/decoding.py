@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -309,6 +310,10 @@ def _clip(
 ) -> Clip:
     first, last = span
     first_frame, end_frame = first // _LABEL_SAMPLES, -(-last // _LABEL_SAMPLES)
+    if last == foa.shape[1]:
+        # STARSS numbers frames up to N in a recording of N. No network answers frame N, but the
+        # metric's blocks follow the last number: without its row another frame may go unscored.
+        end_frame = math.inf
     inside = events[events["frame"].between(first_frame, end_frame, inclusive="left")]
     times_s = _frame_times_s(span, settings) if frames else []
     return Clip(

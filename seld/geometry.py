@@ -252,5 +252,7 @@ def _backend(array: Any) -> Any:
 def _broadcast(backend: Any, first: Any, second: Any) -> Any:
     if backend is np:
         return np.broadcast_arrays(first, second)
+    if not first.is_floating_point():  # whose type would cut off the fractions of the second
+        first = first.to(torch.get_default_dtype())
     second = torch.as_tensor(second, dtype=first.dtype, device=first.device)
     return torch.broadcast_tensors(first, second)

@@ -59,7 +59,7 @@ WORST_ERROR_DEG = 180.0
 SCORE_NAMES: tuple[str, ...] = ("er20", "f20", "le_cd_deg", "lr_cd", "seld_error")
 
 #: What is counted per recording and class; all of it adds up over recordings. The last two
-#: belong to the whole recording and stand in every class's row, see ER in the module's docstring.
+#: are of the whole recording and stand in every class's row, see ER in the module's docstring.
 COUNT_COLUMNS: tuple[str, ...] = (
     "references",
     "true_positives",
@@ -70,6 +70,11 @@ COUNT_COLUMNS: tuple[str, ...] = (
     "recording_errors",
     "recording_references",
 )
+
+_REFERENCES = COUNT_COLUMNS.index("references")
+_RECORDING_ERRORS = COUNT_COLUMNS.index("recording_errors")
+_RECORDING_REFERENCES = COUNT_COLUMNS.index("recording_references")
+_OF_RECORDING = [_RECORDING_ERRORS, _RECORDING_REFERENCES]
 
 # The evaluator adds it to every denominator.
 _EPSILON = np.finfo(np.float64).eps
@@ -143,7 +148,7 @@ def score_from_recordings(
     total = counts.sum(axis=0)
     overall = scores_from_counts(total, average=average)
     per_class = pd.DataFrame(_class_scores(total), index=pd.Index(list(class_names), name="class"))
-    per_class["references"] = total[:, COUNT_COLUMNS.index("references")].astype(int)
+    per_class["references"] = total[:, _REFERENCES].astype(int)
     intervals = None
     if jackknife:
         if len(names) < 2:
@@ -177,7 +182,7 @@ def scores_from_counts(
     if average == "micro":
         total = counts.sum(axis=-2, keepdims=True)
         # The recording's own counts are repeated per class and must not be summed over classes.
-        total[..., 0, -2:] = counts[..., 0, -2:]
+        total[..., 0, _OF_RECORDING] = counts[..., 0, _OF_RECORDING]
         return {name: values[..., 0] for name, values in _class_scores(total).items()}
     raise InputError("score", "average", average, "'macro' or 'micro'")
 
@@ -213,17 +218,17 @@ def recording_counts(
 
     recording = np.searchsorted(first_block, block, side="right") - 1
     cell = recording * class_count + class_id
-    columns = (
-        reference_tracks,
-        matched.near,
-        matched.tracks - matched.near,
-        false_positives,
-        false_negatives,
-        matched.distance_sum_deg,
-    )
-    for column, values in enumerate(columns):
+    columns = {
+        "references": reference_tracks,
+        "true_positives": matched.near,
+        "spatial_false_positives": matched.tracks - matched.near,
+        "false_positives": false_positives,
+        "false_negatives": false_negatives,
+        "distance_sum_deg": matched.distance_sum_deg,
+    }
+    for name, values in columns.items():
         summed = np.bincount(cell, values, minlength=len(references) * class_count)
-        counts[..., column] = summed.reshape(len(references), class_count)
+        counts[..., COUNT_COLUMNS.index(name)] = summed.reshape(len(references), class_count)
 
     # Substitutions + deletions + insertions of a block are max(FP, FN) over all its classes.
     blocks, position = np.unique(block, return_inverse=True)
@@ -231,8 +236,8 @@ def recording_counts(
     missed = np.bincount(position, false_negatives)
     recording = np.searchsorted(first_block, blocks, side="right") - 1
     errors = np.bincount(recording, np.maximum(wrong, missed), minlength=len(references))
-    counts[..., 6] = errors[:, None]
-    counts[..., 7] = counts[..., 0].sum(axis=1, keepdims=True)
+    counts[..., _RECORDING_ERRORS] = errors[:, None]
+    counts[..., _RECORDING_REFERENCES] = counts[..., _REFERENCES].sum(axis=1, keepdims=True)
     return counts
 
 
@@ -512,6 +517,10 @@ def read_folders(
 
     Subfolders are searched too. As with the official evaluator, a recording without a prediction
     file is not scored (its events are not counted as missed), nor is a class that is unknown.
+
+    Raises:
+        InputError: a folder cannot be read, or nothing in one of the files can be: scored as empty
+            it would pass for a recording without predictions.
     """
     reference_paths, prediction_paths = _csv_files(reference_dir), _csv_files(prediction_dir)
     problems = [
@@ -520,8 +529,8 @@ def read_folders(
         for folder in [prediction_dir if name in reference_paths else reference_dir]
     ]
     names = sorted(reference_paths.keys() & prediction_paths.keys())
-    references = {name: parse(reference_paths[name], class_count) for name in names}
-    predictions = {name: parse(prediction_paths[name], class_count) for name in names}
+    references = {name: _some_rows(reference_paths[name], class_count) for name in names}
+    predictions = {name: _some_rows(prediction_paths[name], class_count) for name in names}
     for parsed in (*references.values(), *predictions.values()):
         problems += parsed.problems
     problems += [
@@ -530,6 +539,14 @@ def read_folders(
         if not len(references[name].table)
     ]
     return _tables(references), _tables(predictions), problems
+
+
+def _some_rows(path: Path, class_count: int) -> ParsedFile:
+    parsed = parse(path, class_count)
+    if parsed.problems and not len(parsed.table):
+        expected = f"at least one, as the file is not empty ({parsed.problems[0]})"
+        raise InputError(path, "well-formed rows", 0, expected)
+    return parsed
 
 
 def _csv_files(folder: Path) -> dict[str, Path]:

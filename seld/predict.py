@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,16 +210,14 @@ def main() -> int:
     check_writable(str(arguments.out))
     checkpoint = load_checkpoint(arguments.checkpoint)
     network = checkpoint.network.to(_device(arguments.device))
-    paths = _sound_files(arguments.sound)
-    root = arguments.sound if arguments.sound.is_dir() else arguments.sound.parent
+    out_of = _csv_files(_sound_files(arguments.sound), arguments.sound, arguments.out)
     rate_hz = network.settings.encoder.features.sample_rate_hz
 
     console = Console(stderr=True)
     set_aside: list[InputError] = []
     with _progress_bar(console) as progress:
-        files = progress.add_task("files", total=len(paths), visible=len(paths) > 1)
-        for path in paths:
-            out = arguments.out / path.relative_to(root).with_suffix(".csv")
+        files = progress.add_task("files", total=len(out_of), visible=len(out_of) > 1)
+        for path, out in out_of.items():
             task = progress.add_task(path.name, total=None)
             try:
                 blocks = _with_progress(sound_blocks(path, rate_hz), progress, task, path, rate_hz)
@@ -233,15 +231,23 @@ def main() -> int:
             progress.remove_task(task)
             progress.advance(files)
 
-    console.print(f"{len(paths) - len(set_aside)} of {len(paths)} files predicted", highlight=False)
+    predicted = f"{len(out_of) - len(set_aside)} of {len(out_of)} files predicted"
+    console.print(predicted, highlight=False)
     for error in set_aside:
         console.print(f"set aside: {error}", highlight=False, markup=False, soft_wrap=True)
-    failed = len(set_aside) == len(paths) or (arguments.strict and set_aside)
+    failed = len(set_aside) == len(out_of) or (arguments.strict and set_aside)
     return 2 if failed else 0
 
 
 class _OverlapAverage:
-    """Weighted mean of overlapping windows of ACCDOA vectors; settled frames can be taken out."""
+    """Weighted mean of overlapping windows of ACCDOA vectors; settled frames can be taken out.
+
+    ::
+
+        a window   1 2 3 2 1       weights of its frames: most on its middle
+        the next       1 2 3 2 1
+        frames     s s h h h h h   settled (s) as no later window reaches them, or held (h)
+    """
 
     def __init__(self, window: int) -> None:
         self._window = window
@@ -296,7 +302,16 @@ def _tracks_in_order_of(
 def _windows(
     blocks: Iterable[Samples], label_samples: int, *, window: int, hop: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first label frame, samples (4, window)): every ``hop`` label frames, and one to the end."""
+    """(first label frame, samples (4, window)): every ``hop`` label frames, and one to the end.
+
+    ::
+
+        sound    |---------------------|
+        windows  |-------|                every hop, as long as they end within the sound
+                     |-------|
+                         |-------|
+                               |-------|  the last ends with the sound, whatever the hop
+    """
     window_samples, hop_samples = window * label_samples, hop * label_samples
     held = torch.zeros(4, 0)
     start = 0  # label frame at which the held samples begin
@@ -351,6 +366,20 @@ def _sound_files(sound: Path) -> list[Path]:
     if not paths:
         raise InputError(sound, "folder", "no .wav file", "at least one")
     return paths
+
+
+def _csv_files(paths: Sequence[Path], sound: Path, folder: Path) -> dict[Path, Path]:
+    """Where the predictions of each sound file go."""
+    root = sound if sound.is_dir() else sound.parent
+    sound_of: dict[Path, Path] = {}
+    for path in paths:
+        out = folder / path.relative_to(root).with_suffix(".csv")
+        if out in sound_of:
+            both = f"{sound_of[out].name} and {path.name}"
+            expected = f"names that differ before the suffix (both would be {out})"
+            raise InputError(path.parent, "files", both, expected)
+        sound_of[out] = path
+    return {path: out for out, path in sound_of.items()}
 
 
 def _with_progress(

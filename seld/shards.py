@@ -48,8 +48,10 @@ from seld.storage import (
     absolute,
     check_writable,
     file_system,
+    files_below,
     is_local,
     join,
+    remove_unfinished,
     stamps,
     written_whole,
 )
@@ -290,6 +292,8 @@ def _too_many_bad(
 def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -> ShardIndex:
     """Write ``index.parquet`` once every shard is there; shards of an older plan are removed.
 
+    So is what killed processes left of shards of this plan.
+
     Raises:
         InputError: another run has removed shards of this plan meanwhile, as of an older one.
     """
@@ -300,6 +304,7 @@ def finish(out: str, jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -
     if wanted <= present:  # else the others belong to the run that has taken ours for old ones
         for name in present - wanted:
             files.rm_file(join(inner, name))
+    remove_unfinished(out, wanted)
     return write_index(out, wanted)
 
 
@@ -316,8 +321,8 @@ def write_rejected(out: str, results: Sequence[ShardResult]) -> list[Rejected]:
 
 
 def _present_shards(out: str) -> set[str]:
-    files, inner = file_system(out)
-    return {PurePosixPath(str(name)).name for name in files.glob(join(inner, f"*{SHARD_SUFFIX}"))}
+    # Listed, not globbed: the folder's own name may hold what a pattern gives a meaning to.
+    return {name for name in files_below(out) if name.endswith(SHARD_SUFFIX) and "/" not in name}
 
 
 def _sources(recording: Recording) -> list[str]:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seld.ambisonics import FeatureSettings, FoaFeatures
+from seld.ambisonics import AXIS_OF_DIPOLE, CHANNEL_OF_AXIS, FeatureSettings, FoaFeatures
 from seld.clips import ClipReader
 from seld.locks import one_at_a_time
 from seld.storage import written_whole
@@ -48,7 +48,8 @@ def spatial_spectra(waveform: Tensor, features: FoaFeatures) -> Tensor:
         features: whose transform, mel bands and floor are used.
     """
     spectra = features.spectrogram(waveform)
-    real, imaginary = (part[:, [0, 3, 1, 2]] for part in (spectra.real, spectra.imag))  # W, X, Y, Z
+    w_x_y_z = [0, *CHANNEL_OF_AXIS]
+    real, imaginary = spectra.real[:, w_x_y_z], spectra.imag[:, w_x_y_z]
 
     def cross_power(first: int, second: int) -> Tensor:
         return real[:, first] * real[:, second] + imaginary[:, first] * imaginary[:, second]
@@ -66,7 +67,7 @@ def turned_features(spectra: Tensor, matrices: Tensor) -> Tensor:
 
     Equal to :class:`FoaFeatures` of the rotated or reflected waveform, up to rounding.
     """
-    rows = matrices[:, [1, 2, 0]]  # what the turned Y, Z, X are made of
+    rows = matrices[:, AXIS_OF_DIPOLE]  # what the turned Y, Z, X are made of
     factors = torch.stack(
         [rows[:, :, i] * rows[:, :, j] * (1.0 if i == j else 2.0) for i, j in _PAIRS], dim=2
     )  # (batch, 3, 6)

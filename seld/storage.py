@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from fsspec.core import url_to_fs
 
 from seld.errors import InputError
 from seld.scratch import scratch_folder
+
+#: A file that nobody has written to for so long belongs to a process that is no more; clocks of
+#: file servers differ by less.
+UNFINISHED_S = 3600.0
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}")  # as written_whole calls it
 
 
 def is_local(path: str) -> bool:
@@ -205,6 +212,22 @@ def written_whole(path: str) -> Iterator[Path]:
         temporary = folder / "file"
         yield temporary
         files.put_file(str(temporary), inner)
+
+
+def remove_unfinished(folder: str, names: Set[str]) -> None:
+    """Remove what killed processes have left of these files in :func:`written_whole`.
+
+    Another process may be writing one of them right now: what has changed in the last
+    :data:`UNFINISHED_S` stays. Nothing is left of what goes to an object store.
+    """
+    if not is_local(folder):
+        return
+    for path in Path(absolute(folder)).iterdir():
+        left = _UNFINISHED.fullmatch(path.name)
+        if left and left[1] in names:
+            with suppress(FileNotFoundError):  # it has just become what it was written for
+                if time.time() - path.stat().st_mtime > UNFINISHED_S:
+                    path.unlink()
 
 
 def upload_folder(folder: Path, uri: str) -> None:

@@ -119,6 +119,14 @@ def test_too_short_sound_is_refused() -> None:
         FoaFeatures(SETTINGS)(torch.zeros(1, 4, 479))
 
 
+def test_sound_that_is_not_floating_point_is_refused() -> None:
+    features = FoaFeatures(FeatureSettings())
+    sound = torch.zeros(1, 4, 4800, dtype=torch.int16)
+    for function in (features, features.spectrogram):
+        with pytest.raises(InputError, match=r"torch.int16.*full scale 1 \(.*32768"):
+            function(sound)
+
+
 def test_batch_equals_single_and_runs_repeat(generator: torch.Generator) -> None:
     foa = noise(5, 4, 30000, generator=generator)
     module = FoaFeatures(SETTINGS)

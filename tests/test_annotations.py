@@ -23,6 +23,7 @@ from seld.metrics import score
 
 POLAR = "1,0,0,-180,-90\n1,0,1,180,90\n12,12,3,0,0\n"
 DISTANCE = "1,0,0,-97,-20,150\n2,0,0,1,0,1\n2,1,1,3,4,0\n"
+CARTESIAN_DISTANCE = "0,3,0,0.5,-0.25,0.125,0\n7,3,0,-1.0,1e-05,0.9,0\n7,4,0,0.0,0.0,-1.0,-2\n"
 CARTESIAN = "0,3,0,0.5,-0.25,0.125\n7,3,0,-1.0,1e-05,0.9\n7,4,0,0.0,0.0,-1.0\n"
 
 
@@ -53,7 +54,9 @@ def test_all_real_references_round_trip(shared_data: Path, tmp_path: Path) -> No
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("text", [POLAR, DISTANCE, CARTESIAN, "", "3,1,0,12.5,-3.25\n"])
+@pytest.mark.parametrize(
+    "text", [POLAR, DISTANCE, CARTESIAN, CARTESIAN_DISTANCE, "", "3,1,0,12.5,-3.25\n"]
+)
 def test_files_round_trip(tmp_path: Path, text: str) -> None:
     table = read_predictions(written(tmp_path, text))
     write_annotations(table, tmp_path / "again.csv")
@@ -64,6 +67,25 @@ def test_line_ends_and_spaces_of_other_systems_are_read(tmp_path: Path) -> None:
     table = read_annotations(written(tmp_path, "1, 0, 0, -97, -20\r\n2,0,0,-97,-20"))
     assert table["frame"].tolist() == [1, 2]
     assert table["azimuth_deg"].tolist() == [-97, -97]
+
+
+def test_a_byte_order_mark_and_blank_last_lines_are_no_rows(tmp_path: Path) -> None:
+    table = read_annotations(written(tmp_path, "\ufeff1,0,0,-97,-20\r\n2,0,0,-97,-20\r\n \r\n\n"))
+    assert table["frame"].tolist() == [1, 2]
+    assert not len(read_annotations(written(tmp_path, "\ufeff\n")))
+
+
+def test_seven_columns_are_vectors_and_a_distance(tmp_path: Path) -> None:
+    """The DCASE 2023 baseline's predictions; its evaluator reads the vectors alone."""
+    table = read_predictions(written(tmp_path, CARTESIAN_DISTANCE))
+    assert table["distance_cm"].tolist() == [0, 0, -2]
+    pd.testing.assert_frame_equal(
+        table.drop(columns="distance_cm"), read_predictions(written(tmp_path, CARTESIAN))
+    )
+    with pytest.raises(InputError, match="line 2: columns 4 to 6 is '0,0,3'"):
+        read_predictions(written(tmp_path, "1,0,0,0,0,1,0\n2,0,0,0,0,3,0\n"))
+    with pytest.raises(InputError, match="columns 4 to 6 is 'Cartesian vectors'"):
+        read_annotations(written(tmp_path, CARTESIAN_DISTANCE))
 
 
 def test_six_columns_are_told_apart_by_content(tmp_path: Path) -> None:
@@ -93,8 +115,9 @@ def test_six_columns_are_told_apart_by_content(tmp_path: Path) -> None:
         ("1,0,0,181,0", "line 2: column 4 is '181', expected an azimuth of -180 to 180 degrees"),
         ("1,0,0,0,-91", "line 2: column 5 is '-91', expected an elevation"),
         (f"1,0,0,{10**23},0", f"line 2: column 4 is '{10**23}', expected an azimuth"),
-        ("1,0,0,0", "line 2: number of columns is 4, expected 5 or 6"),
-        ("1,0,0,0,0,0,0", "line 2: number of columns is 7, expected 5 or 6"),
+        ("1,0,0,0", "line 2: number of columns is 4, expected 5 to 7"),
+        ("1,0,0,0,0,0,0", "line 2: number of columns is 7, expected 5, as in most lines"),
+        ("1,0,0,0,0,0,0,0", "line 2: number of columns is 8, expected 5 to 7"),
         ("1,0,0,0,0,100", "line 2: number of columns is 6, expected 5, as in most lines"),
         ("", "line 2: column 1 is '', expected a whole number"),
     ],
@@ -112,7 +135,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: str, message: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1,0,0,12.5,3,40\n", "line 1: column 4 is '12.5', expected an azimuth"),
+        (
+            "1,0,0,12.5,3,40\n",
+            "line 1: column 4 is '12.5', expected an azimuth of -180 to 180 whole degrees beside a "
+            "distance (or x, y, z and the distance)",
+        ),
         ("1,0,0,12,3,-40\n", "line 1: column 6 is '-40', expected a distance"),
         ("1,0,0,0,0,0\n1,0,0,.6,0,.8\n2,0,0,0,.1,0\n", "line 1: columns 4 to 6 is '0,0,0'"),
         ("1,0,0,1.5,0,2\n1,0,0,.6,0,.8\n2,0,0,0,.1,0\n", "line 1: columns 4 to 6 is '1.5,0,2'"),

@@ -69,6 +69,16 @@ def test_distance_is_exact_near_its_ends(
     assert angular_distance_deg(start, end) == pytest.approx(angle_deg, rel=1e-6, abs=1e-12)
 
 
+def test_whole_numbers_do_not_cut_off_fractions() -> None:
+    whole, directions = torch.tensor([10]), torch.eye(3, dtype=torch.int64)
+    expected = unit_vectors(torch.tensor([10.0]), 30.7)
+    assert torch.equal(unit_vectors(whole, 30.7), expected)
+    assert torch.equal(unit_vectors(whole, torch.tensor([30.7])), expected)
+    distance_deg = angular_distance_deg(directions, torch.tensor([0.5, 0.5, 0.0]))
+    torch.testing.assert_close(distance_deg, torch.tensor([45.0, 45.0, 90.0]))
+    assert unit_vectors(torch.tensor([10.0], dtype=torch.float64), 30.7).dtype == torch.float64
+
+
 def test_distance_of_equal_directions_has_a_gradient() -> None:
     vector = torch.tensor([0.6, 0.0, 0.8], requires_grad=True)
     angular_distance_deg(vector, torch.tensor([0.6, 0.0, 0.8])).backward()

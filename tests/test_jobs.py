@@ -246,6 +246,29 @@ def test_scores_are_those_of_the_corpus_own_annotations(
         )
 
 
+def test_annotations_after_the_sounds_end_are_scored_as_in_the_csv(tmp_path: Path) -> None:
+    """Frame 61 of 61 (STARSS counts from 1) makes a seventh block, in which frame 60 is scored."""
+    root = writers.write_starss(tmp_path / "corpus", (TEST_NAME,), duration_s=6.1)
+    path = root / f"metadata_dev/{TEST_NAME}.csv"
+    path.write_text(path.read_text() + "60,5,0,10,0\n61,5,0,10,0\n")
+    index, _ = build_shards(
+        CORPORA["starss22"](str(root)),
+        ShardSettings(clip_s=2.0),
+        str(tmp_path / "shards"),
+        executor=ProcessExecutor(),
+        workers=1,
+    )
+    truth, kept = read_annotations(path), RecordingClips(ClipReader(index)).annotations()
+    pd.testing.assert_frame_equal(kept, truth, check_dtype=False)
+    predicted = truth[truth["frame"] < 61]
+    scores = [
+        metrics.score({"r": reference}, {"r": predicted}, class_names=STARSS_CLASSES)
+        for reference in (kept, truth)
+    ]
+    assert scores[0].f20 == pytest.approx(scores[1].f20)
+    assert scores[0].per_class.loc["domestic_sounds", "references"] == 1
+
+
 def test_recordings_whose_clips_overlap_are_not_scored(tmp_path: Path) -> None:
     """Sound and events in two clips would count twice."""
     root = writers.write_starss(tmp_path / "corpus", NAMES[:1])

@@ -439,9 +439,39 @@ def test_command_names_problems_and_leaves_them_out(folders: tuple[Path, Path], 
     assert run(capsys, *folders, "--strict")[0] == 2
 
 
+def test_predictions_of_2023_score_as_those_of_2022(folders: tuple[Path, Path], capsys) -> None:
+    name = "fold4_room2_mix001.csv"
+    results = []
+    for distance in ("", ",0"):
+        rows = [f"1,0,0,1.0,0.0,0.0{distance}", f"1,3,0,0.5,0.9,0.0{distance}"]
+        (folders[1] / name).write_text("\n".join(rows))
+        code, text, _ = run(capsys, *folders, "--json", "--strict")
+        assert code == 0
+        results.append(json.loads(text))
+    assert results[0] == results[1]
+    assert results[0]["er20"] < 1
+
+
+@pytest.mark.parametrize("row", ["1,0,0,10.5,5.25,120", "1;0;0;10;5", "1,13,0,0,0"])
+def test_a_file_of_which_nothing_can_be_read_is_not_scored(
+    folders: tuple[Path, Path], row: str
+) -> None:
+    path = folders[1] / "fold4_room2_mix001.csv"
+    path.write_text(f"{row}\n{row}\n")
+    with pytest.raises(InputError, match=r"room2_mix001.csv: well-formed rows is 0.*, line 1: "):
+        main([str(folder) for folder in folders])
+
+
+def test_an_empty_file_predicts_nothing(folders: tuple[Path, Path], capsys) -> None:
+    (folders[1] / "fold4_room2_mix001.csv").write_text("")
+    code, text, _ = run(capsys, *folders, "--json", "--strict")
+    assert code == 0
+    assert json.loads(text)["per_room"]["2"]["lr_cd"] == 0
+
+
 def test_command_scores_other_classes(folders: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     names = tmp_path / "classes.txt"
-    names.write_text("drone\nrain\nwind\nsiren\n")
+    names.write_text("\ufeffdrone\nrain\nwind\nsiren\n", encoding="utf-8")  # as Notepad writes
     _, text, _ = run(capsys, *folders, "--json", "--strict", "--classes", names)
     result = json.loads(text)
     assert list(result["per_class"]) == ["drone", "rain", "wind", "siren"]

@@ -156,6 +156,8 @@ def test_audio_encoder_from_sound_to_latents() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert encoder.normalised_features(sound).dtype == torch.float32
         assert encoder(sound).shape == (2, 20, encoder.dim)
+    with pytest.raises(InputError, match=r"waveform is 'torch\.int16'"):
+        encoder(sound.to(torch.int16))  # as clips hold it
 
 
 @pytest.mark.parametrize("changed", [{"sample_rate_hz": 16_000}, {"hop_size": 240}])

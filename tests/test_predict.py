@@ -229,6 +229,16 @@ def test_containers_and_linked_folders_are_predicted(checkpoint, tmp_path, monke
     assert written == ["a.csv", "linked/deep/b.csv"]
 
 
+def test_files_whose_predictions_would_be_one_file_are_refused(
+    checkpoint, tmp_path, monkeypatch
+) -> None:
+    for name in ("deep/a.wav", "a.wav", "a.WAV"):
+        noise(tmp_path / "sounds" / name, 1, 24_000)
+    with pytest.raises(InputError, match=r"a.WAV and a.wav.* \(both would be .*out/a.csv\)"):
+        run_main(monkeypatch, checkpoint, tmp_path / "sounds", "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.csv"))
+
+
 def test_exit_code_when_nothing_could_be_predicted(checkpoint, tmp_path, monkeypatch) -> None:
     noise(tmp_path / "mono.wav", 1, 24_000, channels=1)
     assert run_main(monkeypatch, checkpoint, tmp_path / "mono.wav", "--out", tmp_path / "out") == 2

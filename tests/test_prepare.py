@@ -105,6 +105,11 @@ def test_a_test_recording_that_cannot_be_used_is_told(
     (note,), printed = prepare()
     assert told in note
     assert told in printed
+    (root / f"metadata_dev/{NAMES[2]}.csv").write_text("")
+    notes, printed = prepare()
+    assert notes[0] == note
+    assert "without events: 1 (fold4_room3_mix001)" in notes[1]
+    assert notes[1] in printed
 
 
 def test_a_part_of_a_corpus_is_among_every_larger_one(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import soundfile
 
 from seld.annotations import read_annotations
 from seld.classes import STARSS_CLASSES
+from seld.clips import SAMPLE_RATE_HZ
 from seld.corpora.embedded import read
 from seld.errors import InputError
 from seld.geometry import angular_distance_deg, unit_vectors
@@ -27,7 +28,6 @@ from seld.scenes.pictures import PanoramaPainter, draw_look
 from seld.scenes.render import RENDERER_VERSION, plan_recordings, render_corpus, render_recording
 from seld.scenes.rooms import (
     CONTROL_RATE_HZ,
-    SAMPLE_RATE_HZ,
     SPEED_OF_SOUND_M_S,
     Room,
     diffuse_noise,

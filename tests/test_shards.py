@@ -718,6 +718,27 @@ def test_finished_shards_are_not_made_again(starss23: Path, tmp_path: Path) -> N
     assert again.fingerprint == index.fingerprint
 
 
+def test_a_folder_named_like_a_pattern_is_decoded_into_once(starss23: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sh[1]*"
+    build("starss23", starss23, out)
+    again = CountingExecutor()
+    build("starss23", starss23, out, executor=again)
+    assert again.paths == []
+
+
+def test_what_a_killed_process_left_of_a_shard_is_removed(starss23: Path, tmp_path: Path) -> None:
+    index, _ = build("starss23", starss23, tmp_path)
+    name = index.clips["shard"].iloc[0]
+    dead, alive = (tmp_path / f".{name}.{letter * 32}" for letter in "de")
+    stranger = tmp_path / f".notes.shard.parquet.{'f' * 32}"
+    for path in (dead, alive, stranger):
+        path.write_bytes(b"half of it")
+    for path in (dead, stranger):
+        os.utime(path, (0.0, 0.0))
+    build("starss23", starss23, tmp_path)
+    assert [path.exists() for path in (dead, alive, stranger)] == [False, True, True]
+
+
 def test_rejections_are_remembered_on_restart(
     broken: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:

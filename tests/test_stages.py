@@ -67,6 +67,12 @@ def test_a_stage_is_computed_once_and_then_served(store: StageStore) -> None:
     assert (second.folder / "nested/weights.bin").read_bytes() == bytes(range(256)) * 100
 
 
+def test_stages_below_a_folder_named_like_a_pattern_are_found(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "sh[1]*")
+    store.obtain(KEY, _write_result)
+    assert list(store.committed(KEY.name)) == [KEY.digest]
+
+
 def test_keys_depend_on_everything_the_outcome_depends_on() -> None:
     def key(
         settings: dict[str, Any] | None = None, data: str = "d", inputs: tuple[StageKey, ...] = ()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import glob
 import hashlib
 import importlib.util
 import json
@@ -237,7 +238,7 @@ class StageStore:
 
     def committed(self, name: str) -> dict[str, dict[str, Any]]:
         """What is known of all finished stages of a name, by digest."""
-        paths = map(str, self._files.glob(f"{self._base}/{name}/*/committed.json"))
+        paths = map(str, self._files.glob(f"{glob.escape(self._base)}/{name}/*/committed.json"))
         commits = {
             (digest := path.split("/")[-2]): self._read_commit(f"{name}/{digest}") for path in paths
         }

@@ -162,13 +162,13 @@ class AudioEncoder(nn.Module):
         return self.settings.network.dim
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """(batch, 4, time) FOA at the settings' rate → (batch, label frame, dim)."""
+        """(batch, 4, time) FOA, float of full scale 1 → (batch, label frame, dim)."""
         return self.network(self.normalised_features(waveform))
 
     def normalised_features(self, waveform: Tensor) -> Tensor:
         """(batch, 4, time) → (batch, 7, frame, mel), in float32 also under autocast."""
         with torch.autocast(waveform.device.type, enabled=False):
-            return self.normalisation(self.features(waveform.float()))
+            return self.normalisation(self.features(waveform))
 
 
 class FeatureNormalisation(nn.Module):

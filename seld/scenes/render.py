@@ -28,12 +28,12 @@ import soundfile
 from numpy.typing import NDArray
 
 from seld.annotations import POLAR_COLUMNS, write_annotations
+from seld.clips import LABEL_FRAME_S, SAMPLE_RATE_HZ
 from seld.errors import InputError
 from seld.geometry import azimuth_elevation
 from seld.scenes.pictures import PanoramaPainter, draw_background, draw_look
 from seld.scenes.rooms import (
     CONTROL_RATE_HZ,
-    SAMPLE_RATE_HZ,
     Room,
     diffuse_noise,
     draw_room,
@@ -42,7 +42,7 @@ from seld.scenes.rooms import (
 )
 from seld.scenes.script import Script, Source, write_script
 from seld.scenes.settings import PART_NAMES, PartName, PictureSettings, SceneSettings
-from seld.scenes.sounds import ACTIVITY_FRAME_S, Side, SoundBank, active_frames, open_bank
+from seld.scenes.sounds import Side, SoundBank, active_frames, open_bank
 from seld.scenes.synthesis import SYNTHESISERS
 from seld.settings import to_mapping
 from seld.storage import (
@@ -324,14 +324,14 @@ def _annotate(
     script: Script, sounds: list[NDArray[np.float32] | None], settings: SceneSettings
 ) -> pd.DataFrame:
     """DCASE rows: whoever sounds in a 100 ms frame, and from where at its middle."""
-    frame_count = round(settings.recording_s / ACTIVITY_FRAME_S)
+    frame_count = round(settings.recording_s / LABEL_FRAME_S)
     rows = []
     for source_id, (source, sound) in enumerate(zip(script.sources, sounds, strict=True)):
         if sound is None:
             continue
         frames = _sounding_frames(source, sound)
         frames = frames[frames < frame_count]
-        directions = source.trajectory.directions((frames + 0.5) * ACTIVITY_FRAME_S)
+        directions = source.trajectory.directions((frames + 0.5) * LABEL_FRAME_S)
         azimuth, elevation = (np.rint(angle).astype(int) for angle in azimuth_elevation(directions))
         azimuth = (azimuth + 180) % 360 - 180
         rows.append(
@@ -351,7 +351,7 @@ def _annotate(
 
 def _sounding_frames(source: Source, sound: NDArray[np.float32]) -> NDArray[np.intp]:
     """Numbers of the recording's 100 ms frames in which a source sounds."""
-    frame_samples = round(ACTIVITY_FRAME_S * SAMPLE_RATE_HZ)
+    frame_samples = round(LABEL_FRAME_S * SAMPLE_RATE_HZ)
     first_frame, offset_samples = divmod(round(source.start_s * SAMPLE_RATE_HZ), frame_samples)
     return first_frame + np.flatnonzero(active_frames(sound, offset_samples))
 
@@ -396,7 +396,7 @@ def _write_video(
                     continue
                 offset_m = source.trajectory.offsets_m(np.array(time_s), room)
                 distance_m = float(np.linalg.norm(offset_m))
-                is_sounding = int(time_s / ACTIVITY_FRAME_S + 1e-6) in frames
+                is_sounding = int(time_s / LABEL_FRAME_S + 1e-6) in frames
                 sounding_s = time_s - source.start_s if is_sounding else None
                 painter.paint(frame, look, offset_m / distance_m, distance_m, sounding_s)
             pixels = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import fft, signal
 
 from seld.ambisonics import plane_wave_gains
+from seld.clips import SAMPLE_RATE_HZ
 from seld.scenes.settings import Acoustics
 
-SAMPLE_RATE_HZ = 24_000
 SPEED_OF_SOUND_M_S = 343.0
 #: Positions of moving sources are given at this rate; between them all is linear.
 CONTROL_RATE_HZ = 50

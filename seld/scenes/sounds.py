@@ -20,8 +20,8 @@ import soxr
 from numpy.typing import NDArray
 
 from seld.classes import STARSS_CLASSES
+from seld.clips import LABEL_FRAME_S, SAMPLE_RATE_HZ
 from seld.errors import InputError
-from seld.scenes.rooms import SAMPLE_RATE_HZ
 from seld.scenes.synthesis import SYNTHESISERS
 
 Side = Literal["train", "test"]
@@ -32,7 +32,6 @@ SUFFIXES = (".wav", ".ogg", ".flac")
 
 #: Frames this much below a sound's loudest frame are silence.
 ACTIVITY_DB = 40.0
-ACTIVITY_FRAME_S = 0.1
 #: Pauses up to this long belong to the event, as between two steps.
 _BRIDGED_PAUSE_FRAMES = 3
 
@@ -106,7 +105,7 @@ def active_frames(sound: NDArray, offset_samples: int = 0) -> NDArray[np.bool_]:
 
     Silent are frames :data:`ACTIVITY_DB` below the loudest; short pauses are bridged.
     """
-    frame_samples = round(ACTIVITY_FRAME_S * SAMPLE_RATE_HZ)
+    frame_samples = round(LABEL_FRAME_S * SAMPLE_RATE_HZ)
     count = -(-(offset_samples + len(sound)) // frame_samples)
     padded = np.zeros(count * frame_samples, np.float32)
     padded[offset_samples : offset_samples + len(sound)] = sound
@@ -175,14 +174,14 @@ def _read_sound(path: Path) -> NDArray[np.int16]:
         raise InputError(path, "sound", "silence or not finite", "something to hear")
     sound = np.asarray(soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ))
     active = np.flatnonzero(active_frames(sound))
-    frame_samples = round(ACTIVITY_FRAME_S * SAMPLE_RATE_HZ)
+    frame_samples = round(LABEL_FRAME_S * SAMPLE_RATE_HZ)
     sound = sound[active[0] * frame_samples : (active[-1] + 1) * frame_samples]
     return np.round(sound * (32767 / max(np.abs(sound).max(), 1e-9))).astype(np.int16)
 
 
 def _levelled(sound: NDArray) -> NDArray[np.float32]:
     """Scale to :data:`LEVEL_DBFS` and take the clicks off both ends."""
-    frame_samples = round(ACTIVITY_FRAME_S * SAMPLE_RATE_HZ)
+    frame_samples = round(LABEL_FRAME_S * SAMPLE_RATE_HZ)
     sound = np.asarray(sound, np.float32)
     starts = np.arange(0, len(sound), frame_samples)
     loudest = np.sqrt(np.max(np.add.reduceat(sound**2, starts)) / frame_samples)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import fft, signal
 
 from seld.classes import STARSS_CLASSES
-from seld.scenes.rooms import SAMPLE_RATE_HZ
+from seld.clips import SAMPLE_RATE_HZ
 
 _FRAME = 512
 _HOP = 256
