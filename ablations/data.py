@@ -24,6 +24,7 @@ from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
+    AnnotatedData,
     Corpora,
     CorpusSource,
     PreparedData,
@@ -34,6 +35,7 @@ from trainables.prepare import (
     folder_name,
     recordings_of,
     title_of,
+    trainable_minutes_of_scenes,
     unprepared_data,
 )
 from trainables.resources import Placement
@@ -105,7 +107,9 @@ class DataOptions:
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
         if not self.annotated:
             for settings in self.scenes(study).values():
-                _check_budget(study, settings.train.minutes, "the scenes' annotated part has")
+                minutes = trainable_minutes_of_scenes(settings)
+                which = "the scenes' annotated part has beside its validation rooms"
+                _check_budget(study, minutes, which)
                 bank_of(settings.sound_bank)
         elif own_scenes:
             raise InputError(
@@ -119,6 +123,14 @@ class DataOptions:
             make_writable(Path(absolute(self.storage)), "--storage")
         if not is_local(self.root):
             check_writable(self.root)
+
+
+def check_budgets(study: Study, data: AnnotatedData | PreparedData) -> None:
+    """Refuse a budget that is larger than what is there to train on."""
+    folder = data.annotated.path
+    rooms = ", ".join(data.validation_rooms) or "none"
+    which = f"{folder} has beside its validation rooms ({rooms})"
+    _check_budget(study, data.trainable_minutes, which)
 
 
 def _check_budget(study: Study, minutes: float, which: str) -> None:
@@ -224,10 +236,7 @@ def prepare_corpora(
         if rejected:
             console.print(rejected_table(rejected, folder))
         if corpora == annotated:
-            known = describe_annotated(shards[annotated], class_names)
-            rooms = ", ".join(known.validation_rooms) or "none"
-            which = f"{folder} has beside its validation rooms ({rooms})"
-            _check_budget(study, known.trainable_minutes, which)
+            check_budgets(study, describe_annotated(shards[annotated], class_names))
             notes = _notes_of_test(annotated, rejected)
             for note in notes:
                 console.print(note, highlight=False)
