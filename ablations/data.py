@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ablations.deadline import NEVER, Deadline, StoppedInTime
 from search_spaces.studies import Study, data_name
 from seld.decoding import Rejected
 from seld.errors import InputError
@@ -151,21 +152,30 @@ def make_writable(folder: Path, option: str) -> None:
 
 
 def prepare_data(
-    options: DataOptions, study: Study, placement: Placement, console: Console
+    options: DataOptions,
+    study: Study,
+    placement: Placement,
+    console: Console,
+    deadline: Deadline = NEVER,
 ) -> dict[str, PreparedData]:
     """Every data set of a study by the name its cells use, made ready and kept.
 
     Nothing said about data means the embedded benchmark: the scale's where an arm uses it, and one
     for every arm that brings scenes of its own.
+
+    Raises:
+        OutOfTimeError: the deadline came first. Recordings rendered and shards decoded by then are
+            found the next time.
     """
     if options.annotated:
         corpora = (options.unannotated, options.annotated)
-        return {DEFAULT_DATA: prepare_corpora(*corpora, options, study, placement, console)}
+        data = prepare_corpora(*corpora, options, study, placement, console, deadline)
+        return {DEFAULT_DATA: data}
     prepared = {}
     for name, settings in options.scenes(study).items():
-        scenes = (render(settings, options, placement, console),)
+        scenes = (render(settings, options, placement, console, deadline),)
         prepared[name] = replace(
-            prepare_corpora(scenes, scenes, options, study, placement, console),
+            prepare_corpora(scenes, scenes, options, study, placement, console, deadline),
             unannotated_classes=list(settings.unannotated.classes or class_names_of(scenes)),
         )
     tests = {data.test_fingerprint for data in prepared.values()}
@@ -202,6 +212,7 @@ def prepare_corpora(
     study: Study,
     placement: Placement,
     console: Console,
+    deadline: Deadline = NEVER,
 ) -> PreparedData:
     """Decode what pretrains and what is annotated into shards, once where it is the same.
 
@@ -228,7 +239,7 @@ def prepare_corpora(
                 corpora,
                 settings,
                 folder,
-                executor=RayDataExecutor(),
+                executor=StoppedInTime(RayDataExecutor(), deadline),
                 workers=max(1, int(placement.cluster_cpus)),
                 max_bad_share=options.max_bad_share,
                 progress=progress,
@@ -242,7 +253,7 @@ def prepare_corpora(
                 console.print(note, highlight=False)
     for shard_folder in shards.values():
         with progress_bar(console, "computing spectra") as progress:
-            shard_folder.store(features, progress)
+            shard_folder.store(features, deadline.keeps_from_starting(progress))
     data = describe_data(shards[unannotated], shards[annotated], class_names)
     return replace(data, notes=notes)
 
@@ -258,7 +269,11 @@ def _notes_of_test(annotated: Corpora, rejected: Sequence[Rejected]) -> tuple[st
 
 
 def render(
-    settings: SceneSettings, options: DataOptions, placement: Placement, console: Console
+    settings: SceneSettings,
+    options: DataOptions,
+    placement: Placement,
+    console: Console,
+    deadline: Deadline,
 ) -> CorpusSource:
     """The embedded benchmark; recordings that exist are kept."""
     source = embedded_source(settings, options)
@@ -268,7 +283,7 @@ def render(
             source.root,
             workers=max(1, int(placement.cluster_cpus)),
             executor=RayDataExecutor() if options.on_cluster else None,
-            progress=progress,
+            progress=deadline.stops(progress),
         )
     return source
 

@@ -16,11 +16,11 @@ from ray import tune
 from rich.console import Console
 
 from ablations.console import StudyProgress
+from ablations.deadline import Deadline
 from ablations.options import RunOptions
 from ablations.places import PLAN_LOCK_FILE, fetch_trials, keep_plan, print_report_path
 from ablations.runs import (
     ROUNDS,
-    Deadline,
     let_tune_run,
     run_and_report,
     say_lost,

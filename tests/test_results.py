@@ -19,6 +19,7 @@ from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
+from ablations.deadline import Deadline
 from ablations.places import (
     fetch_kept,
     keep_journal,
@@ -26,7 +27,6 @@ from ablations.places import (
     only_head,
     stages_root,
 )
-from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
 from search_spaces.studies import find_study

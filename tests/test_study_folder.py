@@ -22,6 +22,7 @@ from simulated_study import failed, simulated_counts, write_trial
 from ablations import grid
 from ablations.console import StudyProgress
 from ablations.data import DataOptions, make_writable
+from ablations.deadline import Deadline
 from ablations.grid import (
     plan_of,
     plan_what_is_missing,
@@ -30,7 +31,6 @@ from ablations.grid import (
     run_missing_trials,
 )
 from ablations.run_grid import with_assignments
-from ablations.runs import Deadline
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
 from seld.classes import STARSS_CLASSES
