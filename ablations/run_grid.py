@@ -137,7 +137,7 @@ def with_assignments(study: Study, assignments: list[str]) -> Study:
     )
     assigned = replace(study, arms=arms)
     if any(assignment.partition("=")[0] == "steps" for assignment in by_stage["finetune"]):
-        assigned = replace(assigned, finetune_steps={})
+        assigned = replace(assigned, scale=replace(study.scale, finetune_steps={}))
     settings = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in arms}
     before = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in study.arms}
     for one, other in itertools.combinations(settings, 2):
