@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ablations.deadline import NEVER, Deadline, StoppedInTime
 from search_spaces.studies import Study, data_name
 from seld.clips import ShardIndex
 from seld.decoding import Rejected
@@ -25,6 +26,7 @@ from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
+    AnnotatedData,
     Corpora,
     CorpusSource,
     PreparedData,
@@ -35,6 +37,7 @@ from trainables.prepare import (
     folder_name,
     recordings_of,
     title_of,
+    trainable_minutes_of_scenes,
     unprepared_data,
 )
 from trainables.resources import Placement
@@ -106,7 +109,9 @@ class DataOptions:
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
         if not self.annotated:
             for settings in self.scenes(study).values():
-                _check_budget(study, settings.train.minutes, "the scenes' annotated part has")
+                minutes = trainable_minutes_of_scenes(settings)
+                which = "the scenes' annotated part has beside its validation rooms"
+                _check_budget(study, minutes, which)
                 bank_of(settings.sound_bank)
         elif own_scenes:
             raise InputError(
@@ -120,6 +125,14 @@ class DataOptions:
             make_writable(Path(absolute(self.storage)), "--storage")
         if not is_local(self.root):
             check_writable(self.root)
+
+
+def check_budgets(study: Study, data: AnnotatedData | PreparedData) -> None:
+    """Refuse a budget that is larger than what is there to train on."""
+    folder = data.annotated.path
+    rooms = ", ".join(data.validation_rooms) or "none"
+    which = f"{folder} has beside its validation rooms ({rooms})"
+    _check_budget(study, data.trainable_minutes, which)
 
 
 def _check_budget(study: Study, minutes: float, which: str) -> None:
@@ -140,21 +153,30 @@ def make_writable(folder: Path, option: str) -> None:
 
 
 def prepare_data(
-    options: DataOptions, study: Study, placement: Placement, console: Console
+    options: DataOptions,
+    study: Study,
+    placement: Placement,
+    console: Console,
+    deadline: Deadline = NEVER,
 ) -> dict[str, PreparedData]:
     """Every data set of a study by the name its cells use, made ready and kept.
 
     Nothing said about data means the embedded benchmark: the scale's where an arm uses it, and one
     for every arm that brings scenes of its own.
+
+    Raises:
+        OutOfTimeError: the deadline came first. Recordings rendered and shards decoded by then are
+            found the next time.
     """
     if options.annotated:
         corpora = (options.unannotated, options.annotated)
-        return {DEFAULT_DATA: prepare_corpora(*corpora, options, study, placement, console)}
+        data = prepare_corpora(*corpora, options, study, placement, console, deadline)
+        return {DEFAULT_DATA: data}
     prepared = {}
     for name, settings in options.scenes(study).items():
-        scenes = (render(settings, options, placement, console),)
+        scenes = (render(settings, options, placement, console, deadline),)
         prepared[name] = replace(
-            prepare_corpora(scenes, scenes, options, study, placement, console),
+            prepare_corpora(scenes, scenes, options, study, placement, console, deadline),
             unannotated_classes=list(settings.unannotated.classes or class_names_of(scenes)),
         )
     tests = {data.test_fingerprint for data in prepared.values()}
@@ -191,6 +213,7 @@ def prepare_corpora(
     study: Study,
     placement: Placement,
     console: Console,
+    deadline: Deadline = NEVER,
 ) -> PreparedData:
     """Decode what pretrains and what is annotated into shards, once where it is the same.
 
@@ -217,7 +240,7 @@ def prepare_corpora(
                 corpora,
                 settings,
                 folder,
-                executor=RayDataExecutor(),
+                executor=StoppedInTime(RayDataExecutor(), deadline),
                 workers=max(1, int(placement.cluster_cpus)),
                 max_bad_share=options.max_bad_share,
                 progress=progress,
@@ -226,15 +249,13 @@ def prepare_corpora(
             console.print(rejected_table(rejected, folder))
         if corpora == annotated:
             known = describe_annotated(shards[annotated], class_names)
-            rooms = ", ".join(known.validation_rooms) or "none"
-            which = f"{folder} has beside its validation rooms ({rooms})"
-            _check_budget(study, known.trainable_minutes, which)
+            check_budgets(study, known)
             notes = _notes_of_test(annotated, rejected, known.test)
             for note in notes:
                 console.print(note, highlight=False)
     for shard_folder in shards.values():
         with progress_bar(console, "computing spectra") as progress:
-            shard_folder.store(features, progress)
+            shard_folder.store(features, deadline.keeps_from_starting(progress))
     data = describe_data(shards[unannotated], shards[annotated], class_names)
     return replace(data, notes=notes)
 
@@ -269,7 +290,11 @@ def _recordings_without_events(index: ShardIndex) -> list[str]:
 
 
 def render(
-    settings: SceneSettings, options: DataOptions, placement: Placement, console: Console
+    settings: SceneSettings,
+    options: DataOptions,
+    placement: Placement,
+    console: Console,
+    deadline: Deadline,
 ) -> CorpusSource:
     """The embedded benchmark; recordings that exist are kept."""
     source = embedded_source(settings, options)
@@ -279,7 +304,7 @@ def render(
             source.root,
             workers=max(1, int(placement.cluster_cpus)),
             executor=RayDataExecutor() if options.on_cluster else None,
-            progress=progress,
+            progress=deadline.stops(progress),
         )
     return source
 

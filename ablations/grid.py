@@ -6,8 +6,9 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Unpack
 
@@ -15,11 +16,17 @@ from ray import tune
 from rich.console import Console
 
 from ablations.console import StudyProgress
+from ablations.deadline import Deadline
 from ablations.options import RunOptions
-from ablations.places import JOURNAL_FILE, fetch_kept, keep_plan, print_report_path
+from ablations.places import (
+    JOURNAL_FILE,
+    PLAN_LOCK_FILE,
+    fetch_trials,
+    keep_plan,
+    print_report_path,
+)
 from ablations.runs import (
     ROUNDS,
-    Deadline,
     let_tune_run,
     run_and_report,
     say_lost,
@@ -27,14 +34,17 @@ from ablations.runs import (
 )
 from search_spaces.studies import Study
 from seld.errors import InputError
+from seld.locks import one_at_a_time
 from seld.records import (
     RECORD_FILE,
+    STUDY_FILE,
     StudyRecord,
     TrialRecord,
     read_record,
     trial_folder,
     write_study,
 )
+from seld.storage import join, local_copy, refusals
 from trainables.cells import DEFAULT_DATA, Cell, stages_of, with_batches
 from trainables.trial import StudyRun, run_trial
 
@@ -73,14 +83,7 @@ def run_missing_trials(
     checkpoints when the study is run again.
     """
     cells = study.cells()
-    fetch_kept(run.study_folder, run.kept_in, console)
-    notes = [note for data in run.data.values() for note in data.notes]
-    plan = replace(plan_of(study, cells, run.study_folder), notes=list(dict.fromkeys(notes)))
-    missing = [cell for cell in cells if not is_finished(cell, run)]
-    finished = {cell.trial_id for cell in cells} - {cell.trial_id for cell in missing}
-    refuse_results_of_other_data(plan, run, finished)
-    write_study(plan, run.study_folder)
-    keep_plan(run.study_folder, run.kept_in)
+    missing = plan_what_is_missing(study, cells, run, console)
     if not missing:
         console.print(f"all {len(cells)} trials are finished already")
         return
@@ -104,6 +107,44 @@ def run_missing_trials(
             if not missing or deadline.is_over:
                 break
             say_lost(console, len(missing), memory_was_short=memory_was_short)
+    take_in_others(study, run, console)
+
+
+def plan_what_is_missing(
+    study: Study, cells: Sequence[Cell], run: StudyRun, console: Console
+) -> list[Cell]:
+    """Add the cells to what is planned, here and where results are kept; those not finished.
+
+    One command at a time: of two, each would leave out what the other plans.
+    """
+    notes = [note for data in run.data.values() for note in data.notes]
+    with one_at_a_time(run.study_folder / PLAN_LOCK_FILE):
+        fetch_trials(run.study_folder, run.kept_in, console)
+        plan = plan_of(study, cells, run.study_folder, run.kept_in)
+        plan = replace(plan, notes=list(dict.fromkeys(notes)))
+        missing = [cell for cell in cells if not is_finished(cell, run)]
+        finished = {cell.trial_id for cell in cells} - {cell.trial_id for cell in missing}
+        refuse_results_of_other_data(plan, run, finished)
+        write_study(plan, run.study_folder)
+        keep_plan(run.study_folder, run.kept_in)
+    return missing
+
+
+def take_in_others(study: Study, run: StudyRun, console: Console) -> None:
+    """Learn what other machines have planned and finished since, where results are kept.
+
+    The report that takes the place of theirs tells of it then, too.
+    """
+    if run.kept_in is None:
+        return
+    try:
+        with one_at_a_time(run.study_folder / PLAN_LOCK_FILE):
+            fetch_trials(run.study_folder, run.kept_in, console)
+            if plans := plans_before(study, run.study_folder, run.kept_in):
+                write_study(reduce(_merged, plans), run.study_folder)
+    except refusals(run.kept_in) as error:
+        said = f"what other machines have kept is left out: {error}"
+        console.print(said, markup=False, highlight=False)
 
 
 def _record_time_ns(cell: Cell, run: StudyRun) -> int | None:
@@ -195,11 +236,16 @@ def sharing(records: Sequence[TrialRecord]) -> str:
     return "stages: " + ", ".join(parts)
 
 
-def plan_of(study: Study, cells: Sequence[Cell], study_folder: Path) -> StudyRecord:
+def plan_of(
+    study: Study, cells: Sequence[Cell], study_folder: Path, kept: str | None = None
+) -> StudyRecord:
     """What ``study.json`` is to say, so that a report knows what should be there.
 
     What earlier commands planned at this scale stays planned, but for cells of the same arm, seed
     and budget.
+
+    Args:
+        kept: where results of several machines are kept, if anywhere.
     """
     planned = StudyRecord(
         name=study.name,
@@ -220,20 +266,27 @@ def plan_of(study: Study, cells: Sequence[Cell], study_folder: Path) -> StudyRec
             for cell in cells
         ],
     )
-    before = _planned_before(planned, study_folder)
-    return planned if before is None else _merged(before, planned)
+    return reduce(_merged, [*plans_before(study, study_folder, kept), planned])
 
 
-def _planned_before(planned: StudyRecord, study_folder: Path) -> StudyRecord | None:
-    """The folder's plan, where it is one of the same study and scale."""
+def plans_before(study: Study, study_folder: Path, kept: str | None) -> list[StudyRecord]:
+    """Plans of the same study and scale: the folder's, then the kept one, whose cells hold.
+
+    Other machines may have added to the kept one.
+    """
     from analysis.load import read_plan
 
-    try:
-        before = read_plan(study_folder)
-    except InputError:  # the first command, or a file that the new plan replaces
-        return None
-    same = (before.name, before.scale) == (planned.name, planned.scale)
-    return before if same and before.cells else None
+    plans: list[StudyRecord] = []
+    with ExitStack() as stack:
+        folders = [study_folder]
+        if kept is not None:
+            with suppress(FileNotFoundError):
+                folders.append(stack.enter_context(local_copy(join(kept, STUDY_FILE))).parent)
+        for folder in folders:
+            with suppress(InputError):  # the first command, or a file that the new plan replaces
+                plans.append(read_plan(folder))
+    same = (study.name, study.scale.name)
+    return [plan for plan in plans if (plan.name, plan.scale) == same and plan.cells]
 
 
 def _merged(before: StudyRecord, planned: StudyRecord) -> StudyRecord:
@@ -242,7 +295,8 @@ def _merged(before: StudyRecord, planned: StudyRecord) -> StudyRecord:
         (cell["arm"], cell["seed"], cell["annotation_minutes"]): cell
         for cell in (*before.cells, *planned.cells)
     }
-    earlier = [line for line in before.command.splitlines() if line != planned.command]
+    commands = planned.command.splitlines()
+    earlier = [line for line in before.command.splitlines() if line not in commands]
     return replace(
         planned,
         # A command without the arm that others are compared with compares with it all the same.
@@ -251,6 +305,6 @@ def _merged(before: StudyRecord, planned: StudyRecord) -> StudyRecord:
         budgets_minutes=sorted({*before.budgets_minutes, *planned.budgets_minutes}),
         seeds=sorted({*before.seeds, *planned.seeds}),
         # A line for each: the settings of the later ones hold.
-        command="\n".join([*earlier, planned.command]),
+        command="\n".join([*earlier, *commands]),
         cells=list(cells.values()),
     )

@@ -106,7 +106,12 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
     cost = parser.add_argument_group("cost")
     cost.add_argument("--plan", action="store_true", help="print stages and cost, run nothing")
     cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
-    cost.add_argument("--budget-hours", type=hours, help="stop after this long; nothing is lost")
+    cost.add_argument(
+        "--budget-hours",
+        type=hours,
+        help="stop after this long, rendering and decoding included; the same command goes on\n"
+        "from all that is finished, and in trainings from their last checkpoint",
+    )
 
 
 def check_cost_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

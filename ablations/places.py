@@ -9,7 +9,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,14 @@ from pathlib import Path
 from rich.console import Console
 
 from seld.errors import InputError
-from seld.records import REFERENCE_FOLDER, STUDY_FILE, TRIALS_FOLDER
+from seld.records import (
+    RECORD_FILE,
+    REFERENCE_FOLDER,
+    STUDY_FILE,
+    TRIALS_FOLDER,
+    read_record,
+    trial_folder,
+)
 from seld.storage import (
     absolute,
     check_writable,
@@ -40,6 +47,8 @@ STAGES_FOLDER = "stages"
 JOURNAL_FILE = "optuna.journal"
 #: Likewise: who has run the sweep last, locked while they do.
 LAST_RUN_FILE = "last-run.txt"
+#: Of a grid's folder: locked while a command adds to its plan.
+PLAN_LOCK_FILE = "study.lock"
 
 
 def stages_root(storage: str | None, results: Path) -> str:
@@ -137,10 +146,10 @@ def keep_journal(study_folder: Path, kept: str | None, console: Console) -> None
 
 
 def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
-    """Copy what earlier runs have kept, if anywhere, to a machine where none has been.
+    """Copy what earlier runs of a sweep have kept, if anywhere, to a machine where none has been.
 
-    Without it the plan, a sweep's proposals and other commands' trials would begin anew, and take
-    the place of what is kept. What the folder has of its own stands, unless the sweep has gone on
+    Without it the plan, the proposals and other commands' trials would begin anew, and take the
+    place of what is kept. What the folder has of its own stands, unless the sweep has gone on
     elsewhere since: then what is kept holds.
     """
     if kept is None:
@@ -161,6 +170,52 @@ def fetch_kept(study_folder: Path, kept: str | None, console: Console) -> None:
     fetch_files(kept, wanted, study_folder)
     if wanted:
         console.print(f"goes on from {kept}", markup=False, highlight=False, soft_wrap=True)
+
+
+def fetch_trials(study_folder: Path, kept: str | None, console: Console) -> None:
+    """Copy the trials of a grid that other machines have kept, if anywhere, and this one has not.
+
+    Of a trial that both have, the later record holds: one that failed here may have finished
+    there. What is kept in the end is this folder, in the place of what was there.
+    """
+    if kept is None:
+        return
+    there = files_below(kept)
+    names = {name.split("/")[1] for name in there if name.startswith(f"{TRIALS_FOLDER}/")}
+    others = [name for name in sorted(names) if _is_later(kept, there, study_folder, name)]
+    ours = tuple(f"{TRIALS_FOLDER}/{name}/" for name in others)
+    # In order of name: of each trial the record comes last.
+    wanted = [
+        name
+        for name in there
+        if name.startswith(ours)
+        or (name.startswith(f"{REFERENCE_FOLDER}/") and not (study_folder / name).exists())
+    ]
+    fetch_files(kept, wanted, study_folder)
+    if others:
+        said = f"{len(others)} trials of other machines are taken from {kept}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_later(kept: str, there: Mapping[str, int], study_folder: Path, trial_id: str) -> bool:
+    """Whether what is kept of a trial is later than what the study's folder has of it, if any."""
+    folder = trial_folder(study_folder, trial_id)
+    own, record = folder / RECORD_FILE, f"{TRIALS_FOLDER}/{trial_id}/{RECORD_FILE}"
+    if record not in there or not own.exists():
+        return record in there or not folder.exists()
+    # Most are the same: to read the records of all would take a request for each.
+    if own.stat().st_size == there[record]:
+        return False
+    with local_copy(join(kept, record)) as copy:
+        return _finished_at(copy.parent) > _finished_at(folder)
+
+
+def _finished_at(folder: Path) -> str:
+    """Of a trial's record; without one that can be read, before all others."""
+    try:
+        return read_record(folder).finished_at
+    except InputError:
+        return ""
 
 
 def _has_gone_on_elsewhere(study_folder: Path, kept: str, console: Console) -> bool:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, machines_of, placement_of
-from ablations.data import DataOptions, data_for_plan
+from ablations.data import DataOptions, check_budgets, data_for_plan
 from ablations.places import stages_root
 from search_spaces.scales import ScaleSettings
 from search_spaces.studies import Study
@@ -78,6 +78,9 @@ def plan_study(
         machines *= machines_of_a_trial(here.get("GPU", 0.0), cluster)
     placement = placement_of(study, machines, cluster)
     prepared = data_for_plan(data, study)
+    for known in prepared.values():
+        if known.trainable_minutes:
+            check_budgets(study, known)
     if cells is None:
         cells = study.cells()
     scale = study.scale

@@ -19,20 +19,20 @@ gc.disable()
 import argparse
 import itertools
 from dataclasses import replace
+from functools import partial
+from typing import Unpack
 
-from ablations import detached, results
+from ablations.commands import carry_out
 from ablations.options import (
+    RunOptions,
     add_cost_options,
     add_place_options,
     assignments_by_stage,
     check_cost_options,
-    cluster_options,
-    data_options,
     folder_name,
     names,
     number,
     numbers,
-    run_options,
     word,
 )
 from ablations.plan import plan_study
@@ -48,23 +48,20 @@ def main() -> int:
     gc.enable()
     arguments = parse_arguments()
     study = study_of(arguments)
-    if detached.is_asked_for(arguments):
-        return detached.run_detached(arguments, "ablations/run_grid.py")
-    if results.is_asked_for(arguments):
-        return results.run(arguments, study.name)
-    if arguments.plan:
-        return plan_study(
-            study,
-            data=data_options(arguments),
-            cluster=cluster_options(arguments),
-            results=arguments.results,
-            storage=arguments.storage,
-            calibrate=arguments.calibrate,
-        )
-    # Ray Tune takes a second to import, and plans run nothing.
-    from ablations.grid import run_study
 
-    return run_study(study, **run_options(arguments))
+    def run(**options: Unpack[RunOptions]) -> int:
+        # Ray Tune takes a second to import, and plans run nothing.
+        from ablations.grid import run_study
+
+        return run_study(study, **options)
+
+    return carry_out(
+        arguments,
+        program="ablations/run_grid.py",
+        study=study.name,
+        plan=partial(plan_study, study),
+        run=run,
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -135,7 +132,7 @@ def with_assignments(study: Study, assignments: list[str]) -> Study:
     )
     assigned = replace(study, arms=arms)
     if any(assignment.partition("=")[0] == "steps" for assignment in by_stage["finetune"]):
-        assigned = replace(assigned, finetune_steps={})
+        assigned = replace(assigned, scale=replace(study.scale, finetune_steps={}))
     settings = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in arms}
     before = {arm.name: (arm.pretrain, arm.finetune, arm.scenes) for arm in study.arms}
     for one, other in itertools.combinations(settings, 2):

@@ -18,21 +18,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from ablations import detached, results
+from ablations.commands import carry_out
 from ablations.options import (
     add_cost_options,
     add_place_options,
     assignments_by_stage,
     check_cost_options,
-    cluster_options,
-    data_options,
     folder_name,
     names,
     number,
     numbers,
-    run_options,
     typed_places,
 )
 from ablations.plan import plan_study
@@ -55,24 +53,20 @@ def main() -> int:
     """Command line."""
     arguments = parse_arguments()
     sweep = sweep_of(arguments)
-    if detached.is_asked_for(arguments):
-        return detached.run_detached(arguments, "ablations/run_sweep.py")
-    if results.is_asked_for(arguments):
-        return results.run(arguments, arguments.name)
-    if arguments.plan:
+
+    def plan(**options: Any) -> int:
         cells = expected_cells(sweep)
         trainings = f", about {len(cells)} trainings of {sweep.rungs} lengths"
-        return plan_study(
-            as_study(sweep),
-            cells=cells,
-            heading=f"{sweep.trials} trials" + (trainings if sweep.rungs > 1 else ""),
-            data=data_options(arguments),
-            cluster=cluster_options(arguments),
-            results=arguments.results,
-            storage=arguments.storage,
-            calibrate=arguments.calibrate,
-        )
-    return run_sweep(sweep, grid_options=grid_options(arguments), **run_options(arguments))
+        heading = f"{sweep.trials} trials" + (trainings if sweep.rungs > 1 else "")
+        return plan_study(as_study(sweep), cells=cells, heading=heading, **options)
+
+    return carry_out(
+        arguments,
+        program="ablations/run_sweep.py",
+        study=sweep.name,
+        plan=plan,
+        run=partial(run_sweep, sweep, grid_options=grid_options(arguments)),
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

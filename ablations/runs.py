@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +21,11 @@ from ablations.cluster import (
 )
 from ablations.console import quiet_output
 from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.deadline import Deadline, OutOfTimeError
 from ablations.places import keep_results, results_uri, stages_root
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
 from search_spaces.studies import Study
-from seld.errors import InputError
 from seld.records import TrialRecord, trials_table
 from trainables.provenance import current_provenance
 from trainables.resources import TRIAL_SHARE
@@ -36,35 +34,6 @@ from trainables.trial import StudyRun
 
 #: How often trials are started that end without a record, as when Tune loses one between processes.
 ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """When a run has to end.
-
-    Attributes:
-        at: of ``time.monotonic()``; None for never.
-    """
-
-    at: float | None = None
-
-    @classmethod
-    def after(cls, hours: float | None) -> Deadline:
-        """So long from now."""
-        if hours is None:
-            return cls()
-        if not hours > 0:
-            raise InputError("command line", "--budget-hours", hours, "more than 0")
-        return cls(time.monotonic() + hours * 3600)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has been reached."""
-        return self.at is not None and time.monotonic() >= self.at
-
-    def seconds_left(self) -> float | None:
-        """For trials; a moment, where what came before them took too long."""
-        return None if self.at is None else max(1.0, self.at - time.monotonic())
 
 
 class RunsTrials(Protocol):
@@ -99,7 +68,7 @@ def run_and_report(
             :class:`ablations.options.RunOptions`.
 
     Returns:
-        The exit code, as ``report`` gives it.
+        The exit code, as ``report`` gives it; 0 where the hours were over before any trial.
 
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
@@ -114,11 +83,19 @@ def run_and_report(
         with ray_cluster(cluster):
             placement = placement_of(study, connected_machines(cluster), cluster)
             console.print(placement.describe(), highlight=False)
+            try:
+                prepared = prepare_data(data, study, placement, console, deadline)
+            except OutOfTimeError:
+                console.print(
+                    "the hours given are over before the data are ready; what is rendered and "
+                    "decoded stays, the same command goes on from here"
+                )
+                return 0
             run = StudyRun(
                 study_folder=study_folder.resolve(),
                 store=StageStore(stages_root(storage, results)),
                 placement=placement,
-                data=prepare_data(data, study, placement, console),
+                data=prepared,
                 provenance=current_provenance(),
                 kept_in=results_uri(storage, study.name),
             )

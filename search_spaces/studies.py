@@ -7,7 +7,7 @@ should show. :data:`STUDIES` is what ``run_grid.py`` accepts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,8 +55,6 @@ class Study:
     Attributes:
         baseline: the arm that the others are compared with.
         budgets_minutes: annotated minutes to fine-tune on; each is a subset of the next.
-        finetune_steps: of every arm, by budget, where they are not the arm's own; None for the
-            scale's.
         parameter_names: settings that trials list as their parameters; None for those in which the
             arms differ.
     """
@@ -68,7 +66,6 @@ class Study:
     baseline: str
     budgets_minutes: tuple[float, ...]
     seeds: tuple[int, ...]
-    finetune_steps: Mapping[float, int] | None = None
     parameter_names: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +104,7 @@ class Study:
         for a pretraining that its neighbour has only just begun.
         """
         varied = self.varied_settings()
-        steps = self.scale.finetune_steps if self.finetune_steps is None else self.finetune_steps
+        steps = self.scale.finetune_steps
         return [
             Cell(
                 study=self.name,

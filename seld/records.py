@@ -16,6 +16,7 @@ A study's results are one folder::
       logs/ray.log, logs/tune/  what Ray and the libraries print, what Ray Tune keeps
       optuna.journal            of a sweep: all that Optuna knows
       last-run.txt              likewise: who has run it last
+      study.lock                of a grid: locked while a command adds to the plan
 
 ``analysis`` reads study, references and trials, and nothing else. Scores are fractions and degrees
 as the metric gives them; points (×100) are made when a table is printed.

@@ -202,6 +202,36 @@ def test_a_gpu_is_not_timed_on_a_machine_without(
         )
 
 
+def test_a_budget_that_cannot_be_trained_on_is_refused_by_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rooms that validate are no one's to train on: 6.3 of demo's 8 minutes are left."""
+
+    def plan(data: DataOptions) -> int:
+        return plan_study(
+            replace(STUDY, budgets_minutes=(1.0, 8.0)),
+            data=data,
+            cluster=ClusterOptions(cpus=2),
+            results=tmp_path / "results",
+        )
+
+    own = DataOptions(folder=tmp_path / "data")
+    with pytest.raises(InputError, match=r"is 8.0, expected at most the 6\.3333 that the scenes'"):
+        plan(own)
+    # Of corpora it is known once they are decoded.
+    monkeypatch.setattr(DataOptions, "check", lambda *_: None)
+    unprepared = data_for_plan(own, STUDY)
+    assert plan(own) == 0
+    prepared = {
+        name: replace(data, trainable_minutes=7.5, validation_rooms=("room22",))
+        for name, data in unprepared.items()
+    }
+    monkeypatch.setattr(planning, "data_for_plan", lambda *_: prepared)
+    expected = r"expected at most the 7.5 that .* has beside its validation rooms \(room22\)"
+    with pytest.raises(InputError, match=expected):
+        plan(own)
+
+
 @pytest.mark.parametrize(
     ("gpus", "words"),
     [

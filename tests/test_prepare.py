@@ -20,14 +20,16 @@ from rich.console import Console
 from ablations import data as data_module
 from ablations.data import DataOptions, prepare_corpora, prepare_data
 from ablations.options import corpus
-from search_spaces.scales import find_scale
-from search_spaces.studies import find_study, variants
+from search_spaces.scales import SCALES, find_scale
+from search_spaces.studies import STUDIES, find_study, variants
 from seld.annotations import read_annotations
 from seld.classes import STARSS_CLASSES
 from seld.clips import ShardIndex, select_budget
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError
+from seld.scenes.render import render_corpus
+from seld.scenes.settings import PartSettings, SceneSettings
 from seld.shards import ProcessExecutor, build_shards
 from tests.test_pretrain import TINY
 from trainables.cells import DEFAULT_DATA, Cell, stages_of
@@ -41,6 +43,7 @@ from trainables.prepare import (
     describe_data,
     folder_name,
     recordings_of,
+    trainable_minutes_of_scenes,
 )
 from trainables.pretrain_job import PretrainJob, probe_windows
 from trainables.resources import plan_placement
@@ -371,6 +374,37 @@ def test_of_the_embedded_benchmark_every_fifth_room_validates() -> None:
         split="train",
     )
     assert rooms_kept_out(clips, "embedded") == ("room1000", "room1005", "room1010")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_study_has_budgets_that_its_scenes_can_fill(scale: str, tmp_path: Path) -> None:
+    options = DataOptions(folder=tmp_path)
+    for name in STUDIES:
+        study = find_study(name, scale)
+        for scenes in options.scenes(study).values():
+            assert trainable_minutes_of_scenes(scenes) >= max(study.budgets_minutes)
+
+
+def test_what_scenes_have_for_budgets_is_known_before_they_are_rendered(tmp_path: Path) -> None:
+    """Of 24 minutes in 15 rooms, those of three rooms validate."""
+    assert trainable_minutes_of_scenes(find_scale("evidence").scenes) == pytest.approx(19)
+    # And is what is found once they are: recordings of 2 s, as rendering them takes no less.
+    scenes = SceneSettings(
+        recording_s=2.0,
+        unannotated=PartSettings(minutes=4 / 60, rooms=2),
+        train=PartSettings(minutes=14 / 60, rooms=6),
+        test=PartSettings(minutes=2 / 60, rooms=1),
+    )
+    render_corpus(scenes, tmp_path / "scenes", workers=1)
+    source = (CorpusSource(name="embedded", root=str(tmp_path / "scenes")),)
+    folder = str(tmp_path / "shards")
+    settings = ShardSettings(clip_s=2.0)
+    build_shards(recordings_of(source), settings, folder, executor=ProcessExecutor(), workers=1)
+    shards = ShardFolder(path=folder)
+    data = describe_data(shards, shards, class_names_of(source))
+    assert data.validation_rooms == ("room1001", "room1006")
+    assert data.trainable_minutes == pytest.approx(8 / 60)
+    assert trainable_minutes_of_scenes(scenes) == pytest.approx(8 / 60)
 
 
 class WatchedExecutor(ProcessExecutor):

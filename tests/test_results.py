@@ -19,6 +19,7 @@ from rich.console import Console
 from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
+from ablations.deadline import Deadline
 from ablations.places import (
     JOURNAL_FILE,
     fetch_kept,
@@ -27,7 +28,6 @@ from ablations.places import (
     only_head,
     stages_root,
 )
-from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
 from search_spaces.studies import find_study
@@ -258,6 +258,91 @@ def test_a_grid_outlives_its_head(
     fetch_folder(heads[1].kept_in, tmp_path / "c")
     planned = [cell["trial_id"] for cell in read_study(tmp_path / "c").cells]
     assert planned == [first.trial_id, second.trial_id]
+
+
+def test_heads_that_take_turns_add_to_one_plan(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a folder of its own, and goes on from what the bucket has learnt since."""
+    study = replace(find_study("variants", "demo"), budgets_minutes=(1.5,))
+    study = replace(study, arms=study.arms[:1], baseline=study.arms[0].name)
+    kept = f"{bucket}/results/variants"
+    heads = {name: head(tmp_path / name, bucket, "variants") for name in "ab"}
+    console = Console(file=io.StringIO(), width=200)
+
+    def go_on(name: str, *seeds: int, at: str, fails: int | None = None) -> None:
+        """A command from its start to its end, at this time of the day."""
+        part, run = replace(study, seeds=seeds), heads[name]
+
+        def trials(*_: object, param_space: dict[str, Any], **__: object) -> None:
+            for cell in param_space["cell"]["grid_search"]:
+                failure = Failure(
+                    kind="lost_node", message="m", traceback="", stage="", policy="", attempts=1
+                )
+                record = TrialRecord(
+                    study="variants", trial_id=cell.trial_id, arm=cell.arm, seed=cell.seed,
+                    annotation_minutes=1.5, test_fingerprint="t", finished_at=at,
+                    status="failed" if cell.seed == fails else "finished",
+                    failure=failure if cell.seed == fails else None,
+                )  # fmt: skip
+                keep_record(record, run)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(grid, "let_tune_run", trials)
+            patched.setattr(grid, "is_finished", lambda cell, run: finished(run, cell.trial_id))
+            grid.run_missing_trials(part, run, console, deadline=Deadline(), callbacks=[])
+        keep_results(run.study_folder, bucket, console)
+
+    def finished(run: Any, trial_id: str) -> bool:
+        try:
+            return read_record(trial_folder(run.study_folder, trial_id)).status == "finished"
+        except InputError:
+            return False
+
+    def planned(folder: Path) -> list[int]:
+        return [cell["seed"] for cell in read_study(folder).cells]
+
+    go_on("a", 0, 1, at="10:00", fails=1)
+    go_on("b", 1, 2, 3, at="11:00")
+    go_on("a", 4, at="12:00")
+    for folder in (heads["a"].study_folder, tmp_path / "c"):
+        if folder.name == "c":
+            fetch_folder(kept, folder)
+        assert planned(folder) == read_study(folder).seeds == [0, 1, 2, 3, 4]
+        records = [read_record(path.parent) for path in folder.glob("trials/*/record.json")]
+        # What failed on one head has finished on the other.
+        assert sorted((record.seed, record.status, record.finished_at) for record in records) == [
+            (seed, "finished", at)
+            for seed, at in enumerate(("10:00", "11:00", "11:00", "11:00", "12:00"))
+        ]
+    # Nor is anything lost of a head that has begun and ended while the other was at work.
+    begin = grid.plan_what_is_missing
+
+    def meanwhile(*arguments: Any) -> Any:
+        missing = begin(*arguments)
+        if arguments[2] is heads["a"]:
+            go_on("b", 6, at="13:00")
+        return missing
+
+    monkeypatch.setattr(grid, "plan_what_is_missing", meanwhile)
+    go_on("a", 5, at="14:00")
+    fetch_folder(kept, tmp_path / "d")
+    assert sorted(planned(tmp_path / "d")) == [0, 1, 2, 3, 4, 5, 6]
+    assert len(list((heads["a"].study_folder / "trials").glob("*/record.json"))) == 7
+
+
+def test_a_grid_goes_on_to_its_report_while_its_bucket_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no entry")
+
+    monkeypatch.setattr(places, "files_below", refused)
+    console = Console(file=io.StringIO(), width=200)
+    run: Any = SimpleNamespace(study_folder=tmp_path, kept_in="memory://nowhere")
+    grid.take_in_others(find_study("variants"), run, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "is left out: no entry" in console.file.getvalue()
 
 
 def test_a_sweep_outlives_its_head(

@@ -124,7 +124,8 @@ def test_every_arm_is_fine_tuned_for_the_steps_of_its_budget_or_of_the_command()
     usual = study.scale.finetune.steps
     assert steps(study) == {2.0: {3000}, 6.0: {usual}, 18.0: {usual}}
     assert usual > 3000
-    assert steps(replace(study, finetune_steps={6.0: 7})) == {2.0: {usual}, 6.0: {7}, 18.0: {usual}}
+    other = replace(study, scale=replace(study.scale, finetune_steps={6.0: 7}))
+    assert steps(other) == {2.0: {usual}, 6.0: {7}, 18.0: {usual}}
     # What the command says holds everywhere, the recipe's own number too.
     for said in (5, usual):
         everywhere = steps(with_assignments(study, [f"finetune.steps={said}"]))

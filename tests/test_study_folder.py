@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +19,18 @@ import pytest
 from rich.console import Console
 from simulated_study import failed, simulated_counts, write_trial
 
+from ablations import grid
 from ablations.console import StudyProgress
 from ablations.data import DataOptions, make_writable
+from ablations.deadline import Deadline
 from ablations.grid import (
     plan_of,
+    plan_what_is_missing,
     refuse_results_of_other_data,
     report_on,
     run_missing_trials,
 )
 from ablations.run_grid import with_assignments
-from ablations.runs import Deadline
 from analysis.load import load_studies, read_plan
 from search_spaces.studies import Study, find_study
 from seld.classes import STARSS_CLASSES
@@ -35,6 +39,7 @@ from seld.errors import InputError
 from seld.metrics import METRIC_VERSION
 from seld.records import (
     StageUse,
+    StudyRecord,
     TrialRecord,
     read_study,
     trial_folder,
@@ -42,7 +47,7 @@ from seld.records import (
     write_study,
 )
 from seld.shards import rejected_table
-from trainables.cells import DEFAULT_DATA, stages_of
+from trainables.cells import DEFAULT_DATA, Cell, stages_of
 from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData
 
@@ -284,6 +289,33 @@ def test_commands_that_begin_at_once_do_not_refuse_each_others_folder(tmp_path: 
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--data is .*can be written \(Not a directory\)"):
         make_writable(tmp_path / "file" / "below", "--data")
+
+
+def test_commands_that_begin_at_once_both_stay_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the failed trials of one of them are in no plan, and its exit code is 0."""
+    data = SimpleNamespace(test_fingerprint="t", fingerprint="f", validation_rooms=(), notes=())
+    run: Any = SimpleNamespace(
+        study_folder=tmp_path / "variants", data={DEFAULT_DATA: data}, kept_in=None
+    )
+    both_have_read = threading.Barrier(2)
+
+    def slowly_planned(*arguments: Any) -> StudyRecord:
+        plan = plan_of(*arguments)
+        with suppress(threading.BrokenBarrierError):
+            both_have_read.wait(0.5)
+        return plan
+
+    def command(seed: int) -> list[Cell]:
+        study = replace(only(VARIANTS, "scratch"), seeds=(seed,))
+        return plan_what_is_missing(study, study.cells(), run, Console(file=io.StringIO()))
+
+    monkeypatch.setattr(grid, "plan_of", slowly_planned)
+    with ThreadPoolExecutor(2) as threads:
+        ((first,), (second,)) = threads.map(command, [0, 1])
+    planned = {cell["trial_id"] for cell in read_plan(run.study_folder).cells}
+    assert planned == {first.trial_id, second.trial_id}
 
 
 def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from ablations import run_grid, run_sweep, sweep
+from ablations.deadline import Deadline
 from ablations.options import run_options
 from ablations.places import only_run
-from ablations.runs import Deadline
 from ablations.searcher import OptunaSearcher, ask, done_trials, propose_again
 from ablations.sweep import (
     Sweep,

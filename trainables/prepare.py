@@ -10,11 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import pandas as pd
+
 from seld.classes import CLASSES_FILE, STARSS_CLASSES, read_class_names
 from seld.clips import ShardIndex
 from seld.corpora import CORPORA, Recording
 from seld.decoding import Rejected, ShardResult, ShardSettings
 from seld.errors import InputError
+from seld.scenes.render import plan_recordings
+from seld.scenes.settings import SceneSettings
 from seld.settings import to_mapping
 from seld.shards import Executor, build_shards
 from seld.storage import join, local_copy
@@ -175,7 +179,7 @@ def build_clip_shards(
 class AnnotatedData:
     """Annotated shards, and what they tell before there are others to pretrain on."""
 
-    shards: ShardFolder
+    annotated: ShardFolder
     train: ShardIndex
     test: ShardIndex
     validation_rooms: tuple[str, ...]
@@ -197,14 +201,36 @@ def describe_annotated(annotated: ShardFolder, class_names: tuple[str, ...]) -> 
             raise InputError(where, "class_id", highest, f"0 to {len(class_names) - 1}")
     _check_untested(annotated, train, test, "training")
     validation_rooms = _validation_rooms(train, test)
-    rooms = sorted(set(train.clips["room"]) - set(validation_rooms))
     return AnnotatedData(
-        shards=replace(annotated, fingerprint=annotated_index.fingerprint),
+        annotated=replace(annotated, fingerprint=annotated_index.fingerprint),
         train=train,
         test=test,
         validation_rooms=validation_rooms,
-        trainable_minutes=train.select(splits=["train"], rooms=rooms).minutes,
+        trainable_minutes=_trainable_minutes(train, validation_rooms),
     )
+
+
+def trainable_minutes_of_scenes(settings: SceneSettings) -> float:
+    """What the embedded benchmark will have for budgets, before any of it is rendered."""
+    planned = pd.DataFrame(
+        {
+            "corpus": "embedded",
+            "split": recording.part,
+            "room": f"room{recording.room}",
+            "duration_s": recording.duration_s,
+        }
+        for recording in plan_recordings(settings)
+        if recording.part != "unannotated"
+    )
+    train, test = (
+        ShardIndex("planned", planned).select(splits=[part]) for part in ("train", "test")
+    )
+    return _trainable_minutes(train, _validation_rooms(train, test))
+
+
+def _trainable_minutes(train: ShardIndex, validation_rooms: Sequence[str]) -> float:
+    rooms = sorted(set(train.clips["room"]) - set(validation_rooms))
+    return train.select(splits=["train"], rooms=rooms).minutes
 
 
 def describe_data(
@@ -220,7 +246,7 @@ def describe_data(
     _check_untested(unannotated, unannotated_index, known.test, "pretraining")
     return PreparedData(
         unannotated=replace(unannotated, fingerprint=pretraining_index.fingerprint),
-        annotated=known.shards,
+        annotated=known.annotated,
         class_names=class_names,
         validation_rooms=known.validation_rooms,
         unannotated_fingerprint=unannotated_index.fingerprint,

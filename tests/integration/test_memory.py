@@ -59,7 +59,8 @@ def _run_until_done(folder: Path) -> None:
     import ray
     from ray import tune
 
-    from ablations.runs import Deadline, let_tune_run
+    from ablations.deadline import Deadline
+    from ablations.runs import let_tune_run
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     run: Any = SimpleNamespace(study_folder=folder, placement=SimpleNamespace(lanes=1))
