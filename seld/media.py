@@ -45,6 +45,11 @@ _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".w64", ".rf64", ".aif", ".aiff"
 _BLOCK_SAMPLES = 1 << 16
 #: A container may declare this much more than it holds (codec padding, rounding) and be whole.
 _DECLARED_TOLERANCE_S = 0.25
+#: Later than this after the sound before it, a block follows a gap: containers round times to
+#: milliseconds, and codecs that trim their lead-in move them by up to a frame (21 ms of AAC).
+_JITTER_S = 0.03
+#: Gaps are filled up to this, together: beyond, times are damaged, and silence takes memory.
+_MOST_MISSING_S = 60.0
 #: What FFmpeg's side data of a frame (the int they start with: ``AVSphericalProjection``,
 #: ``AVStereo3DType``) say of pictures that are not one equirectangular panorama.
 _DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
@@ -262,12 +267,17 @@ def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
         stream = container.streams.audio[_sound_track(container)]
         _check_decodable(stream)
         rate_hz = stream.codec_context.sample_rate
-        decoded = 0
+        origin_s, decoded, missing = _origin_s(container), 0, 0
         for frame in _frames(container, stream):
             samples = _frame_samples(frame)
-            if decoded == 0:
-                lead = _stream_time_s(frame, container)
-                samples = _shifted(samples, round(lead * rate_hz))
+            due_s = decoded / rate_hz if frame.time is None else frame.time - origin_s
+            lead = round(due_s * rate_hz) - decoded
+            if decoded == 0 or lead > _JITTER_S * rate_hz:
+                missing += max(lead, 0)
+                if missing > _MOST_MISSING_S * rate_hz:
+                    detail = f"{missing / rate_hz:.0f} s are missing in the sound"
+                    raise MediaError("unreadable", detail)
+                samples = _shifted(samples, lead)
             decoded += len(samples)
             yield rate_hz, samples
         _check_declared(stream, decoded / rate_hz)
@@ -292,10 +302,22 @@ def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:
     return (floats - middle) / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
 
 
-def _stream_time_s(frame: av.AudioFrame | av.VideoFrame, container: object) -> float:
-    """Presentation time from the start of the file (its earliest stream)."""
-    started_s = (getattr(container, "start_time", None) or 0) / av.time_base
-    return (frame.time or 0.0) - started_s
+def _origin_s(container: av.container.InputContainer) -> float:
+    """What counts as the file's beginning, in the time of its frames.
+
+    Tracks of one file begin with the earlier of them. Where picture and sound have files of their
+    own, a late one is late only by a clock that begins with the recording: MP4's does, at 0 (its
+    edit lists delay tracks and cut codecs' lead-in off), while others may begin at any time.
+    """
+    pictures = [track for track in container.streams.video if not _is_cover(track)]
+    is_alone = not (pictures and container.streams.audio)
+    if is_alone and "mp4" in container.format.name.split(","):
+        return 0.0
+    return (container.start_time or 0) / av.time_base
+
+
+def _is_cover(track: av.stream.Stream) -> bool:
+    return bool(track.disposition & av.stream.Disposition.attached_pic)
 
 
 def _shifted(samples: NDArray[np.float32], lead: int) -> NDArray[np.float32]:
@@ -315,8 +337,9 @@ def _video_frames(path: Path) -> Iterator[tuple[float, float, av.VideoFrame]]:
         stream.codec_context.thread_count = 1  # recordings are decoded in parallel, not frames
         end_s = 0.0
         interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        origin_s = _origin_s(container)
         for frame in _frames(container, stream):
-            time_s = _stream_time_s(frame, container)
+            time_s = (frame.time or 0.0) - origin_s
             # Where the frame rate varies, the last picture may stay for long.
             own_s = float(frame.duration * frame.time_base) if frame.time_base else 0.0
             end_s = time_s + max(own_s, interval_s)

@@ -69,6 +69,7 @@ def write_media(
     sound_rate_hz: int = 48_000,
     sound_codec: str = "aac",
     sound_start_s: float = 0.0,
+    picture_start_s: float = 0.0,
     video_codec: str = "libx264",
     last_picture_s: float | None = None,
     title: str = "",
@@ -100,8 +101,10 @@ def write_media(
             if last_picture_s is not None:
                 video.codec_context.max_b_frames = 0  # so that the last packet is the last picture
             packets = []
-            for picture in pictures:
+            for number, picture in enumerate(pictures):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame.pts = number + round(picture_start_s * frame_rate_hz)
+                frame.time_base = 1 / Fraction(frame_rate_hz)
                 packets += video.encode(frame)
             packets += video.encode(None)
             if last_picture_s is not None:
@@ -129,6 +132,24 @@ def join_media(path: Path, parts: Iterable[Path]) -> Path:
                         packets.append(packet)
         for packet in packets:
             joined.mux(packet)
+    return path
+
+
+def without_sound_between(
+    path: Path, source: Path, start_s: float, end_s: float, delay_s: float = 0.0
+) -> Path:
+    """``source`` without its packets of that time; what follows comes ``delay_s`` later."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        (track,) = container.streams
+        copy = out.add_stream_from_template(track)
+        for packet in container.demux():
+            if packet.dts is None or start_s <= packet.pts * packet.time_base < end_s:
+                continue
+            if packet.pts * packet.time_base >= end_s:
+                packet.pts += round(delay_s / packet.time_base)
+                packet.dts = packet.pts
+            packet.stream = copy
+            out.mux(packet)
     return path
 
 

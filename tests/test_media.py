@@ -305,6 +305,76 @@ def test_sound_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
     assert np.abs(foa[:, RATE_HZ + 200 :]).max() > 5000
 
 
+def burst(duration_s: float, at_s: float, rate_hz: int = 48_000) -> np.ndarray:
+    """(time, 4) float32: faint noise, and a loud one that begins at ``at_s``."""
+    noise = np.random.default_rng(0).normal(size=(round(duration_s * rate_hz), 4))
+    noise[: round(at_s * rate_hz)] *= 0.001
+    return (0.1 * noise).astype(np.float32)
+
+
+def burst_start_s(foa: np.ndarray) -> float:
+    return float((np.abs(foa[0]) > 1000).argmax()) / RATE_HZ
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.8])
+def test_a_late_start_in_a_file_of_its_own(tmp_path: Path, start_s: float) -> None:
+    """Picture and sound apart: MP4's clock says when each begins."""
+    picture = writers.write_media(
+        tmp_path / "a.mp4", pictures=writers.numbered_pictures(60), picture_start_s=start_s
+    )
+    frames, duration_s = pictures_of(picture, [2.02, 3.02])
+    first = round(10 * start_s)
+    assert writers.shown_numbers(frames) == [20 - first, 30 - first]
+    assert duration_s == pytest.approx(6.0 + start_s, abs=1e-3)
+    sound = writers.write_media(tmp_path / "a.m4a", sound=burst(3.0, 1.0), sound_start_s=start_s)
+    foa = read_foa(sound, sample_rate_hz=RATE_HZ)
+    assert burst_start_s(foa) == pytest.approx(1.0 + start_s, abs=0.002)
+    assert foa.shape[1] / RATE_HZ == pytest.approx(3.0 + start_s, abs=0.03)
+
+
+def test_a_late_start_of_both_tracks_is_none(tmp_path: Path) -> None:
+    path = writers.write_media(
+        tmp_path / "a.mp4",
+        pictures=writers.numbered_pictures(60),
+        picture_start_s=0.8,
+        sound=burst(3.0, 1.0),
+        sound_start_s=1.0,
+    )
+    # The codec's lead-in of 21 ms is before the sound, but after the picture.
+    assert burst_start_s(read_foa(path, sample_rate_hz=RATE_HZ)) == pytest.approx(1.2, abs=0.002)
+    assert writers.shown_numbers(pictures_of(path, [2.02])[0]) == [20]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".webm", "libopus"), (".mkv", "aac"), (".mkv", "flac")]
+)
+@pytest.mark.parametrize("gap_s", [0.2, 0.8, 2.0])
+def test_a_gap_stays_a_gap(tmp_path: Path, suffix: str, codec: str, gap_s: float) -> None:
+    sound = burst(9.0, 8.04)
+    whole = writers.write_media(tmp_path / f"a{suffix}", sound=sound, sound_codec=codec)
+    path = writers.without_sound_between(tmp_path / f"b{suffix}", whole, 3.0, 3.0 + gap_s)
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert burst_start_s(foa) == pytest.approx(8.04, abs=0.002)
+    assert np.abs(foa[:, round(3.12 * RATE_HZ) : round((2.98 + gap_s) * RATE_HZ)]).max() == 0
+
+
+@pytest.mark.parametrize("rate_hz", [44_100, 48_000])
+def test_times_in_milliseconds_leave_sound_as_it_is(tmp_path: Path, rate_hz: int) -> None:
+    sound = writers.foa_noise(20.0, rate_hz) / np.float32(32767)
+    path = writers.write_media(
+        tmp_path / "a.mkv", sound=sound, sound_rate_hz=rate_hz, sound_codec="flac"
+    )
+    foa = read_foa(path, sample_rate_hz=rate_hz)
+    assert np.array_equal(foa.T, np.rint(sound * 32767))
+
+
+def test_a_damaged_time_is_no_gap_to_fill(tmp_path: Path) -> None:
+    sound = writers.foa_noise(3.0, 48_000) / np.float32(32768)
+    whole = writers.write_media(tmp_path / "a.mkv", sound=sound, sound_codec="flac")
+    path = writers.without_sound_between(tmp_path / "b.mkv", whole, 2.0, 2.0, delay_s=80_000.0)
+    assert rejection(path) == ("unreadable", "80000 s are missing in the sound")
+
+
 def test_tracks_of_unknown_codecs(tmp_path: Path) -> None:
     """Beside four channels that can be decoded one is passed by; alone it is a reason."""
     unknown = writers.write_media(
