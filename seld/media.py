@@ -362,25 +362,49 @@ def _check_decodable(stream: av.stream.Stream) -> None:
         raise MediaError("unreadable", f"no decoder for the {stream.type} stream's codec")
 
 
+class _Reach:
+    """Until when a file's packets last, all tracks together.
+
+    Not every packet says how long it is; the last one of a track is taken to last as long as the
+    longest that came before it.
+    """
+
+    def __init__(self) -> None:
+        self._reached_s = 0.0
+        self._longest_packet_s = 0.0
+
+    def see_packet(self, packet: av.Packet) -> None:
+        if packet.pts is None or packet.time_base is None:
+            return
+        start_s = float(packet.pts * packet.time_base)
+        self._longest_packet_s = max(self._longest_packet_s, start_s - self._reached_s)
+        if packet.stream.type == "video" and packet.duration is not None:
+            own_s = float(packet.duration * packet.time_base)
+            self._longest_packet_s = max(self._longest_packet_s, own_s)
+        self._reached_s = max(self._reached_s, start_s)
+
+    def see_frame(self, frame: object) -> None:
+        if isinstance(frame, av.AudioFrame) and frame.time is not None:
+            end_s = frame.time + frame.samples / frame.sample_rate
+            self._reached_s = max(self._reached_s, end_s)
+
+    @property
+    def end_s(self) -> float:
+        return self._reached_s + self._longest_packet_s
+
+
 def _frames(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[Any]:
     """The stream's frames. Files that declare only how long they are, as WebM, must be so long."""
-    reached_s = longest_packet_s = 0.0
+    reach = _Reach()
     for packet in container.demux():
-        if packet.pts is not None and packet.time_base is not None:
-            start_s = float(packet.pts * packet.time_base)
-            longest_packet_s = max(longest_packet_s, start_s - reached_s)
-            if packet.stream.type == "video" and packet.duration is not None:
-                own_s = float(packet.duration * packet.time_base)
-                longest_packet_s = max(longest_packet_s, own_s)
-            reached_s = max(reached_s, start_s)
+        reach.see_packet(packet)
         if packet.stream.index != stream.index:
             continue
         for frame in packet.decode():
-            if isinstance(frame, av.AudioFrame) and frame.time is not None:
-                reached_s = max(reached_s, frame.time + frame.samples / frame.sample_rate)
+            reach.see_frame(frame)
             yield frame
     if stream.duration is None and container.duration is not None:
-        _check_reached(reached_s + longest_packet_s, container.duration / av.time_base)
+        _check_reached(reach.end_s, container.duration / av.time_base)
 
 
 def _check_declared(stream: av.stream.Stream, decoded_s: float) -> None:
