@@ -22,6 +22,7 @@ import soxr
 from numpy.typing import NDArray
 
 from seld import mp4
+from seld.truncation import TruncatedError, check_whole
 
 #: Every way a recording can be unusable; `rejected.csv` holds one of these per row.
 Reason = Literal[
@@ -45,6 +46,8 @@ _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".w64", ".rf64", ".aif", ".aiff"
 _BLOCK_SAMPLES = 1 << 16
 #: A container may declare this much more than it holds (codec padding, rounding) and be whole.
 _DECLARED_TOLERANCE_S = 0.25
+#: Of raw streams FFmpeg guesses a length from the bit rate; Ogg's last page is looked at instead.
+_LENGTH_NOT_DECLARED = frozenset({"aac", "ac3", "eac3", "loas", "ogg"})
 #: Later than this after the sound before it, a block follows a gap: containers round times to
 #: milliseconds, and codecs that trim their lead-in move them by up to a frame (21 ms of AAC).
 _JITTER_S = 0.03
@@ -206,53 +209,35 @@ def _resampled(
 
 def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     try:
-        _check_riff_complete(path)
+        check_whole(path)
         with soundfile.SoundFile(path) as sound:
             remaining = sound.frames
+            if remaining == 0:  # or its length was left open: FFmpeg reads on to the file's end
+                yield from _av_sound_blocks(path)
             while remaining > 0:
                 block = sound.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
                 if not len(block):
                     raise MediaError("truncated", f"{remaining} of {sound.frames} samples missing")
                 remaining -= len(block)
                 yield sound.samplerate, block.astype(np.float32, copy=False)
+    except TruncatedError as error:
+        raise MediaError("truncated", str(error)) from error
     except soundfile.LibsndfileError as error:
         raise MediaError("unreadable", str(error)) from error
     except OSError as error:
         raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
-def _check_riff_complete(path: Path) -> None:
-    """libsndfile shortens a cut-off wav silently: compare its data chunk with the file."""
-    size = path.stat().st_size
-    if size == 0:
-        raise MediaError("truncated", "the file is empty")
-    with path.open("rb") as stream:
-        if stream.read(4) != b"RIFF":
-            return
-        position = 12
-        while position + 8 <= size:
-            stream.seek(position)
-            kind, chunk_bytes = struct.unpack("<4sI", stream.read(8))
-            position += 8 + chunk_bytes
-            # Streaming writers leave the length open as zero or all ones.
-            if kind == b"data":
-                if chunk_bytes not in (0, 0xFFFFFFFF) and position > size:
-                    missing = position - size
-                    raise MediaError("truncated", f"{missing} of {chunk_bytes} bytes are missing")
-                return
-            position += chunk_bytes % 2
-    raise MediaError("truncated", "the file ends before its samples")
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
+        check_whole(path)
         if path.suffix.lower() in _MP4_SUFFIXES:
             mp4.check_complete(path)
         # Files from the web have titles in any encoding, and none of them is read here.
         with av.open(str(path), metadata_errors="replace") as container:
             yield container
-    except mp4.Mp4TruncatedError as error:
+    except (TruncatedError, mp4.Mp4TruncatedError) as error:
         raise MediaError("truncated", str(error)) from error
     except (mp4.Mp4Error, av.error.FFmpegError) as error:
         raise MediaError("unreadable", str(error)) from error
@@ -280,7 +265,7 @@ def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
                 samples = _shifted(samples, lead)
             decoded += len(samples)
             yield rate_hz, samples
-        _check_declared(stream, decoded / rate_hz)
+        _check_declared(container, stream, decoded / rate_hz)
 
 
 def _sound_track(container: av.container.InputContainer) -> int:
@@ -344,7 +329,7 @@ def _video_frames(path: Path) -> Iterator[tuple[float, float, av.VideoFrame]]:
             own_s = float(frame.duration * frame.time_base) if frame.time_base else 0.0
             end_s = time_s + max(own_s, interval_s)
             yield time_s, end_s, frame
-        _check_declared(stream, end_s)
+        _check_declared(container, stream, end_s)
 
 
 def _declared_layout(frame: av.VideoFrame) -> str | None:
@@ -407,7 +392,11 @@ def _frames(container: av.container.InputContainer, stream: av.stream.Stream) ->
         _check_reached(reach.end_s, container.duration / av.time_base)
 
 
-def _check_declared(stream: av.stream.Stream, decoded_s: float) -> None:
+def _check_declared(
+    container: av.container.InputContainer, stream: av.stream.Stream, decoded_s: float
+) -> None:
+    if container.format.name in _LENGTH_NOT_DECLARED:
+        return
     if stream.duration is not None and stream.time_base is not None:
         _check_reached(decoded_s, float(stream.duration * stream.time_base))
 

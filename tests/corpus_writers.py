@@ -79,7 +79,7 @@ def write_media(
     The last picture stays for ``last_picture_s`` where that is given, else as long as the others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    container_format = {".m4a": "mp4", ".opus": "ogg"}.get(path.suffix)
+    container_format = {".m4a": "mp4", ".opus": "ogg", ".aac": "adts"}.get(path.suffix)
     with av.open(str(path), "w", format=container_format) as container:
         container.metadata["title"] = title
         video = audio = None

@@ -400,10 +400,65 @@ def test_tracks_of_unknown_codecs(tmp_path: Path) -> None:
         pictures_of(both, [0.0])
 
 
-def test_a_shorter_declared_wav_is_not_truncated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_an_open_length_is_not_truncated(tmp_path: Path, length: int) -> None:
     """Writers that stream leave the length of the data open."""
-    path = writers.write_wav(tmp_path / "a.wav", writers.foa_noise(1.0))
+    samples = writers.foa_noise(1.0)
+    path = writers.write_wav(tmp_path / "a.wav", samples)
     data = bytearray(path.read_bytes())
-    struct.pack_into("<I", data, data.find(b"data") + 4, 0xFFFFFFFF)
+    struct.pack_into("<I", data, data.find(b"data") + 4, length)
     path.write_bytes(data)
-    assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, RATE_HZ)
+    assert np.array_equal(read_foa(path, sample_rate_hz=RATE_HZ), samples.T)
+
+
+def test_a_wav_without_samples(tmp_path: Path) -> None:
+    path = writers.write_wav(tmp_path / "a.wav", writers.foa_noise(0.0))
+    assert rejection(path) == ("unreadable", "no sound could be decoded")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.55, 0.99, 1.0])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".wav", {}),
+        (".wav", {"format": "WAVEX"}),
+        (".wav", {"format": "RF64"}),
+        (".w64", {}),
+        (".aiff", {}),
+        (".caf", {"format": "CAF"}),
+        (".ogg", {"format": "OGG", "subtype": "VORBIS"}),
+        (".opus", {"format": "OGG", "subtype": "OPUS"}),
+    ],
+)
+def test_a_cut_sound_file(
+    tmp_path: Path, suffix: str, options: dict[str, str], share: float
+) -> None:
+    samples = writers.foa_noise(3.0, 48_000)
+    path = writers.write_wav(tmp_path / f"a{suffix}", samples, 48_000, **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: round(share * len(data))])
+    if share == 1.0:
+        assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, 3 * RATE_HZ)
+    else:
+        # Cut within its first bytes, a file may no longer tell what it is.
+        assert rejection(path)[0] in ("truncated", *["unreadable"] * (share < 0.01))
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.8])
+@pytest.mark.parametrize(("suffix", "codec"), [(".aac", "aac"), (".opus", "libopus")])
+def test_lengths_that_are_guesses_are_not_held_against_a_file(
+    tmp_path: Path, suffix: str, codec: str, start_s: float
+) -> None:
+    """Of ADTS, from the bit rate of its beginning; Ogg's counts what is before its beginning."""
+    sound = burst(9.0, 6.0)
+    path = writers.write_media(
+        tmp_path / f"a{suffix}", sound=sound, sound_codec=codec, sound_start_s=start_s
+    )
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert foa.shape[1] / RATE_HZ == pytest.approx(9.0, abs=0.03)
+    assert burst_start_s(foa) == pytest.approx(6.0, abs=0.03)
+
+
+def test_avi_is_riff_without_samples(tmp_path: Path) -> None:
+    path = writers.write_media(tmp_path / "a.avi", pictures=writers.numbered_pictures(20))
+    assert pictures_of(path, [1.0])[0].shape == (1, 64, 128, 3)
