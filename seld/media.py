@@ -32,6 +32,7 @@ Reason = Literal[
     "no audio stream",
     "wrong channel count",
     "not finite",
+    "overloaded",
     "silent",
     "no video stream",
     "static picture",
@@ -53,6 +54,9 @@ _LENGTH_NOT_DECLARED = frozenset({"aac", "ac3", "eac3", "loas", "ogg"})
 _JITTER_S = 0.03
 #: Gaps are filled up to this, together: beyond, times are damaged, and silence takes memory.
 _MOST_MISSING_S = 60.0
+#: Times full scale: lossy codecs overshoot a little where the sound they were given was loud.
+_OVERLOAD = 1.1
+_OVERLOADED_SHARE = 0.001
 #: What FFmpeg's side data of a frame (the int they start with: ``AVSphericalProjection``,
 #: ``AVStereo3DType``) say of pictures that are not one equirectangular panorama.
 _DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
@@ -87,6 +91,8 @@ def read_foa(
     """Sound of a four-channel file as ACN/SN3D int16 (4, time) at ``sample_rate_hz``.
 
     16-bit files at that rate come through bit for bit; others are resampled by soxr's HQ filter.
+    What lies beyond full scale is clipped, and refused where that is often: clipping single
+    channels turns directions.
     Without ``channel_map`` an MP4's ``SA3D`` box is obeyed.
 
     Raises:
@@ -96,11 +102,14 @@ def read_foa(
     wanted = None if duration_s is None else round(duration_s * sample_rate_hz)
     kept: list[NDArray[np.int16]] = []
     decoded = 0
-    for block in foa_blocks(path, sample_rate_hz=sample_rate_hz, channel_map=channel_map):
+    load = _Load()
+    order = list(_stored_channel_map(path) if channel_map is None else channel_map)
+    for block in _foa_blocks(load.counted(_sound_blocks(path)), order, sample_rate_hz):
         kept.append(_as_int16(block[:, max(start - decoded, 0) :]))
         decoded += block.shape[1]
         if wanted is not None and decoded >= start + wanted:
             break
+    load.check()
     return np.ascontiguousarray(np.concatenate(kept, axis=1)[:, :wanted])
 
 
@@ -115,8 +124,14 @@ def foa_blocks(
         MediaError: with the reason.
     """
     order = list(_stored_channel_map(path) if channel_map is None else channel_map)
+    yield from _foa_blocks(_sound_blocks(path), order, sample_rate_hz)
+
+
+def _foa_blocks(
+    blocks: Iterator[tuple[int, NDArray[np.float32]]], order: list[int], sample_rate_hz: int
+) -> Iterator[NDArray[np.float32]]:
     samples = 0
-    for block in _resampled(_sound_blocks(path), sample_rate_hz):
+    for block in _resampled(blocks, sample_rate_hz):
         samples += len(block)
         yield block[:, order].T
     if not samples:
@@ -185,6 +200,28 @@ def _sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
         return _soundfile_blocks(path)
     return _av_sound_blocks(path)
+
+
+class _Load:
+    """Counts the moments at which sound is beyond full scale, as only floats can be."""
+
+    def __init__(self) -> None:
+        self._moments = 0
+        self._overloaded = 0
+
+    def counted(
+        self, blocks: Iterator[tuple[int, NDArray[np.float32]]]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """``blocks`` as they come."""
+        for rate_hz, block in blocks:
+            self._moments += len(block)
+            self._overloaded += int((np.abs(block) > _OVERLOAD).any(axis=1).sum())
+            yield rate_hz, block
+
+    def check(self) -> None:
+        share = self._overloaded / max(self._moments, 1)
+        if share > _OVERLOADED_SHARE:
+            raise MediaError("overloaded", f"beyond full scale for {share:.1%} of the time")
 
 
 def _resampled(

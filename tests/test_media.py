@@ -45,9 +45,30 @@ def test_16_bit_sound_at_the_rate_keeps_every_bit(tmp_path: Path) -> None:
 
 
 def test_floats_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
-    samples = np.tile(np.float32([1.5, -1.5, 0.25, 0.0]), (RATE_HZ, 1))
+    samples = np.zeros((RATE_HZ, 4), np.float32)
+    samples[:20] = [1.5, -1.5, 0.25, 0.0]
     path = writers.write_wav(tmp_path / "a.wav", samples, subtype="FLOAT")
     assert read_foa(path, sample_rate_hz=RATE_HZ)[:, 0].tolist() == [32767, -32768, 8192, 0]
+
+
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 48_000])
+def test_sound_that_clipping_would_turn_is_refused(tmp_path: Path, rate_hz: int) -> None:
+    """W alone is enough: what is left of the others says another direction."""
+    samples = (writers.foa_noise(2.0, rate_hz) / 32768).astype(np.float32)
+    samples[:, 0] *= 8  # full scale is one standard deviation
+    path = writers.write_wav(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
+    assert rejection(path)[0] == "overloaded"
+    samples = writers.foa_noise(2.0, rate_hz).astype(np.float32)
+    path = writers.write_wav(tmp_path / "b.wav", samples, rate_hz, subtype="FLOAT")
+    assert rejection(path) == ("overloaded", "beyond full scale for 100.0% of the time")
+
+
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 48_000])
+def test_integers_at_full_scale_stay(tmp_path: Path, rate_hz: int) -> None:
+    """However loud it was: between its samples, resampling finds more than full scale."""
+    samples = np.where(writers.foa_noise(2.0, rate_hz) > 0, 32767, -32768).astype(np.int16)
+    path = writers.write_wav(tmp_path / "a.wav", samples, rate_hz)
+    assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, 2 * RATE_HZ)
 
 
 @pytest.mark.parametrize("rate_hz", [44_100, 48_000, 16_000])
