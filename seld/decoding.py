@@ -343,13 +343,10 @@ def _read_frames(
     settings: ShardSettings,
 ) -> dict[float, bytes]:
     """Encoded frames by their time in the recording, after screening picture and length."""
-    screening = settings.screening
     start_s = recording.start_s or 0.0
     times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
     frames: dict[float, bytes] = {}
-    differences: list[float] = []
-    layouts: list[Layout | None] = []
-    compared_s, compared = -np.inf, None
+    screening = _PictureScreening(recording, settings.screening)
     with local_copy(path) as video:
         reader = PictureReader(
             video,
@@ -360,18 +357,68 @@ def _read_frames(
         # The reader first: exhausted, it knows how long the video lasts.
         for frame, time_s in zip(reader, times_s, strict=True):
             frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
-            if time_s >= compared_s + 0.5 - 1e-6:
-                if recording.origin == "web":
-                    layouts.append(frame_layout(frame))
-                grey = frame.astype(np.float32).mean(axis=2)
-                if compared is not None:
-                    differences.append(float(np.square(grey - compared).mean()))
-                compared_s, compared = time_s, grey
+            screening.see(frame, time_s)
     assert reader.duration_s is not None
-    _check_same_length(sound_s, reader.duration_s - start_s, recording, screening)
-    _check_moving(differences, recording, screening)
-    _check_equirectangular(layouts, reader.declared_layout, recording)
+    _check_same_length(sound_s, reader.duration_s - start_s, recording, settings.screening)
+    screening.check(reader.declared_layout, reader.declared_turn)
     return frames
+
+
+class _PictureScreening:
+    """Whether a recording's pictures move, are equirectangular and are upright.
+
+    Looks at frames at least half a second apart.
+    """
+
+    def __init__(self, recording: Recording, settings: ScreeningSettings) -> None:
+        self._origin = recording.origin
+        self._settings = settings
+        self._seen_s = -np.inf
+        self._seen: NDArray[np.float32] | None = None
+        self._differences: list[float] = []
+        self._layouts: list[Layout | None] = []
+
+    def see(self, frame: NDArray[np.uint8], time_s: float) -> None:
+        """One frame (height, width, 3); the next is later."""
+        if time_s < self._seen_s + 0.5 - 1e-6:
+            return
+        if self._origin == "web":
+            self._layouts.append(frame_layout(frame))
+        grey = frame.astype(np.float32).mean(axis=2)
+        if self._seen is not None:
+            self._differences.append(float(np.square(grey - self._seen).mean()))
+        self._seen_s, self._seen = time_s, grey
+
+    def check(self, declared_layout: str | None, declared_turn: str | None) -> None:
+        """What the file declares of them counts too.
+
+        Raises:
+            MediaError: the pictures cannot be used.
+        """
+        self._check_moving()
+        if declared_turn is not None:
+            raise MediaError("not equirectangular", f"to be shown {declared_turn}, says the file")
+        if self._origin == "web":
+            self._check_equirectangular(declared_layout)
+
+    def _check_moving(self) -> None:
+        if self._origin == "rendered" or not self._differences:
+            return
+        limit, share = self._settings.static_mse, self._settings.static_share
+        if self._origin == "microphone":
+            limit, share = _FROZEN_MSE, 0.999
+        static = float(np.mean(np.array(self._differences) < limit))
+        if static > share:
+            apart = f"{static:.0%} of the frames at least half a second apart"
+            detail = f"{apart} differ by an MSE under {limit:g}"
+            raise MediaError("static picture", detail)
+
+    def _check_equirectangular(self, declared: str | None) -> None:
+        if declared is not None:
+            raise MediaError("not equirectangular", f"the file declares {declared} video")
+        layout = common_layout(self._layouts)
+        if layout != "equirectangular":
+            raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
 def _check_same_length(
@@ -382,33 +429,6 @@ def _check_same_length(
     if abs(sound_s - picture_s) > screening.length_tolerance_s:
         detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
         raise MediaError("different length", detail)
-
-
-def _check_moving(
-    differences: list[float], recording: Recording, screening: ScreeningSettings
-) -> None:
-    if recording.origin == "rendered" or not differences:
-        return
-    limit, share = screening.static_mse, screening.static_share
-    if recording.origin == "microphone":
-        limit, share = _FROZEN_MSE, 0.999
-    static = float(np.mean(np.array(differences) < limit))
-    if static > share:
-        apart = f"{static:.0%} of the frames at least half a second apart"
-        detail = f"{apart} differ by an MSE under {limit:g}"
-        raise MediaError("static picture", detail)
-
-
-def _check_equirectangular(
-    layouts: Sequence[Layout | None], declared: str | None, recording: Recording
-) -> None:
-    if recording.origin != "web":
-        return
-    if declared is not None:
-        raise MediaError("not equirectangular", f"the file declares {declared} video")
-    layout = common_layout(layouts)
-    if layout != "equirectangular":
-        raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
 def _check_length(foa: NDArray[np.int16], settings: ShardSettings) -> None:

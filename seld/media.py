@@ -69,6 +69,8 @@ _DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
     },
     "STEREO3D": {1: "side by side", 2: "top-bottom"},
 }
+#: A pose no further than this from upright is none.
+_UPRIGHT_DEG = 1.0
 
 
 class MediaError(Exception):
@@ -151,8 +153,9 @@ class PictureReader:
 
     ``times_s`` ascend and count from the file's start. Each frame is the one nearest in time, so
     that any frame rate (variable too) becomes the wanted one; times after the last frame repeat
-    it. ``duration_s`` is how long the video lasts, known once the iteration has ended, as is
-    ``declared_layout``: what the file says its pictures are, if not equirectangular.
+    it. Known once the iteration has ended: ``duration_s``, how long the video lasts;
+    ``declared_layout``, what the file says its pictures are, if not equirectangular; and
+    ``declared_turn``, how it says they are to be turned before they are shown, if at all.
     Iterating raises :class:`MediaError`.
     """
 
@@ -165,6 +168,7 @@ class PictureReader:
         self.width_px = width_px
         self.duration_s: float | None = None
         self.declared_layout: str | None = None
+        self.declared_turn: str | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         times_s = iter(self.times_s)
@@ -183,6 +187,7 @@ class PictureReader:
             raise MediaError("unreadable", "no picture could be decoded")
         self.duration_s = end_s
         self.declared_layout = _declared_layout(shown)
+        self.declared_turn = _declared_turn(shown)
         scaled = self._scaled(shown)
         while wanted_s is not None:
             yield scaled
@@ -376,6 +381,28 @@ def _declared_layout(frame: av.VideoFrame) -> str | None:
             (value,) = struct.unpack_from("=i", bytes(data))
             if value in layouts:
                 return layouts[value]
+    return None
+
+
+def _declared_turn(frame: av.VideoFrame) -> str | None:
+    """How the file says its pictures are to be turned before they are shown.
+
+    Such pictures are refused, not turned: FFmpeg gives the first view that spherical metadata of
+    version 1 proposes to players as a pose too.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        # AVDisplayMatrix, rows (a, b, u), (c, d, v), …: x' = a·x + c·y, y' = b·x + d·y.
+        a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+        if b or c or a < 0 or d < 0:
+            return "rotated or mirrored"
+    pose = frame.side_data.get("SPHERICAL")
+    if pose is not None:
+        # AVSphericalMapping: projection, then three angles with 16 bits after the point.
+        _, *angles = struct.unpack_from("=4i", bytes(pose))
+        yaw, pitch, roll = (angle / 65536 for angle in angles)
+        if max(abs(yaw), abs(pitch), abs(roll)) > _UPRIGHT_DEG:
+            return f"turned (yaw {yaw:.0f}°, pitch {pitch:.0f}°, roll {roll:.0f}°)"
     return None
 
 

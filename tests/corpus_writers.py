@@ -202,6 +202,16 @@ def plant_sa3d(path: Path, channel_map: Iterable[int], **changed: int) -> Path:
     return path
 
 
+def plant_matrix(path: Path, *values: float) -> Path:
+    """Give the picture's track header the matrix (a, b, c, d)."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (round(value * 65536) for value in values)
+    at = data.find(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), data.find(b"tkhd"))
+    struct.pack_into(">5i", data, at, a, b, 0, c, d)
+    path.write_bytes(data)
+    return path
+
+
 def write_csv(path: Path, rows: Iterable[tuple[int, ...]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
