@@ -36,6 +36,11 @@ _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
 _DIGITAL_SILENCE_DBFS = -90.0
 #: Below this mean squared difference of grey values, frames are one and the same.
 _FROZEN_MSE = 0.01
+#: Dipoles under this share of W's energy tell no directions.
+_NO_DIPOLES = 1e-4
+#: Shares of W's energy: of its difference from a dipole, where both are one signal but for a lossy
+#: codec; and of the other dipoles. Of plane waves, a difference d leaves these at most 2·√d, 0.35.
+_SAME, _HEARD = 0.03, 0.5
 #: What FFmpeg says only where a file is out of reach; EIO and ENOMEM it says of damaged ones too.
 _OUT_OF_REACH = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 
@@ -47,9 +52,10 @@ class ScreeningSettings:
     """What makes a readable recording unusable.
 
     The silence and static-picture rules with these numbers are Sphere360's and apply to recordings
-    from the web, whose pictures must be equirectangular too (:mod:`seld.projection`). Others
-    (``Recording.origin``) are set aside only where nothing was recorded: digital silence, or one
-    frame throughout, which a rendered scene may be.
+    from the web, whose pictures must be equirectangular too (:mod:`seld.projection`) and whose
+    sound must not be mono or stereo in four channels. Others (``Recording.origin``) are set aside
+    only where nothing was recorded: digital silence, or one frame throughout, which a rendered
+    scene may be. Pictures that their file says are to be turned are at wrong directions in any.
     """
 
     silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
@@ -190,6 +196,8 @@ def decode_recording(
         foa = _read_file(path, lambda: _read_sound(recording), readable)
         _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
+        if recording.origin == "web":
+            _check_ambisonic(foa)
         if recording.annotation_path is not None:
             path = recording.annotation_path
             events = _read_file(path, partial(_read_table, path), readable)
@@ -458,3 +466,21 @@ def _check_level(
     silent = float(np.mean(levels_dbfs < limit_dbfs))
     if silent > screening.silent_share:
         raise MediaError("silent", f"under {limit_dbfs:g} dBFS for {silent:.0%} of the time")
+
+
+def _check_ambisonic(foa: NDArray[np.int16]) -> None:
+    """Mono and stereo in four channels. A dipole may well be silent: sound can be horizontal."""
+    products = np.zeros((4, 4))  # of channels with one another, summed over time
+    for start in range(0, foa.shape[1], SAMPLE_RATE_HZ):
+        second = foa[:, start : start + SAMPLE_RATE_HZ].astype(np.float64)
+        products += second @ second.T
+    w_energy, *dipole_energies = np.diag(products)
+    if sum(dipole_energies) < _NO_DIPOLES * w_energy:
+        raise MediaError("not ambisonic", "Y, Z and X are silent beside W")
+    for dipole, energy in enumerate(dipole_energies, start=1):
+        difference = w_energy + energy - 2 * abs(products[0, dipole])
+        others = sum(dipole_energies) - energy
+        # W is as loud as a dipole for sound from the dipole's own directions, where the others
+        # hear nothing: a source straight ahead gives W = X, but Y = Z = 0.
+        if difference < _SAME * w_energy and others > _HEARD * w_energy:
+            raise MediaError("not ambisonic", f"W and {'WYZX'[dipole]} are the same")

@@ -34,6 +34,7 @@ Reason = Literal[
     "not finite",
     "overloaded",
     "silent",
+    "not ambisonic",
     "no video stream",
     "static picture",
     "not equirectangular",
@@ -348,7 +349,7 @@ def _is_cover(track: av.stream.Stream) -> bool:
 
 
 def _shifted(samples: NDArray[np.float32], lead: int) -> NDArray[np.float32]:
-    """Silence before a track that starts late; samples before the file's start dropped."""
+    """Silence before sound that comes late; what comes before the file's beginning dropped."""
     if lead <= 0:
         return samples[-lead:]
     return np.pad(samples, ((lead, 0), (0, 0)))

@@ -271,10 +271,13 @@ def write_sphere360(root: Path, names: Iterable[str], *, duration_s: float = 6.0
 BREAKAGES = {
     "stereo": "wrong channel count",
     "cut wav": "truncated",
+    "cut RF64": "truncated",
     "empty wav": "truncated",
     "NaN": "not finite",
+    "floats to 32768": "overloaded",
     "silence": "silent",
     "frozen": "static picture",
+    "upside down": "not equirectangular",
     "short picture": "different length",
     "sound only": "no video stream",
     "cut mp4": "truncated",
@@ -299,16 +302,23 @@ def break_starss(root: Path, name: str, breakage: str) -> None:
         write_wav(wav, sound[:, :2], rate_hz)
     elif breakage == "cut wav":
         wav.write_bytes(wav.read_bytes()[: wav.stat().st_size // 2])
+    elif breakage == "cut RF64":
+        write_wav(wav, sound, rate_hz, format="RF64")
+        wav.write_bytes(wav.read_bytes()[: wav.stat().st_size // 2])
     elif breakage == "empty wav":
         wav.write_bytes(b"")
     elif breakage == "NaN":
         sound[len(sound) // 2, 2] = np.nan
         write_wav(wav, sound, rate_hz, subtype="FLOAT")
+    elif breakage == "floats to 32768":
+        write_wav(wav, sound * 32768, rate_hz, subtype="FLOAT")
     elif breakage == "silence":
         write_wav(wav, sound * 0, rate_hz)
     elif breakage == "frozen":
         pictures = moving_pictures(duration_s, 10)
         write_media(mp4, pictures=np.repeat(pictures[:1], len(pictures), axis=0))
+    elif breakage == "upside down":
+        plant_matrix(mp4, -1, 0, 0, -1)
     elif breakage == "short picture":
         write_media(mp4, pictures=moving_pictures(duration_s / 2, 10))
     elif breakage == "sound only":
