@@ -37,6 +37,11 @@ _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
 _DIGITAL_SILENCE_DBFS = -90.0
 #: Below this mean squared difference of grey values, frames are one and the same.
 _FROZEN_MSE = 0.01
+#: Dipoles under this share of W's energy tell no directions.
+_NO_DIPOLES = 1e-4
+#: Shares of W's energy: of its difference from a dipole, where both are one signal but for a lossy
+#: codec; and of the other dipoles. Of plane waves, a difference d leaves these at most 2·√d, 0.35.
+_SAME, _HEARD = 0.03, 0.5
 #: What FFmpeg says only where a file is out of reach; EIO and ENOMEM it says of damaged ones too.
 _OUT_OF_REACH = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 
@@ -48,9 +53,10 @@ class ScreeningSettings:
     """What makes a readable recording unusable.
 
     The silence and static-picture rules with these numbers are Sphere360's and apply to recordings
-    from the web, whose pictures must be equirectangular too (:mod:`seld.projection`). Others
-    (``Recording.origin``) are set aside only where nothing was recorded: digital silence, or one
-    frame throughout, which a rendered scene may be.
+    from the web, whose pictures must be equirectangular too (:mod:`seld.projection`) and whose
+    sound must not be mono or stereo in four channels. Others (``Recording.origin``) are set aside
+    only where nothing was recorded: digital silence, or one frame throughout, which a rendered
+    scene may be. Pictures that their file says are to be turned are at wrong directions in any.
     """
 
     silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
@@ -191,6 +197,8 @@ def decode_recording(
         foa = _read_file(path, lambda: _read_sound(recording), readable)
         _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
+        if recording.origin == "web":
+            _check_ambisonic(foa)
         if recording.annotation_path is not None:
             path = recording.annotation_path
             events = _read_file(path, partial(_read_table, path), readable)
@@ -348,13 +356,10 @@ def _read_frames(
     settings: ShardSettings,
 ) -> dict[float, bytes]:
     """Encoded frames by their time in the recording, after screening picture and length."""
-    screening = settings.screening
     start_s = recording.start_s or 0.0
     times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
     frames: dict[float, bytes] = {}
-    differences: list[float] = []
-    layouts: list[Layout | None] = []
-    compared_s, compared = -np.inf, None
+    screening = _PictureScreening(recording, settings.screening)
     with local_copy(path) as video:
         reader = PictureReader(
             video,
@@ -365,18 +370,68 @@ def _read_frames(
         # The reader first: exhausted, it knows how long the video lasts.
         for frame, time_s in zip(reader, times_s, strict=True):
             frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
-            if time_s >= compared_s + 0.5 - 1e-6:
-                if recording.origin == "web":
-                    layouts.append(frame_layout(frame))
-                grey = frame.astype(np.float32).mean(axis=2)
-                if compared is not None:
-                    differences.append(float(np.square(grey - compared).mean()))
-                compared_s, compared = time_s, grey
+            screening.see(frame, time_s)
     assert reader.duration_s is not None
-    _check_same_length(sound_s, reader.duration_s - start_s, recording, screening)
-    _check_moving(differences, recording, screening)
-    _check_equirectangular(layouts, reader.declared_layout, recording)
+    _check_same_length(sound_s, reader.duration_s - start_s, recording, settings.screening)
+    screening.check(reader.declared_layout, reader.declared_turn)
     return frames
+
+
+class _PictureScreening:
+    """Whether a recording's pictures move, are equirectangular and are upright.
+
+    Looks at frames at least half a second apart.
+    """
+
+    def __init__(self, recording: Recording, settings: ScreeningSettings) -> None:
+        self._origin = recording.origin
+        self._settings = settings
+        self._seen_s = -np.inf
+        self._seen: NDArray[np.float32] | None = None
+        self._differences: list[float] = []
+        self._layouts: list[Layout | None] = []
+
+    def see(self, frame: NDArray[np.uint8], time_s: float) -> None:
+        """One frame (height, width, 3); the next is later."""
+        if time_s < self._seen_s + 0.5 - 1e-6:
+            return
+        if self._origin == "web":
+            self._layouts.append(frame_layout(frame))
+        grey = frame.astype(np.float32).mean(axis=2)
+        if self._seen is not None:
+            self._differences.append(float(np.square(grey - self._seen).mean()))
+        self._seen_s, self._seen = time_s, grey
+
+    def check(self, declared_layout: str | None, declared_turn: str | None) -> None:
+        """What the file declares of them counts too.
+
+        Raises:
+            MediaError: the pictures cannot be used.
+        """
+        self._check_moving()
+        if declared_turn is not None:
+            raise MediaError("not equirectangular", f"to be shown {declared_turn}, says the file")
+        if self._origin == "web":
+            self._check_equirectangular(declared_layout)
+
+    def _check_moving(self) -> None:
+        if self._origin == "rendered" or not self._differences:
+            return
+        limit, share = self._settings.static_mse, self._settings.static_share
+        if self._origin == "microphone":
+            limit, share = _FROZEN_MSE, 0.999
+        static = float(np.mean(np.array(self._differences) < limit))
+        if static > share:
+            apart = f"{static:.0%} of the frames at least half a second apart"
+            detail = f"{apart} differ by an MSE under {limit:g}"
+            raise MediaError("static picture", detail)
+
+    def _check_equirectangular(self, declared: str | None) -> None:
+        if declared is not None:
+            raise MediaError("not equirectangular", f"the file declares {declared} video")
+        layout = common_layout(self._layouts)
+        if layout != "equirectangular":
+            raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
 def _check_same_length(
@@ -387,33 +442,6 @@ def _check_same_length(
     if abs(sound_s - picture_s) > screening.length_tolerance_s:
         detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
         raise MediaError("different length", detail)
-
-
-def _check_moving(
-    differences: list[float], recording: Recording, screening: ScreeningSettings
-) -> None:
-    if recording.origin == "rendered" or not differences:
-        return
-    limit, share = screening.static_mse, screening.static_share
-    if recording.origin == "microphone":
-        limit, share = _FROZEN_MSE, 0.999
-    static = float(np.mean(np.array(differences) < limit))
-    if static > share:
-        apart = f"{static:.0%} of the frames at least half a second apart"
-        detail = f"{apart} differ by an MSE under {limit:g}"
-        raise MediaError("static picture", detail)
-
-
-def _check_equirectangular(
-    layouts: Sequence[Layout | None], declared: str | None, recording: Recording
-) -> None:
-    if recording.origin != "web":
-        return
-    if declared is not None:
-        raise MediaError("not equirectangular", f"the file declares {declared} video")
-    layout = common_layout(layouts)
-    if layout != "equirectangular":
-        raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
 def _check_length(foa: NDArray[np.int16], settings: ShardSettings) -> None:
@@ -443,3 +471,21 @@ def _check_level(
     silent = float(np.mean(levels_dbfs < limit_dbfs))
     if silent > screening.silent_share:
         raise MediaError("silent", f"under {limit_dbfs:g} dBFS for {silent:.0%} of the time")
+
+
+def _check_ambisonic(foa: NDArray[np.int16]) -> None:
+    """Mono and stereo in four channels. A dipole may well be silent: sound can be horizontal."""
+    products = np.zeros((4, 4))  # of channels with one another, summed over time
+    for start in range(0, foa.shape[1], SAMPLE_RATE_HZ):
+        second = foa[:, start : start + SAMPLE_RATE_HZ].astype(np.float64)
+        products += second @ second.T
+    w_energy, *dipole_energies = np.diag(products)
+    if sum(dipole_energies) < _NO_DIPOLES * w_energy:
+        raise MediaError("not ambisonic", "Y, Z and X are silent beside W")
+    for dipole, energy in enumerate(dipole_energies, start=1):
+        difference = w_energy + energy - 2 * abs(products[0, dipole])
+        others = sum(dipole_energies) - energy
+        # W is as loud as a dipole for sound from the dipole's own directions, where the others
+        # hear nothing: a source straight ahead gives W = X, but Y = Z = 0.
+        if difference < _SAME * w_energy and others > _HEARD * w_energy:
+            raise MediaError("not ambisonic", f"W and {'WYZX'[dipole]} are the same")

@@ -22,6 +22,7 @@ import soxr
 from numpy.typing import NDArray
 
 from seld import mp4
+from seld.truncation import TruncatedError, check_whole
 
 #: Every way a recording can be unusable; `rejected.csv` holds one of these per row.
 Reason = Literal[
@@ -31,7 +32,9 @@ Reason = Literal[
     "no audio stream",
     "wrong channel count",
     "not finite",
+    "overloaded",
     "silent",
+    "not ambisonic",
     "no video stream",
     "static picture",
     "not equirectangular",
@@ -45,6 +48,16 @@ _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".w64", ".rf64", ".aif", ".aiff"
 _BLOCK_SAMPLES = 1 << 16
 #: A container may declare this much more than it holds (codec padding, rounding) and be whole.
 _DECLARED_TOLERANCE_S = 0.25
+#: Of raw streams FFmpeg guesses a length from the bit rate; Ogg's last page is looked at instead.
+_LENGTH_NOT_DECLARED = frozenset({"aac", "ac3", "eac3", "loas", "ogg"})
+#: Later than this after the sound before it, a block follows a gap: containers round times to
+#: milliseconds, and codecs that trim their lead-in move them by up to a frame (21 ms of AAC).
+_JITTER_S = 0.03
+#: Gaps are filled up to this, together: beyond, times are damaged, and silence takes memory.
+_MOST_MISSING_S = 60.0
+#: Times full scale: lossy codecs overshoot a little where the sound they were given was loud.
+_OVERLOAD = 1.1
+_OVERLOADED_SHARE = 0.001
 #: What FFmpeg's side data of a frame (the int they start with: ``AVSphericalProjection``,
 #: ``AVStereo3DType``) say of pictures that are not one equirectangular panorama.
 _DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
@@ -57,6 +70,8 @@ _DECLARED_LAYOUTS: Mapping[str, Mapping[int, str]] = {
     },
     "STEREO3D": {1: "side by side", 2: "top-bottom"},
 }
+#: A pose no further than this from upright is none.
+_UPRIGHT_DEG = 1.0
 
 
 class MediaError(Exception):
@@ -79,6 +94,8 @@ def read_foa(
     """Sound of a four-channel file as ACN/SN3D int16 (4, time) at ``sample_rate_hz``.
 
     16-bit files at that rate come through bit for bit; others are resampled by soxr's HQ filter.
+    What lies beyond full scale is clipped, and refused where that is often: clipping single
+    channels turns directions.
     Without ``channel_map`` an MP4's ``SA3D`` box is obeyed.
 
     Raises:
@@ -88,11 +105,14 @@ def read_foa(
     wanted = None if duration_s is None else round(duration_s * sample_rate_hz)
     kept: list[NDArray[np.int16]] = []
     decoded = 0
-    for block in foa_blocks(path, sample_rate_hz=sample_rate_hz, channel_map=channel_map):
+    load = _Load()
+    order = list(_stored_channel_map(path) if channel_map is None else channel_map)
+    for block in _foa_blocks(load.counted(_sound_blocks(path)), order, sample_rate_hz):
         kept.append(_as_int16(block[:, max(start - decoded, 0) :]))
         decoded += block.shape[1]
         if wanted is not None and decoded >= start + wanted:
             break
+    load.check()
     return np.ascontiguousarray(np.concatenate(kept, axis=1)[:, :wanted])
 
 
@@ -107,8 +127,14 @@ def foa_blocks(
         MediaError: with the reason.
     """
     order = list(_stored_channel_map(path) if channel_map is None else channel_map)
+    yield from _foa_blocks(_sound_blocks(path), order, sample_rate_hz)
+
+
+def _foa_blocks(
+    blocks: Iterator[tuple[int, NDArray[np.float32]]], order: list[int], sample_rate_hz: int
+) -> Iterator[NDArray[np.float32]]:
     samples = 0
-    for block in _resampled(_sound_blocks(path), sample_rate_hz):
+    for block in _resampled(blocks, sample_rate_hz):
         samples += len(block)
         yield block[:, order].T
     if not samples:
@@ -128,8 +154,9 @@ class PictureReader:
 
     ``times_s`` ascend and count from the file's start. Each frame is the one nearest in time, so
     that any frame rate (variable too) becomes the wanted one; times after the last frame repeat
-    it. ``duration_s`` is how long the video lasts, known once the iteration has ended, as is
-    ``declared_layout``: what the file says its pictures are, if not equirectangular.
+    it. Known once the iteration has ended: ``duration_s``, how long the video lasts;
+    ``declared_layout``, what the file says its pictures are, if not equirectangular; and
+    ``declared_turn``, how it says they are to be turned before they are shown, if at all.
     Iterating raises :class:`MediaError`.
     """
 
@@ -142,6 +169,7 @@ class PictureReader:
         self.width_px = width_px
         self.duration_s: float | None = None
         self.declared_layout: str | None = None
+        self.declared_turn: str | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         times_s = iter(self.times_s)
@@ -160,6 +188,7 @@ class PictureReader:
             raise MediaError("unreadable", "no picture could be decoded")
         self.duration_s = end_s
         self.declared_layout = _declared_layout(shown)
+        self.declared_turn = _declared_turn(shown)
         scaled = self._scaled(shown)
         while wanted_s is not None:
             yield scaled
@@ -177,6 +206,28 @@ def _sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
         return _soundfile_blocks(path)
     return _av_sound_blocks(path)
+
+
+class _Load:
+    """Counts the moments at which sound is beyond full scale, as only floats can be."""
+
+    def __init__(self) -> None:
+        self._moments = 0
+        self._overloaded = 0
+
+    def counted(
+        self, blocks: Iterator[tuple[int, NDArray[np.float32]]]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """``blocks`` as they come."""
+        for rate_hz, block in blocks:
+            self._moments += len(block)
+            self._overloaded += int((np.abs(block) > _OVERLOAD).any(axis=1).sum())
+            yield rate_hz, block
+
+    def check(self) -> None:
+        share = self._overloaded / max(self._moments, 1)
+        if share > _OVERLOADED_SHARE:
+            raise MediaError("overloaded", f"beyond full scale for {share:.1%} of the time")
 
 
 def _resampled(
@@ -201,53 +252,35 @@ def _resampled(
 
 def _soundfile_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     try:
-        _check_riff_complete(path)
+        check_whole(path)
         with soundfile.SoundFile(path) as sound:
             remaining = sound.frames
+            if remaining == 0:  # or its length was left open: FFmpeg reads on to the file's end
+                yield from _av_sound_blocks(path)
             while remaining > 0:
                 block = sound.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
                 if not len(block):
                     raise MediaError("truncated", f"{remaining} of {sound.frames} samples missing")
                 remaining -= len(block)
                 yield sound.samplerate, block.astype(np.float32, copy=False)
+    except TruncatedError as error:
+        raise MediaError("truncated", str(error)) from error
     except soundfile.LibsndfileError as error:
         raise MediaError("unreadable", str(error)) from error
     except OSError as error:
         raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
-def _check_riff_complete(path: Path) -> None:
-    """libsndfile shortens a cut-off wav silently: compare its data chunk with the file."""
-    size = path.stat().st_size
-    if size == 0:
-        raise MediaError("truncated", "the file is empty")
-    with path.open("rb") as stream:
-        if stream.read(4) != b"RIFF":
-            return
-        position = 12
-        while position + 8 <= size:
-            stream.seek(position)
-            kind, chunk_bytes = struct.unpack("<4sI", stream.read(8))
-            position += 8 + chunk_bytes
-            # Streaming writers leave the length open as zero or all ones.
-            if kind == b"data":
-                if chunk_bytes not in (0, 0xFFFFFFFF) and position > size:
-                    missing = position - size
-                    raise MediaError("truncated", f"{missing} of {chunk_bytes} bytes are missing")
-                return
-            position += chunk_bytes % 2
-    raise MediaError("truncated", "the file ends before its samples")
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
+        check_whole(path)
         if path.suffix.lower() in _MP4_SUFFIXES:
             mp4.check_complete(path)
         # Files from the web have titles in any encoding, and none of them is read here.
         with av.open(str(path), metadata_errors="replace") as container:
             yield container
-    except mp4.Mp4TruncatedError as error:
+    except (TruncatedError, mp4.Mp4TruncatedError) as error:
         raise MediaError("truncated", str(error)) from error
     except (mp4.Mp4Error, av.error.FFmpegError) as error:
         raise MediaError("unreadable", str(error)) from error
@@ -262,15 +295,20 @@ def _av_sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
         stream = container.streams.audio[_sound_track(container)]
         _check_decodable(stream)
         rate_hz = stream.codec_context.sample_rate
-        decoded = 0
+        origin_s, decoded, missing = _origin_s(container), 0, 0
         for frame in _frames(container, stream):
             samples = _frame_samples(frame)
-            if decoded == 0:
-                lead = _stream_time_s(frame, container)
-                samples = _shifted(samples, round(lead * rate_hz))
+            due_s = decoded / rate_hz if frame.time is None else frame.time - origin_s
+            lead = round(due_s * rate_hz) - decoded
+            if decoded == 0 or lead > _JITTER_S * rate_hz:
+                missing += max(lead, 0)
+                if missing > _MOST_MISSING_S * rate_hz:
+                    detail = f"{missing / rate_hz:.0f} s are missing in the sound"
+                    raise MediaError("unreadable", detail)
+                samples = _shifted(samples, lead)
             decoded += len(samples)
             yield rate_hz, samples
-        _check_declared(stream, decoded / rate_hz)
+        _check_declared(container, stream, decoded / rate_hz)
 
 
 def _sound_track(container: av.container.InputContainer) -> int:
@@ -292,14 +330,26 @@ def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:
     return (floats - middle) / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
 
 
-def _stream_time_s(frame: av.AudioFrame | av.VideoFrame, container: object) -> float:
-    """Presentation time from the start of the file (its earliest stream)."""
-    started_s = (getattr(container, "start_time", None) or 0) / av.time_base
-    return (frame.time or 0.0) - started_s
+def _origin_s(container: av.container.InputContainer) -> float:
+    """What counts as the file's beginning, in the time of its frames.
+
+    Tracks of one file begin with the earlier of them. Where picture and sound have files of their
+    own, a late one is late only by a clock that begins with the recording: MP4's does, at 0 (its
+    edit lists delay tracks and cut codecs' lead-in off), while others may begin at any time.
+    """
+    pictures = [track for track in container.streams.video if not _is_cover(track)]
+    is_alone = not (pictures and container.streams.audio)
+    if is_alone and "mp4" in container.format.name.split(","):
+        return 0.0
+    return (container.start_time or 0) / av.time_base
+
+
+def _is_cover(track: av.stream.Stream) -> bool:
+    return bool(track.disposition & av.stream.Disposition.attached_pic)
 
 
 def _shifted(samples: NDArray[np.float32], lead: int) -> NDArray[np.float32]:
-    """Silence before a track that starts late; samples before the file's start dropped."""
+    """Silence before sound that comes late; what comes before the file's beginning dropped."""
     if lead <= 0:
         return samples[-lead:]
     return np.pad(samples, ((lead, 0), (0, 0)))
@@ -315,13 +365,14 @@ def _video_frames(path: Path) -> Iterator[tuple[float, float, av.VideoFrame]]:
         stream.codec_context.thread_count = 1  # recordings are decoded in parallel, not frames
         end_s = 0.0
         interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        origin_s = _origin_s(container)
         for frame in _frames(container, stream):
-            time_s = _stream_time_s(frame, container)
+            time_s = (frame.time or 0.0) - origin_s
             # Where the frame rate varies, the last picture may stay for long.
             own_s = float(frame.duration * frame.time_base) if frame.time_base else 0.0
             end_s = time_s + max(own_s, interval_s)
             yield time_s, end_s, frame
-        _check_declared(stream, end_s)
+        _check_declared(container, stream, end_s)
 
 
 def _declared_layout(frame: av.VideoFrame) -> str | None:
@@ -334,33 +385,83 @@ def _declared_layout(frame: av.VideoFrame) -> str | None:
     return None
 
 
+def _declared_turn(frame: av.VideoFrame) -> str | None:
+    """How the file says its pictures are to be turned before they are shown.
+
+    Such pictures are refused, not turned: FFmpeg gives the first view that spherical metadata of
+    version 1 proposes to players as a pose too.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        # AVDisplayMatrix, rows (a, b, u), (c, d, v), …: x' = a·x + c·y, y' = b·x + d·y.
+        a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+        if b or c or a < 0 or d < 0:
+            return "rotated or mirrored"
+    pose = frame.side_data.get("SPHERICAL")
+    if pose is not None:
+        # AVSphericalMapping: projection, then three angles with 16 bits after the point.
+        _, *angles = struct.unpack_from("=4i", bytes(pose))
+        yaw, pitch, roll = (angle / 65536 for angle in angles)
+        if max(abs(yaw), abs(pitch), abs(roll)) > _UPRIGHT_DEG:
+            return f"turned (yaw {yaw:.0f}°, pitch {pitch:.0f}°, roll {roll:.0f}°)"
+    return None
+
+
 def _check_decodable(stream: av.stream.Stream) -> None:
     if stream.codec_context is None:
         raise MediaError("unreadable", f"no decoder for the {stream.type} stream's codec")
 
 
+class _Reach:
+    """Until when a file's packets last, all tracks together.
+
+    Not every packet says how long it is; the last one of a track is taken to last as long as the
+    longest that came before it.
+    """
+
+    def __init__(self) -> None:
+        self._reached_s = 0.0
+        self._longest_packet_s = 0.0
+
+    def see_packet(self, packet: av.Packet) -> None:
+        if packet.pts is None or packet.time_base is None:
+            return
+        start_s = float(packet.pts * packet.time_base)
+        self._longest_packet_s = max(self._longest_packet_s, start_s - self._reached_s)
+        if packet.stream.type == "video" and packet.duration is not None:
+            own_s = float(packet.duration * packet.time_base)
+            self._longest_packet_s = max(self._longest_packet_s, own_s)
+        self._reached_s = max(self._reached_s, start_s)
+
+    def see_frame(self, frame: object) -> None:
+        if isinstance(frame, av.AudioFrame) and frame.time is not None:
+            end_s = frame.time + frame.samples / frame.sample_rate
+            self._reached_s = max(self._reached_s, end_s)
+
+    @property
+    def end_s(self) -> float:
+        return self._reached_s + self._longest_packet_s
+
+
 def _frames(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[Any]:
     """The stream's frames. Files that declare only how long they are, as WebM, must be so long."""
-    reached_s = longest_packet_s = 0.0
+    reach = _Reach()
     for packet in container.demux():
-        if packet.pts is not None and packet.time_base is not None:
-            start_s = float(packet.pts * packet.time_base)
-            longest_packet_s = max(longest_packet_s, start_s - reached_s)
-            if packet.stream.type == "video" and packet.duration is not None:
-                own_s = float(packet.duration * packet.time_base)
-                longest_packet_s = max(longest_packet_s, own_s)
-            reached_s = max(reached_s, start_s)
+        reach.see_packet(packet)
         if packet.stream.index != stream.index:
             continue
         for frame in packet.decode():
-            if isinstance(frame, av.AudioFrame) and frame.time is not None:
-                reached_s = max(reached_s, frame.time + frame.samples / frame.sample_rate)
+            reach.see_frame(frame)
             yield frame
     if stream.duration is None and container.duration is not None:
-        _check_reached(reached_s + longest_packet_s, container.duration / av.time_base)
+        _check_reached(reach.end_s, container.duration / av.time_base)
 
 
-def _check_declared(stream: av.stream.Stream, decoded_s: float) -> None:
+def _check_declared(
+    container: av.container.InputContainer, stream: av.stream.Stream, decoded_s: float
+) -> None:
+    if container.format.name in _LENGTH_NOT_DECLARED:
+        return
     if stream.duration is not None and stream.time_base is not None:
         _check_reached(decoded_s, float(stream.duration * stream.time_base))
 

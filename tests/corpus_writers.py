@@ -69,6 +69,7 @@ def write_media(
     sound_rate_hz: int = 48_000,
     sound_codec: str = "aac",
     sound_start_s: float = 0.0,
+    picture_start_s: float = 0.0,
     video_codec: str = "libx264",
     last_picture_s: float | None = None,
     title: str = "",
@@ -78,7 +79,7 @@ def write_media(
     The last picture stays for ``last_picture_s`` where that is given, else as long as the others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    container_format = {".m4a": "mp4", ".opus": "ogg"}.get(path.suffix)
+    container_format = {".m4a": "mp4", ".opus": "ogg", ".aac": "adts"}.get(path.suffix)
     with av.open(str(path), "w", format=container_format) as container:
         container.metadata["title"] = title
         video = audio = None
@@ -100,8 +101,10 @@ def write_media(
             if last_picture_s is not None:
                 video.codec_context.max_b_frames = 0  # so that the last packet is the last picture
             packets = []
-            for picture in pictures:
+            for number, picture in enumerate(pictures):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame.pts = number + round(picture_start_s * frame_rate_hz)
+                frame.time_base = 1 / Fraction(frame_rate_hz)
                 packets += video.encode(frame)
             packets += video.encode(None)
             if last_picture_s is not None:
@@ -129,6 +132,24 @@ def join_media(path: Path, parts: Iterable[Path]) -> Path:
                         packets.append(packet)
         for packet in packets:
             joined.mux(packet)
+    return path
+
+
+def without_sound_between(
+    path: Path, source: Path, start_s: float, end_s: float, delay_s: float = 0.0
+) -> Path:
+    """``source`` without its packets of that time; what follows comes ``delay_s`` later."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        (track,) = container.streams
+        copy = out.add_stream_from_template(track)
+        for packet in container.demux():
+            if packet.dts is None or start_s <= packet.pts * packet.time_base < end_s:
+                continue
+            if packet.pts * packet.time_base >= end_s:
+                packet.pts += round(delay_s / packet.time_base)
+                packet.dts = packet.pts
+            packet.stream = copy
+            out.mux(packet)
     return path
 
 
@@ -177,6 +198,16 @@ def plant_sa3d(path: Path, channel_map: Iterable[int], **changed: int) -> Path:
         (size,) = struct.unpack_from(">I", data, place - 4)
         struct.pack_into(">I", data, place - 4, size + len(planted))
     data[at:at] = planted
+    path.write_bytes(data)
+    return path
+
+
+def plant_matrix(path: Path, *values: float) -> Path:
+    """Give the picture's track header the matrix (a, b, c, d)."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (round(value * 65536) for value in values)
+    at = data.find(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), data.find(b"tkhd"))
+    struct.pack_into(">5i", data, at, a, b, 0, c, d)
     path.write_bytes(data)
     return path
 
@@ -240,10 +271,13 @@ def write_sphere360(root: Path, names: Iterable[str], *, duration_s: float = 6.0
 BREAKAGES = {
     "stereo": "wrong channel count",
     "cut wav": "truncated",
+    "cut RF64": "truncated",
     "empty wav": "truncated",
     "NaN": "not finite",
+    "floats to 32768": "overloaded",
     "silence": "silent",
     "frozen": "static picture",
+    "upside down": "not equirectangular",
     "short picture": "different length",
     "sound only": "no video stream",
     "cut mp4": "truncated",
@@ -268,16 +302,23 @@ def break_starss(root: Path, name: str, breakage: str) -> None:
         write_wav(wav, sound[:, :2], rate_hz)
     elif breakage == "cut wav":
         wav.write_bytes(wav.read_bytes()[: wav.stat().st_size // 2])
+    elif breakage == "cut RF64":
+        write_wav(wav, sound, rate_hz, format="RF64")
+        wav.write_bytes(wav.read_bytes()[: wav.stat().st_size // 2])
     elif breakage == "empty wav":
         wav.write_bytes(b"")
     elif breakage == "NaN":
         sound[len(sound) // 2, 2] = np.nan
         write_wav(wav, sound, rate_hz, subtype="FLOAT")
+    elif breakage == "floats to 32768":
+        write_wav(wav, sound * 32768, rate_hz, subtype="FLOAT")
     elif breakage == "silence":
         write_wav(wav, sound * 0, rate_hz)
     elif breakage == "frozen":
         pictures = moving_pictures(duration_s, 10)
         write_media(mp4, pictures=np.repeat(pictures[:1], len(pictures), axis=0))
+    elif breakage == "upside down":
+        plant_matrix(mp4, -1, 0, 0, -1)
     elif breakage == "short picture":
         write_media(mp4, pictures=moving_pictures(duration_s / 2, 10))
     elif breakage == "sound only":

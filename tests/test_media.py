@@ -45,9 +45,30 @@ def test_16_bit_sound_at_the_rate_keeps_every_bit(tmp_path: Path) -> None:
 
 
 def test_floats_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
-    samples = np.tile(np.float32([1.5, -1.5, 0.25, 0.0]), (RATE_HZ, 1))
+    samples = np.zeros((RATE_HZ, 4), np.float32)
+    samples[:20] = [1.5, -1.5, 0.25, 0.0]
     path = writers.write_wav(tmp_path / "a.wav", samples, subtype="FLOAT")
     assert read_foa(path, sample_rate_hz=RATE_HZ)[:, 0].tolist() == [32767, -32768, 8192, 0]
+
+
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 48_000])
+def test_sound_that_clipping_would_turn_is_refused(tmp_path: Path, rate_hz: int) -> None:
+    """W alone is enough: what is left of the others says another direction."""
+    samples = (writers.foa_noise(2.0, rate_hz) / 32768).astype(np.float32)
+    samples[:, 0] *= 8  # full scale is one standard deviation
+    path = writers.write_wav(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
+    assert rejection(path)[0] == "overloaded"
+    samples = writers.foa_noise(2.0, rate_hz).astype(np.float32)
+    path = writers.write_wav(tmp_path / "b.wav", samples, rate_hz, subtype="FLOAT")
+    assert rejection(path) == ("overloaded", "beyond full scale for 100.0% of the time")
+
+
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 48_000])
+def test_integers_at_full_scale_stay(tmp_path: Path, rate_hz: int) -> None:
+    """However loud it was: between its samples, resampling finds more than full scale."""
+    samples = np.where(writers.foa_noise(2.0, rate_hz) > 0, 32767, -32768).astype(np.int16)
+    path = writers.write_wav(tmp_path / "a.wav", samples, rate_hz)
+    assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, 2 * RATE_HZ)
 
 
 @pytest.mark.parametrize("rate_hz", [44_100, 48_000, 16_000])
@@ -305,6 +326,76 @@ def test_sound_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
     assert np.abs(foa[:, RATE_HZ + 200 :]).max() > 5000
 
 
+def burst(duration_s: float, at_s: float, rate_hz: int = 48_000) -> np.ndarray:
+    """(time, 4) float32: faint noise, and a loud one that begins at ``at_s``."""
+    noise = np.random.default_rng(0).normal(size=(round(duration_s * rate_hz), 4))
+    noise[: round(at_s * rate_hz)] *= 0.001
+    return (0.1 * noise).astype(np.float32)
+
+
+def burst_start_s(foa: np.ndarray) -> float:
+    return float((np.abs(foa[0]) > 1000).argmax()) / RATE_HZ
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.8])
+def test_a_late_start_in_a_file_of_its_own(tmp_path: Path, start_s: float) -> None:
+    """Picture and sound apart: MP4's clock says when each begins."""
+    picture = writers.write_media(
+        tmp_path / "a.mp4", pictures=writers.numbered_pictures(60), picture_start_s=start_s
+    )
+    frames, duration_s = pictures_of(picture, [2.02, 3.02])
+    first = round(10 * start_s)
+    assert writers.shown_numbers(frames) == [20 - first, 30 - first]
+    assert duration_s == pytest.approx(6.0 + start_s, abs=1e-3)
+    sound = writers.write_media(tmp_path / "a.m4a", sound=burst(3.0, 1.0), sound_start_s=start_s)
+    foa = read_foa(sound, sample_rate_hz=RATE_HZ)
+    assert burst_start_s(foa) == pytest.approx(1.0 + start_s, abs=0.002)
+    assert foa.shape[1] / RATE_HZ == pytest.approx(3.0 + start_s, abs=0.03)
+
+
+def test_a_late_start_of_both_tracks_is_none(tmp_path: Path) -> None:
+    path = writers.write_media(
+        tmp_path / "a.mp4",
+        pictures=writers.numbered_pictures(60),
+        picture_start_s=0.8,
+        sound=burst(3.0, 1.0),
+        sound_start_s=1.0,
+    )
+    # The codec's lead-in of 21 ms is before the sound, but after the picture.
+    assert burst_start_s(read_foa(path, sample_rate_hz=RATE_HZ)) == pytest.approx(1.2, abs=0.002)
+    assert writers.shown_numbers(pictures_of(path, [2.02])[0]) == [20]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".webm", "libopus"), (".mkv", "aac"), (".mkv", "flac")]
+)
+@pytest.mark.parametrize("gap_s", [0.2, 0.8, 2.0])
+def test_a_gap_stays_a_gap(tmp_path: Path, suffix: str, codec: str, gap_s: float) -> None:
+    sound = burst(9.0, 8.04)
+    whole = writers.write_media(tmp_path / f"a{suffix}", sound=sound, sound_codec=codec)
+    path = writers.without_sound_between(tmp_path / f"b{suffix}", whole, 3.0, 3.0 + gap_s)
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert burst_start_s(foa) == pytest.approx(8.04, abs=0.002)
+    assert np.abs(foa[:, round(3.12 * RATE_HZ) : round((2.98 + gap_s) * RATE_HZ)]).max() == 0
+
+
+@pytest.mark.parametrize("rate_hz", [44_100, 48_000])
+def test_times_in_milliseconds_leave_sound_as_it_is(tmp_path: Path, rate_hz: int) -> None:
+    sound = writers.foa_noise(20.0, rate_hz) / np.float32(32767)
+    path = writers.write_media(
+        tmp_path / "a.mkv", sound=sound, sound_rate_hz=rate_hz, sound_codec="flac"
+    )
+    foa = read_foa(path, sample_rate_hz=rate_hz)
+    assert np.array_equal(foa.T, np.rint(sound * 32767))
+
+
+def test_a_damaged_time_is_no_gap_to_fill(tmp_path: Path) -> None:
+    sound = writers.foa_noise(3.0, 48_000) / np.float32(32768)
+    whole = writers.write_media(tmp_path / "a.mkv", sound=sound, sound_codec="flac")
+    path = writers.without_sound_between(tmp_path / "b.mkv", whole, 2.0, 2.0, delay_s=80_000.0)
+    assert rejection(path) == ("unreadable", "80000 s are missing in the sound")
+
+
 def test_tracks_of_unknown_codecs(tmp_path: Path) -> None:
     """Beside four channels that can be decoded one is passed by; alone it is a reason."""
     unknown = writers.write_media(
@@ -330,10 +421,65 @@ def test_tracks_of_unknown_codecs(tmp_path: Path) -> None:
         pictures_of(both, [0.0])
 
 
-def test_a_shorter_declared_wav_is_not_truncated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_an_open_length_is_not_truncated(tmp_path: Path, length: int) -> None:
     """Writers that stream leave the length of the data open."""
-    path = writers.write_wav(tmp_path / "a.wav", writers.foa_noise(1.0))
+    samples = writers.foa_noise(1.0)
+    path = writers.write_wav(tmp_path / "a.wav", samples)
     data = bytearray(path.read_bytes())
-    struct.pack_into("<I", data, data.find(b"data") + 4, 0xFFFFFFFF)
+    struct.pack_into("<I", data, data.find(b"data") + 4, length)
     path.write_bytes(data)
-    assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, RATE_HZ)
+    assert np.array_equal(read_foa(path, sample_rate_hz=RATE_HZ), samples.T)
+
+
+def test_a_wav_without_samples(tmp_path: Path) -> None:
+    path = writers.write_wav(tmp_path / "a.wav", writers.foa_noise(0.0))
+    assert rejection(path) == ("unreadable", "no sound could be decoded")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.55, 0.99, 1.0])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".wav", {}),
+        (".wav", {"format": "WAVEX"}),
+        (".wav", {"format": "RF64"}),
+        (".w64", {}),
+        (".aiff", {}),
+        (".caf", {"format": "CAF"}),
+        (".ogg", {"format": "OGG", "subtype": "VORBIS"}),
+        (".opus", {"format": "OGG", "subtype": "OPUS"}),
+    ],
+)
+def test_a_cut_sound_file(
+    tmp_path: Path, suffix: str, options: dict[str, str], share: float
+) -> None:
+    samples = writers.foa_noise(3.0, 48_000)
+    path = writers.write_wav(tmp_path / f"a{suffix}", samples, 48_000, **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: round(share * len(data))])
+    if share == 1.0:
+        assert read_foa(path, sample_rate_hz=RATE_HZ).shape == (4, 3 * RATE_HZ)
+    else:
+        # Cut within its first bytes, a file may no longer tell what it is.
+        assert rejection(path)[0] in ("truncated", *["unreadable"] * (share < 0.01))
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.8])
+@pytest.mark.parametrize(("suffix", "codec"), [(".aac", "aac"), (".opus", "libopus")])
+def test_lengths_that_are_guesses_are_not_held_against_a_file(
+    tmp_path: Path, suffix: str, codec: str, start_s: float
+) -> None:
+    """Of ADTS, from the bit rate of its beginning; Ogg's counts what is before its beginning."""
+    sound = burst(9.0, 6.0)
+    path = writers.write_media(
+        tmp_path / f"a{suffix}", sound=sound, sound_codec=codec, sound_start_s=start_s
+    )
+    foa = read_foa(path, sample_rate_hz=RATE_HZ)
+    assert foa.shape[1] / RATE_HZ == pytest.approx(9.0, abs=0.03)
+    assert burst_start_s(foa) == pytest.approx(6.0, abs=0.03)
+
+
+def test_avi_is_riff_without_samples(tmp_path: Path) -> None:
+    path = writers.write_media(tmp_path / "a.avi", pictures=writers.numbered_pictures(20))
+    assert pictures_of(path, [1.0])[0].shape == (1, 64, 128, 3)

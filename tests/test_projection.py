@@ -150,10 +150,11 @@ def plant_in_picture_track(path: Path, planted: bytes) -> Path:
     return path
 
 
-def spherical(projection: bytes) -> bytes:
+def spherical(projection: bytes, yaw_pitch_roll_deg: tuple[float, ...] = (0, 0, 0)) -> bytes:
     """Google's spherical video box of version 2, with projection ``equi`` or ``cbmp``."""
     bounds = full_box(projection, bytes({b"equi": 16, b"cbmp": 8}[projection]))
-    projected = writers.box(b"proj", full_box(b"prhd", bytes(12)) + bounds)
+    pose = struct.pack(">3i", *(round(angle * 65536) for angle in yaw_pitch_roll_deg))
+    projected = writers.box(b"proj", full_box(b"prhd", pose) + bounds)
     return writers.box(b"sv3d", full_box(b"svhd", b"x\0") + projected)
 
 
@@ -186,6 +187,41 @@ def test_what_the_file_declares_is_obeyed(
         assert fault.reason == "not equirectangular"
         assert fault.detail == f"the file declares {declared} video"
     assert decoded(tmp_path, pictures, "microphone", video=path) == (3, None)
+
+
+@pytest.mark.parametrize("origin", ["web", "microphone", "rendered"])
+@pytest.mark.parametrize(
+    ("matrix", "pose_deg", "turn"),
+    [
+        ((1, 0, 0, 1), (0, 0, 0), None),
+        ((1, 0, 0, 1), (0.5, 0, -0.5), None),
+        ((2, 0, 0, 1), (0, 0, 0), None),
+        ((-1, 0, 0, -1), (0, 0, 0), "rotated or mirrored"),
+        ((0, 1, -1, 0), (0, 0, 0), "rotated or mirrored"),
+        ((1, 0, 0, -1), (0, 0, 0), "rotated or mirrored"),
+        ((1, 0, 0, 1), (90, 0, 0), "turned (yaw 90°, pitch 0°, roll 0°)"),
+        ((1, 0, 0, 1), (0, -30, 0), "turned (yaw 0°, pitch -30°, roll 0°)"),
+        ((1, 0, 0, 1), (0, 0, 180), "turned (yaw 0°, pitch 0°, roll 180°)"),
+    ],
+)
+def test_pictures_that_are_to_be_turned_are_set_aside(
+    tmp_path: Path,
+    matrix: tuple[float, ...],
+    pose_deg: tuple[float, ...],
+    turn: str | None,
+    origin: Any,
+) -> None:
+    pictures = turning(panorama(0))
+    path = writers.write_media(tmp_path / "b.mp4", pictures=pictures, frame_rate_hz=FRAME_RATE_HZ)
+    plant_in_picture_track(writers.plant_matrix(path, *matrix), spherical(b"equi", pose_deg))
+    count, fault = decoded(tmp_path, pictures, origin, video=path)
+    if turn is None:
+        assert (count, fault) == (3, None)
+    else:
+        assert count == 0
+        assert fault is not None
+        assert fault.reason == "not equirectangular"
+        assert fault.detail == f"to be shown {turn}, says the file"
 
 
 @pytest.mark.parametrize("height_px", [100, 128, 256])

@@ -292,7 +292,7 @@ def test_a_remainder_joins_or_is_a_clip_of_its_own() -> None:
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """STARSS23 with two good recordings and one for each way of being broken."""
     root = tmp_path_factory.mktemp("broken")
-    names = [f"dev-train-tau/fold3_room7_mix{number:03d}" for number in range(19)]
+    names = [f"dev-train-tau/fold3_room7_mix{number:03d}" for number in range(22)]
     writers.write_starss(root, names, duration_s=3.0, with_video=True)
     breakages = dict(zip(names, writers.BREAKAGES, strict=False))
     for name, breakage in breakages.items():
@@ -308,10 +308,10 @@ def test_every_breakage_is_set_aside_with_its_reason(
     index, rejected = build("starss23", root, tmp_path / "out", max_bad_share=0.95)
     assert {item.recording_id: item.reason for item in rejected} == reasons
     without_picture = {item.recording_id for item in rejected if item.path.endswith(".mp4")}
-    assert len(without_picture) == 6
+    assert len(without_picture) == 7
     assert without_picture == {item.recording_id for item in rejected if item.lost == "picture"}
     with_frames = set(index.clips.loc[index.clips["frame_count"] > 0, "recording_id"])
-    assert with_frames == {"fold3_room7_mix017", "fold3_room7_mix018"}
+    assert with_frames == {"fold3_room7_mix020", "fold3_room7_mix021"}
     assert set(index.clips["recording_id"]) == with_frames | without_picture
     table = pd.read_csv(tmp_path / "out/rejected.csv")
     assert list(table.columns) == ["recording_id", "reason", "detail", "path", "lost"]
@@ -628,10 +628,10 @@ def test_too_many_bad_files_stop_early(broken: tuple[Path, dict[str, str]], tmp_
     executor = CountingExecutor()
     with pytest.raises(InputError, match="max-bad-share") as caught:
         build("starss23", broken[0], tmp_path / "out", executor=executor, max_bad_share=0.25)
-    assert caught.value.value == "5 of 19"
-    assert len(executor.paths) == 5
+    assert caught.value.value == "6 of 22"
+    assert len(executor.paths) == 6
     assert executor.closed
-    assert len(pd.read_csv(tmp_path / "out/rejected.csv")) == 5
+    assert len(pd.read_csv(tmp_path / "out/rejected.csv")) == 6
 
 
 WEB_FRAME_RATE_HZ = 5
@@ -659,7 +659,8 @@ def test_web_sound_is_silent_under_35_dbfs_for_nine_tenths(
     tmp_path: Path, loud_share: float, reason: str | None
 ) -> None:
     quiet = np.float32(10 ** (-36 / 20) * np.sqrt(2))
-    sound = np.tile(np.sin(np.arange(10 * 24000) * 0.3)[:, None] * quiet, 4).astype(np.float32)
+    phases = np.arange(10 * 24000)[:, None] * 0.3 + np.arange(4) * 0.7
+    sound = (np.sin(phases) * quiet).astype(np.float32)
     sound[: int(loud_share * len(sound))] *= 4
     recording = web_recording(tmp_path, sound, writers.moving_pictures(10, WEB_FRAME_RATE_HZ))
     clips, fault = decode_recording(recording, SMALL)
@@ -1326,7 +1327,7 @@ def test_the_command_prints_and_writes(
     for reason in set(broken[1].values()):
         assert reason in printed
     index = ShardIndex.open(str(tmp_path / "out"))
-    assert index.clips["duration_s"].tolist() == [1.5] * 16
+    assert index.clips["duration_s"].tolist() == [1.5] * 18
     assert index.fingerprint in printed
 
 
