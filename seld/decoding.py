@@ -32,6 +32,10 @@ from seld.projection import Layout, common_layout, frame_layout
 from seld.settings import to_mapping
 from seld.storage import local_copy
 
+#: Raised when the same files come out as other clips, or are refused for other reasons. Shards have
+#: it in their names, so all is decoded anew.
+DECODER_VERSION = 2
+
 _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
 #: Below this the sound of a studio recording was not recorded at all.
 _DIGITAL_SILENCE_DBFS = -90.0

@@ -36,6 +36,7 @@ from seld.clips import (
 )
 from seld.corpora import CORPORA, Recording
 from seld.decoding import (
+    DECODER_VERSION,
     Rejected,
     ShardJob,
     ShardResult,
@@ -121,8 +122,8 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
     """Which shards to make of which recordings: the same every time.
 
     Recordings of one corpus whose length it fixes share shards of up to ``shard_s``; each other one
-    has its own. A shard's name carries a hash of the settings, of its recordings and of the size
-    and time of their files, so that a shard that exists is the shard that is wanted.
+    has its own. A shard's name carries a hash of the settings, of its recordings, of the size and
+    time of their files and of the decoder's version, so that a shard that exists is the one wanted.
     """
     stamp_of = stamps({path for recording in recordings for path in _sources(recording)})
     refused = ("missing", "not readable")
@@ -336,6 +337,7 @@ def _shard_name(
     # Without the paths: a corpus that has moved is still the same.
     paths = ("foa_path", "video_path", "annotation_path")
     content = {
+        "decoder": DECODER_VERSION,
         "recordings": [
             {name: value for name, value in asdict(recording).items() if name not in paths}
             for recording in recordings

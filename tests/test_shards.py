@@ -32,6 +32,7 @@ from PIL import Image
 from rich.console import Console
 
 from seld import clips as clips_module
+from seld import shards as shards_module
 from seld.clips import (
     SAMPLE_RATE_HZ,
     Clip,
@@ -717,6 +718,16 @@ def test_finished_shards_are_not_made_again(starss23: Path, tmp_path: Path) -> N
     again, _ = build("starss23", starss23, tmp_path / "out", executor=third)
     assert third.paths == []
     assert again.fingerprint == index.fingerprint
+
+
+def test_another_decoder_decodes_anew(
+    starss23: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("starss23", starss23, tmp_path)
+    monkeypatch.setattr(shards_module, "DECODER_VERSION", -1)
+    again = CountingExecutor()
+    build("starss23", starss23, tmp_path, executor=again)
+    assert again.paths
 
 
 def test_a_folder_named_like_a_pattern_is_decoded_into_once(starss23: Path, tmp_path: Path) -> None:
