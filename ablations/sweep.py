@@ -17,6 +17,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from ray import tune
 from rich.console import Console
 from rich.markup import escape
@@ -64,6 +65,7 @@ from search_spaces.spaces import (
 from search_spaces.studies import Arm, Study
 from seld.errors import InputError
 from seld.records import (
+    FAILURE_KINDS,
     StudyRecord,
     TrialRecord,
     trial_folder,
@@ -275,7 +277,7 @@ def run_missing_trials(
     """Let Ray Tune ask and run until the sweep has its trials.
 
     Those that were running when a run was killed come first, their finished stages and checkpoints
-    waiting for them.
+    waiting for them; so do those that a command before has put off.
     """
     if not run.data[DEFAULT_DATA].validation_rooms:
         raise InputError(
@@ -293,6 +295,39 @@ def run_missing_trials(
     if done:
         console.print(f"{done} of {sweep.trials} trials are done already")
 
+    progress = StudyProgress(console, planned=sweep.trials, already_done=done)
+    put_off: dict[int, str] = {}
+    with progress:
+        for _ in range(ROUNDS):
+            propose_again(study, but=put_off)
+            searcher = searcher_for(sweep, study, run, console)
+            memory_was_short = let_tune_run(
+                run_sweep_trial,
+                run,
+                name=sweep.name,
+                param_space={},
+                deadline=deadline,
+                callbacks=[progress, *callbacks],
+                stop=searcher.should_stop,
+                search_alg=searcher,
+                num_samples=sweep.trials - done - len(put_off),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            )
+            put_off |= searcher.put_off
+            done = len(done_trials(study))
+            lost = sweep.trials - done - len(put_off)
+            if lost <= 0 or searcher.gives_up or deadline.is_over:
+                break
+            say_lost(console, lost, memory_was_short=memory_was_short)
+    if put_off:
+        say_put_off(console, put_off, missing=sweep.trials - done)
+
+
+def searcher_for(
+    sweep: Sweep, study: optuna.Study, run: StudyRun, console: Console
+) -> OptunaSearcher:
+    """What proposes the sweep's trials to Ray Tune, and tells them whether they go on."""
+
     def config_of(trial: optuna.Trial) -> dict[str, Any]:
         rungs = sweep.cells(sweep.propose(trial))
         trial_id = own_name(trial, rungs[-1])
@@ -303,34 +338,25 @@ def run_missing_trials(
         path = decision_path(run, trial.user_attrs["trial_id"], rung)
         write_atomically(path, "stop" if stops else "go on")
 
-    progress = StudyProgress(console, planned=sweep.trials, already_done=done)
-    with progress:
-        for _ in range(ROUNDS):
-            propose_again(study)
-            searcher = OptunaSearcher(
-                study,
-                lambda: ask(study, sweep.seed),
-                config_of,
-                sweep.goals,
-                decided,
-                partial(keep_journal, run.study_folder, run.kept_in, console),
-            )
-            memory_was_short = let_tune_run(
-                run_sweep_trial,
-                run,
-                name=sweep.name,
-                param_space={},
-                deadline=deadline,
-                callbacks=[progress, *callbacks],
-                stop=searcher.should_stop,
-                search_alg=searcher,
-                num_samples=sweep.trials - done,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            )
-            done = len(done_trials(study))
-            if done >= sweep.trials or deadline.is_over:
-                break
-            say_lost(console, sweep.trials - done, memory_was_short=memory_was_short)
+    return OptunaSearcher(
+        study,
+        ask=lambda: ask(study, sweep.seed),
+        config_of=config_of,
+        goals=sweep.goals,
+        decided=decided,
+        changed=partial(keep_journal, run.study_folder, run.kept_in, console),
+    )
+
+
+def say_put_off(console: Console, put_off: Mapping[int, str], *, missing: int) -> None:
+    """Say that trials ended for what is not of theirs, and what becomes of them."""
+    reasons = {FAILURE_KINDS.get(kind, "the trial's process died") for kind in put_off.values()}
+    trials = "1 trial has" if len(put_off) == 1 else f"{len(put_off)} trials have"
+    console.print(
+        f"[bold]{trials} ended by no fault of the settings[/bold]: {'; '.join(sorted(reasons))}. "
+        f"Once that is mended, the same command runs the {missing} that are missing.",
+        highlight=False,
+    )
 
 
 def own_name(trial: optuna.Trial, cell: Cell) -> str:
@@ -376,6 +402,9 @@ def report_on(
     by_id = {record.trial_id: record for record in records}
     study = open_study(sweep, folder)
     counts = Counter(trial.state.name.lower() for trial in done_trials(study))
+    under_way = (TrialState.RUNNING, TrialState.WAITING)
+    if unfinished := len(study.get_trials(deepcopy=False, states=under_way)):
+        counts["begun, and not ended"] = unfinished
     console.print(", ".join(f"{count} trials {state}" for state, count in sorted(counts.items())))
     best = study.best_trials if counts["complete"] else []
     best = list({str(trial.params): trial for trial in best}.values())  # each settings once
