@@ -33,12 +33,13 @@ from ablations.sweep import (
     open_study,
     recipe_settings,
     report_on,
+    trained_by,
     write_sweep_record,
 )
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
-from seld.records import FAILURE_KINDS, TrialRecord, read_record, trial_folder
+from seld.records import FAILURE_KINDS, TrialRecord, read_record, trial_folder, write_record
 from trainables.cells import DEFAULT_DATA, Cell
 
 SWEEP = Sweep(
@@ -198,6 +199,20 @@ def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"{name} is .*as it began, or another --name"):
             open_study(replace(SWEEP, **changes), tmp_path)
+    fixed = SWEEP.searched - {"pretrain.temperature", "finetune.encoder_rate"}
+    few = replace(SWEEP, fixed=fixed)
+    with pytest.raises(
+        InputError,
+        match=r"--search is 'finetune\.encoder_rate,pretrain\.temp.*',"
+        r" expected finetune\.encoder_rate,finetune\..* as it began, or another",
+    ):
+        open_study(few, tmp_path)
+    (tmp_path / "few").mkdir()
+    open_study(few, tmp_path / "few")
+    with pytest.raises(
+        InputError, match=r"expected finetune\.encoder_rate,pretrain\.temperature as"
+    ):
+        open_study(SWEEP, tmp_path / "few")
     assert len(done_trials(open_study(replace(SWEEP, trials=50), tmp_path))) == 1
 
 
@@ -358,6 +373,71 @@ def test_a_full_disk_uses_up_no_trials(tmp_path: Path, monkeypatch: pytest.Monke
     tune.command()
     assert len(tune.ran) == 30
     assert tune.ran[:3] == ended
+
+
+def record_of(trial: optuna.Trial, code: str, **changes: Any) -> TrialRecord:
+    values: dict[str, Any] = {
+        "study": "s", "trial_id": f"trial{trial.number}", "arm": "avc", "seed": 0,
+        "annotation_minutes": 6.0, "status": "stopped", "code_fingerprint": code,
+        "git_commit": f"{code}-0123456789abcdef", "metrics": {"seld_error": 0.5},
+    }  # fmt: skip
+    return TrialRecord(**(values | changes))
+
+
+def write_code_trials(folder: Path, *codes: str) -> None:
+    """A sweep's trials, trained with these codes."""
+    write_sweep_record(SWEEP, folder)
+    study = open_study(SWEEP, folder)
+    for number, code in enumerate(codes):
+        trial = ask(study, SWEEP.seed)
+        parameters = SWEEP.propose(trial)
+        trial.set_user_attr("trial_id", f"trial{trial.number}")
+        study.tell(trial, 0.5)
+        ended = f"2026-01-0{number + 1}T00:00:00+00:00"
+        write_record(record_of(trial, code, finished_at=ended, parameters=parameters), folder)
+
+
+def test_a_sweep_does_not_go_on_with_other_code_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Ray is started: a run would be one."""
+    runs: list[str] = []
+    monkeypatch.setattr(sweep_module, "run_and_report", lambda *_, **__: runs.append("a run") or 0)
+    (tmp_path / "s").mkdir()
+    options = run_options(sweep_arguments(monkeypatch, "--results", str(tmp_path)))
+    run_sweep.run_sweep(SWEEP, **options)  # nothing is there yet
+    assert not (tmp_path / "s/optuna.journal").exists()  # nor are terms, before there are data
+    write_code_trials(tmp_path / "s", trained_by(), "before", "before", trained_by(), "")
+    # What failed is ranked with nothing.
+    study = open_study(SWEEP, tmp_path / "s")
+    failed_trial = ask(study, SWEEP.seed)
+    failed_trial.set_user_attr("trial_id", "trial5")
+    study.tell(failed_trial, state=TrialState.FAIL)
+    write_record(record_of(failed_trial, "older"), tmp_path / "s")
+    with pytest.raises(InputError, match=r"2 of 5 trials is .*commit before-01234\).*--mix-code"):
+        run_sweep.run_sweep(SWEEP, **options)
+    with pytest.raises(InputError, match="--seed is 1, expected 0 as it began"):
+        run_sweep.run_sweep(replace(SWEEP, seed=1), mix_code=True, **options)
+    assert len(runs) == 1
+    run_sweep.run_sweep(SWEEP, mix_code=True, **options)
+    run_sweep.run_sweep(replace(SWEEP, trials=5), **options)  # nothing is left to train
+    assert len(runs) == 3
+    assert sweep_arguments(monkeypatch, "--mix-code").mix_code
+
+
+def test_trials_of_other_code_are_told_of_where_results_are_shown(tmp_path: Path) -> None:
+    write_code_trials(tmp_path, "before", "now", "before", "now")
+    console = Console(file=io.StringIO(), width=300)
+    report_on(SWEEP, tmp_path, console)
+    said = f"2 of 4 trials of {tmp_path.name} were trained with other code than the last "
+    said += "(commit before-01234)"
+    assert isinstance(console.file, io.StringIO)
+    assert said in console.file.getvalue()
+    assert said in (tmp_path / "report/index.html").read_text()
+    (tmp_path / "same").mkdir()
+    write_code_trials(tmp_path / "same", "now", "now")
+    report_on(SWEEP, tmp_path / "same", console)
+    assert "trained with other code" not in (tmp_path / "same/report/index.html").read_text()
 
 
 def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
@@ -530,11 +610,8 @@ def typed_proposals(monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[Parame
 
 def test_the_space_is_all_that_trials_are_given() -> None:
     drawn = {name for parameters in proposals(200) for name in parameters}
-    space = run_sweep.space_names(SWEEP)
-    assert drawn - {"annotation_minutes", "pretrain.objective"} == space
-    assert "pretrain.negative_axes" not in run_sweep.space_names(
-        replace(SWEEP, objectives=("avc",))
-    )
+    assert drawn - {"annotation_minutes", "pretrain.objective"} == SWEEP.searched
+    assert "pretrain.negative_axes" not in replace(SWEEP, objectives=("avc",)).searched
 
 
 def test_what_is_set_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
