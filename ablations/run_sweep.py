@@ -37,13 +37,7 @@ from ablations.plan import plan_study
 from ablations.searcher import REDUCTION
 from ablations.sweep import GOALS, Sweep, as_study, expected_cells, run_sweep
 from search_spaces.scales import SCALES, find_scale
-from search_spaces.spaces import (
-    BUDGET,
-    LEARN_TEMPERATURE,
-    OBJECTIVE,
-    OBJECTIVES,
-    TEMPERATURE,
-)
+from search_spaces.spaces import LEARN_TEMPERATURE, OBJECTIVE, OBJECTIVES, TEMPERATURE
 from search_spaces.studies import STUDIES
 from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.settings import override
@@ -65,7 +59,12 @@ def main() -> int:
         program="ablations/run_sweep.py",
         study=sweep.name,
         plan=plan,
-        run=partial(run_sweep, sweep, grid_options=grid_options(arguments)),
+        run=partial(
+            run_sweep,
+            sweep,
+            grid_options=grid_options(arguments),
+            mix_code=arguments.mix_code,
+        ),
     )
 
 
@@ -113,6 +112,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STAGE.KEY=VALUE",
         help="a setting of every trial, which is not searched then, as pretrain.steps=500",
     )
+    what.add_argument(
+        "--mix-code",
+        action="store_true",
+        help="go on though the code has changed since earlier trials: theirs and later scores\n"
+        "are ranked together, and the report says so",
+    )
     add_place_options(parser)
     add_cost_options(parser)
     arguments = parser.parse_args()
@@ -156,24 +161,37 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
         rungs=rungs if rungs is not None else (1 if several_goals else 3),
         seed=arguments.seed,
     )
-    return replace(sweep, fixed=fixed_names(sweep, set_names, arguments.search or ()))
+    search = frozenset(arguments.search or ())
+    fixed = fixed_names(sweep.searched, set_names, search)
+    refuse_search(sweep, fixed, set_names, arguments.search or ())
+    return replace(sweep, fixed=fixed)
 
 
-def fixed_names(sweep: Sweep, set_names: frozenset[str], search: Sequence[str]) -> frozenset[str]:
-    """What of the space is not searched: all that is set, or that ``--search`` leaves out.
+def fixed_names(
+    space: frozenset[str], set_names: frozenset[str], search: frozenset[str]
+) -> frozenset[str]:
+    """What of the space is not searched: all that is set, or that ``--search`` leaves out."""
+    fixed = space & set_names
+    if not search:
+        return fixed
+    # A temperature that is learnt would only begin where it is searched.
+    return fixed | space - search - ({LEARN_TEMPERATURE} if TEMPERATURE in search else set())
 
-    Raises:
-        InputError: nothing is left, or something asked for cannot be searched.
+
+def refuse_search(
+    sweep: Sweep, fixed: frozenset[str], set_names: frozenset[str], search: Sequence[str]
+) -> None:
+    """Refuse to search for nothing, or for what cannot be searched.
+
+    Args:
+        sweep: of the whole space.
+        fixed: what of it is not to be searched.
+        set_names: of the settings that ``--set`` sets.
+        search: the settings that ``--search`` names.
     """
     if OBJECTIVE in set_names:
         raise InputError("--set", "setting", OBJECTIVE, "--objectives, which says what is tried")
-    space = space_names(sweep)
-    fixed = space & set_names
-    if search:
-        # A temperature that is learnt would only begin where it is searched.
-        wanted = {*search, LEARN_TEMPERATURE} if TEMPERATURE in search else set(search)
-        fixed |= space - wanted
-    left = space_names(replace(sweep, fixed=fixed))
+    space, left = sweep.searched, replace(sweep, fixed=fixed).searched
     for name in search:
         if name not in space:
             raise InputError("--search", "setting", name, f"some of {', '.join(sorted(space))}")
@@ -184,33 +202,6 @@ def fixed_names(sweep: Sweep, set_names: frozenset[str], search: Sequence[str]) 
             raise InputError("--search", "setting", name, expected)
     if len(sweep.objectives) == 1 and left <= {LEARN_TEMPERATURE}:
         raise InputError("command line", "--set", "every setting", "something left to search")
-    return fixed
-
-
-def space_names(sweep: Sweep) -> frozenset[str]:
-    """Every setting that its trials may be given a value for."""
-    names: set[str] = set()
-    for first in (True, False):
-        for objective in sweep.objectives:
-            one = replace(sweep, objectives=(objective,))
-            names |= one.propose(_Extreme(first)).keys()
-    return frozenset(names - {OBJECTIVE, BUDGET})
-
-
-class _Extreme:
-    """Chooses the first option and least number of everything, or the last and largest."""
-
-    def __init__(self, first: bool) -> None:
-        self._place = 0 if first else -1
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return choices[self._place]
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return (low, high)[self._place]
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return (low, high)[self._place]
 
 
 def grid_options(arguments: argparse.Namespace) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from seld.errors import InputError
+from trainables.failures import NOT_OF_THE_TRIAL
 
 #: What decides whether a trial goes on, where it is not the goal itself. A network that trained
 #: briefly finds nothing, whatever it has learnt, and its SELD error is that of all others; its loss
@@ -24,6 +25,9 @@ RUNG_GOALS: dict[str, str] = {"seld_error": "loss"}
 #: so many trials of a rung goes on to the next.
 REDUCTION = 3
 STARTUP_TRIALS = 10
+#: So many trials in a row that end for what is not of the trial, and no more are begun: a full disk
+#: would end each at once, and their settings would have been chosen without learning anything.
+LONGEST_BAD_LUCK = 3
 #: How many seeds Optuna's samplers take, from 0.
 SAMPLER_SEEDS = 2**32
 
@@ -66,15 +70,20 @@ def mend_journal(path: Path) -> None:
         os.truncate(path, len(content) - len(unfinished))
 
 
-def propose_again(study: optuna.Study) -> None:
+def propose_again(study: optuna.Study, *, but: Collection[int] = ()) -> None:
     """Let trials that nobody runs any more be asked for before any new one.
 
     They go on with their settings and the rungs they have passed. Copies of them would compete
     with the originals at every rung.
+
+    Args:
+        study: whose trials.
+        but: numbers of trials that are left for a later command.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # Optuna's public interface lets only new trials wait.
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        if trial.number not in but:
+            # Optuna's public interface lets only new trials wait.
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def ask(study: optuna.Study, seed: int) -> optuna.Trial:
@@ -94,7 +103,7 @@ def ask(study: optuna.Study, seed: int) -> optuna.Trial:
 
 
 def done_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that need not be run again: finished, stopped early, or failed for a reason."""
+    """Trials that need not be run again: finished, stopped early, or failed by their own fault."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -115,6 +124,10 @@ class OptunaSearcher(Searcher):
         goals: keys of the results that are minimised.
         decided: called with a trial, its rung, and whether it stops there.
         changed: called when a trial has been proposed or has ended.
+
+    Attributes:
+        put_off: number of each trial that ended for what is not of the trial → the kind of failure,
+            empty where its process died. They stay open, for a later command to propose again.
     """
 
     def __init__(
@@ -136,6 +149,8 @@ class OptunaSearcher(Searcher):
         self._changed = changed
         self._trials: dict[str, optuna.Trial] = {}
         self._stopped: set[str] = set()
+        self._bad_luck = 0  # trials put off since one was not
+        self.put_off: dict[int, str] = {}
 
     # Tune pickles its searchers to restore them; this one continues from Optuna's storage.
     def __getstate__(self) -> dict[str, Any]:
@@ -147,8 +162,16 @@ class OptunaSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Likewise."""
 
+    @property
+    def gives_up(self) -> bool:
+        """Whether no more trials are begun until somebody has looked after the machines."""
+        return self._bad_luck >= LONGEST_BAD_LUCK
+
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Called by Tune when there is room for a trial."""
+        if self.gives_up:
+            no_more: Any = Searcher.FINISHED  # a word, whatever the signature says
+            return no_more
         self._trials[trial_id] = self._ask()
         config = self._config_of(self._trials[trial_id])
         self._changed()
@@ -180,12 +203,19 @@ class OptunaSearcher(Searcher):
         """Called by Tune when a trial has ended, however."""
         trial = self._trials.pop(trial_id)
         result = result or {}
+        failure_kind = str(result.get("failure_kind", ""))
+        unlucky = False
         if trial_id in self._stopped:
             pass  # Optuna knows
         elif result.get("status") == "finished":
             self._study.tell(trial, [result[goal] for goal in self._goals])
-        elif error or result.get("status") == "failed":
-            trial.set_user_attr("failure", str(result.get("message", "the process died")))
+        elif error or failure_kind in NOT_OF_THE_TRIAL:
+            # A trial's process computes nothing that its settings could make it die of.
+            self.put_off[trial.number] = failure_kind
+            unlucky = True
+        elif result.get("status") == "failed":
+            trial.set_user_attr("failure", str(result["message"]))
             self._study.tell(trial, state=TrialState.FAIL)
         # Else the run was stopped at its time limit: the trial stays open for the next run.
+        self._bad_luck = self._bad_luck + 1 if unlucky else 0
         self._changed()

@@ -7,7 +7,8 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from ray import tune
 from rich.console import Console
 from rich.markup import escape
@@ -32,6 +34,7 @@ from ablations.places import (
     only_head,
     only_run,
     print_report_path,
+    results_uri,
 )
 from ablations.runs import (
     ROUNDS,
@@ -60,20 +63,26 @@ from search_spaces.spaces import (
     Suggests,
     cell_of,
     propose,
+    setting_names,
 )
 from search_spaces.studies import Arm, Study
 from seld.errors import InputError
 from seld.records import (
+    FAILURE_KINDS,
     StudyRecord,
     TrialRecord,
+    read_record,
     trial_folder,
     write_atomically,
     write_study,
 )
 from seld.settings import flat_mapping, to_mapping
-from trainables.cells import DEFAULT_DATA, Cell
+from trainables.cells import DEFAULT_DATA, STAGE_CODE, Cell
+from trainables.stages import code_fingerprint
 from trainables.trial import StudyRun, keep_record, report_outcome, run_cell
 
+#: Among the terms that a study keeps: the settings of its space that it does not search.
+FIXED_TERM = "what is not searched"
 #: What can be minimised, and what it is: results that every trial reports.
 GOALS: dict[str, str] = {
     "seld_error": "on the validation rooms",
@@ -142,6 +151,11 @@ class Sweep:
             fixed=self.fixed,
         )
 
+    @property
+    def searched(self) -> frozenset[str]:
+        """Settings that its trials may be given values for, beside objective and budget."""
+        return setting_names(scale=self.scale, objectives=self.objectives, fixed=self.fixed)
+
     def cells(self, parameters: Parameters) -> tuple[Cell, ...]:
         """The trial's rungs, from few steps to all; the last is the trial itself."""
         return tuple(
@@ -198,11 +212,26 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
             "--rungs": sweep.rungs,
             "--seed": sweep.seed,
             "--scale": sweep.scale.name,
-            "what is not searched": sorted(sweep.fixed),
             **{f"--set {name}": value for name, value in recipe_settings(sweep).items()},
         },
     )
+    require_same_search(study, folder, sweep)
     return study
+
+
+def require_same_search(study: optuna.Study, folder: Path, sweep: Sweep) -> None:
+    """Refuse to go on with a study of this space that searches other settings of it."""
+    known = study.user_attrs["terms"].get(FIXED_TERM)
+    if known is not None and known != sorted(sweep.fixed):
+        as_it_began = replace(sweep, fixed=frozenset(known)).searched
+        expected = f"{listed(as_it_began)} as it began, or another --name"
+        raise InputError(folder, "--search", listed(sweep.searched), expected)
+    require_same(study, folder, {FIXED_TERM: sorted(sweep.fixed)})
+
+
+def listed(names: Collection[str]) -> str:
+    """As ``--search`` takes them."""
+    return ",".join(sorted(names)) or "nothing"
 
 
 def recipe_settings(sweep: Sweep) -> dict[str, Any]:
@@ -221,13 +250,18 @@ def recipe_settings(sweep: Sweep) -> dict[str, Any]:
 
 
 def run_sweep(
-    sweep: Sweep, *, grid_options: Sequence[str] = (), **options: Unpack[RunOptions]
+    sweep: Sweep,
+    *,
+    grid_options: Sequence[str] = (),
+    mix_code: bool = False,
+    **options: Unpack[RunOptions],
 ) -> int:
     """Run the trials that are missing of a sweep and report on all of them.
 
     Args:
         grid_options: scale, settings and places as the sweep was given them, for the command that
             scores what was found on the test.
+        mix_code: go on where earlier trials were trained with other code.
         options: which data, where; see :class:`RunOptions`.
 
     Returns:
@@ -236,15 +270,56 @@ def run_sweep(
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
-    folder = options["results"] / sweep.name
+    folder, storage, console = options["results"] / sweep.name, options.get("storage"), Console()
     make_writable(folder, "--results")
-    with only_run(folder), only_head(options.get("storage"), sweep.name, Console()):
+    with only_run(folder), only_head(storage, sweep.name, console):
+        fetch_kept(folder, results_uri(storage, sweep.name), console)
+        refuse_what_cannot_go_on(sweep, folder, mix_code=mix_code)
         return run_and_report(
             as_study(sweep),
             run_trials=partial(run_missing_trials, sweep),
             report=partial(report_on, sweep, grid_options=grid_options),
             **options,
         )
+
+
+def refuse_what_cannot_go_on(sweep: Sweep, folder: Path, *, mix_code: bool) -> None:
+    """Refuse, before anything is started, to go on with a sweep on other terms or by other code.
+
+    Raises:
+        InputError: what is different, and what would go on.
+    """
+    if not (folder / JOURNAL_FILE).exists():
+        return  # terms are kept once the data are ready: until then nothing has begun
+    study = open_study(sweep, folder)
+    if mix_code or len(done_trials(study)) >= sweep.trials:
+        return
+    ranked = ranked_records(study, folder)
+    others = [r for r in ranked if r.code_fingerprint not in ("", trained_by())]
+    if others:
+        commits = sorted({record.commit for record in others} - {""})
+        raise InputError(
+            folder,
+            f"the code of {len(others)} of {len(ranked)} trials",
+            f"other than now (commit {', '.join(commits) or 'unknown'})",
+            "the same: check that commit out to go on with it, begin anew with another --name, "
+            "or rank the scores of both together with --mix-code",
+        )
+
+
+def trained_by() -> str:
+    """Fingerprint of the code that trials are trained and scored with, as in their records."""
+    return code_fingerprint(*STAGE_CODE.values())
+
+
+def ranked_records(study: optuna.Study, folder: Path) -> list[TrialRecord]:
+    """Records of the trials whose scores later ones are ranked with, as far as they are there."""
+    records = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.values or trial.intermediate_values:
+            with suppress(InputError):
+                records.append(read_record(trial_folder(folder, trial.user_attrs["trial_id"])))
+    return records
 
 
 def as_study(sweep: Sweep) -> Study:
@@ -275,13 +350,12 @@ def run_missing_trials(
     """Let Ray Tune ask and run until the sweep has its trials.
 
     Those that were running when a run was killed come first, their finished stages and checkpoints
-    waiting for them.
+    waiting for them; so do those that a command before has put off.
     """
     if not run.data[DEFAULT_DATA].validation_rooms:
         raise InputError(
             "sweep", "validation rooms", "none", "training clips from at least two rooms"
         )
-    fetch_kept(run.study_folder, run.kept_in, console)
     study = open_study(sweep, run.study_folder)
     require_same(study, run.study_folder, {"data": run.data[DEFAULT_DATA].fingerprint})
     write_sweep_record(sweep, run.study_folder)
@@ -293,6 +367,39 @@ def run_missing_trials(
     if done:
         console.print(f"{done} of {sweep.trials} trials are done already")
 
+    progress = StudyProgress(console, planned=sweep.trials, already_done=done)
+    put_off: dict[int, str] = {}
+    with progress:
+        for _ in range(ROUNDS):
+            propose_again(study, but=put_off)
+            searcher = searcher_for(sweep, study, run, console)
+            memory_was_short = let_tune_run(
+                run_sweep_trial,
+                run,
+                name=sweep.name,
+                param_space={},
+                deadline=deadline,
+                callbacks=[progress, *callbacks],
+                stop=searcher.should_stop,
+                search_alg=searcher,
+                num_samples=sweep.trials - done - len(put_off),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            )
+            put_off |= searcher.put_off
+            done = len(done_trials(study))
+            lost = sweep.trials - done - len(put_off)
+            if lost <= 0 or searcher.gives_up or deadline.is_over:
+                break
+            say_lost(console, lost, memory_was_short=memory_was_short)
+    if put_off:
+        say_put_off(console, put_off, missing=sweep.trials - done)
+
+
+def searcher_for(
+    sweep: Sweep, study: optuna.Study, run: StudyRun, console: Console
+) -> OptunaSearcher:
+    """What proposes the sweep's trials to Ray Tune, and tells them whether they go on."""
+
     def config_of(trial: optuna.Trial) -> dict[str, Any]:
         rungs = sweep.cells(sweep.propose(trial))
         trial_id = own_name(trial, rungs[-1])
@@ -303,34 +410,25 @@ def run_missing_trials(
         path = decision_path(run, trial.user_attrs["trial_id"], rung)
         write_atomically(path, "stop" if stops else "go on")
 
-    progress = StudyProgress(console, planned=sweep.trials, already_done=done)
-    with progress:
-        for _ in range(ROUNDS):
-            propose_again(study)
-            searcher = OptunaSearcher(
-                study,
-                lambda: ask(study, sweep.seed),
-                config_of,
-                sweep.goals,
-                decided,
-                partial(keep_journal, run.study_folder, run.kept_in, console),
-            )
-            memory_was_short = let_tune_run(
-                run_sweep_trial,
-                run,
-                name=sweep.name,
-                param_space={},
-                deadline=deadline,
-                callbacks=[progress, *callbacks],
-                stop=searcher.should_stop,
-                search_alg=searcher,
-                num_samples=sweep.trials - done,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            )
-            done = len(done_trials(study))
-            if done >= sweep.trials or deadline.is_over:
-                break
-            say_lost(console, sweep.trials - done, memory_was_short=memory_was_short)
+    return OptunaSearcher(
+        study,
+        ask=lambda: ask(study, sweep.seed),
+        config_of=config_of,
+        goals=sweep.goals,
+        decided=decided,
+        changed=partial(keep_journal, run.study_folder, run.kept_in, console),
+    )
+
+
+def say_put_off(console: Console, put_off: Mapping[int, str], *, missing: int) -> None:
+    """Say that trials ended for what is not of theirs, and what becomes of them."""
+    reasons = {FAILURE_KINDS.get(kind, "the trial's process died") for kind in put_off.values()}
+    trials = "1 trial has" if len(put_off) == 1 else f"{len(put_off)} trials have"
+    console.print(
+        f"[bold]{trials} ended by no fault of the settings[/bold]: {'; '.join(sorted(reasons))}. "
+        f"Once that is mended, the same command runs the {missing} that are missing.",
+        highlight=False,
+    )
 
 
 def own_name(trial: optuna.Trial, cell: Cell) -> str:
@@ -376,6 +474,9 @@ def report_on(
     by_id = {record.trial_id: record for record in records}
     study = open_study(sweep, folder)
     counts = Counter(trial.state.name.lower() for trial in done_trials(study))
+    under_way = (TrialState.RUNNING, TrialState.WAITING)
+    if unfinished := len(study.get_trials(deepcopy=False, states=under_way)):
+        counts["begun, and not ended"] = unfinished
     console.print(", ".join(f"{count} trials {state}" for state, count in sorted(counts.items())))
     best = study.best_trials if counts["complete"] else []
     best = list({str(trial.params): trial for trial in best}.values())  # each settings once
@@ -391,8 +492,10 @@ def report_on(
             continue
         command = grid_command(record, grid_options)
         console.print(f"  on the test: {command}", markup=False, highlight=False, soft_wrap=True)
-    report = Analysis.of([folder]).write(folder / "report")
-    print_report_path(report, console)
+    analysis = Analysis.of([folder])
+    for warning in analysis.warnings:
+        console.print(warning, style="bold yellow", markup=False, highlight=False)
+    print_report_path(analysis.write(folder / "report"), console)
     return 0 if best else 1
 
 

@@ -21,7 +21,7 @@ from analysis.load import Results, load_studies
 from analysis.probes import probe_figures, probes_table
 from analysis.scores import SCORES
 from analysis.signatures import Finding, find_signatures, signatures_table
-from analysis.sweeps import swept_trials
+from analysis.sweeps import other_code, swept_trials
 from seld.errors import InputError
 
 _HERE = Path(__file__).parent
@@ -42,6 +42,7 @@ class Analysis:
     probes: tables.Table
     signatures: tables.Table
     findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
     records: tuple[tables.Table, ...]
 
     @classmethod
@@ -80,6 +81,7 @@ class Analysis:
             probes=probes_table(results),
             signatures=signatures_table(findings),
             findings=tuple(finding for finding in findings if finding.triggered),
+            warnings=tuple(other_code(results)),
             records=listed,
         )
 
@@ -99,6 +101,8 @@ class Analysis:
     def print(self, console: Console) -> None:
         """The answer and the tables, on a terminal."""
         console.print(Text(self.answer, "bold"))
+        for warning in self.warnings:
+            console.print(Text(warning, "bold yellow"))
         for table in (self.scores, self.differences, self.sweep, *self.records):
             if table.rows:
                 console.print()
@@ -161,6 +165,7 @@ class Analysis:
             signatures=self.signatures,
             findings=self.findings,
             minutes=tables.minutes,
+            warnings=self.warnings,
             remarks=remarks,
             pictures=[(picture, _data_uri(picture)) for picture in pictures],
             records=[table for table in self.records if table.rows],
@@ -232,11 +237,6 @@ def _reproduction(results: Results, baseline: str) -> list[tuple[str, list[str]]
         for line in study.record.command.splitlines()
     ]
     versions = sorted({f"{k} {v}" for record in records for k, v in record.versions.items()})
-    commits = {
-        record.git_commit[:12] + (" with uncommitted changes" if record.git_dirty else "")
-        for record in records
-        if record.git_commit
-    }
 
     def distinct(name: str) -> list[str]:
         return sorted({getattr(record, name) for record in records} - {""})
@@ -245,7 +245,7 @@ def _reproduction(results: Results, baseline: str) -> list[tuple[str, list[str]]
         ("Run the study", [command for command in commands if command]),
         ("Make this report", [report]),
         ("Scale", sorted({study.record.scale for study in results.studies if study.record})),
-        ("Commit", sorted(commits)),
+        ("Commit", distinct("commit")),
         ("Code fingerprint", distinct("code_fingerprint")),
         ("Data fingerprint", distinct("data_fingerprint")),
         ("Test recordings' fingerprint", distinct("test_fingerprint")),

@@ -76,6 +76,30 @@ def swept_trials(results: Results) -> pd.DataFrame:
     return chosen.dropna(subset=[SELD_ERROR.name]).reset_index(drop=True)
 
 
+def other_code(results: Results) -> list[str]:
+    """Of each sweep whose trials were trained with several codes, a sentence that says so."""
+    sentences = []
+    for folder in dict.fromkeys(trial.study_folder for trial in results.trials):
+        records = [
+            trial.record
+            for trial in results.trials
+            if trial.study_folder == folder
+            and trial.arm in results.swept_arms
+            and trial.record.code_fingerprint
+            and trial.record.failure is None
+        ]
+        last = max(records, key=lambda record: record.finished_at, default=None)
+        others = [r for r in records if last and r.code_fingerprint != last.code_fingerprint]
+        if others:
+            commits = sorted({record.commit for record in others} - {""})
+            sentences.append(
+                f"{len(others)} of {len(records)} trials of {folder.name} were trained with other "
+                f"code than the last (commit {', '.join(commits) or 'unknown'}): their scores "
+                "and its may differ by more than their settings."
+            )
+    return sentences
+
+
 def _with_plain_values(table: pd.DataFrame) -> pd.DataFrame:
     """Lists, as of channels, by their text: pandas counts no lists."""
     table = table.copy()

@@ -108,6 +108,43 @@ def propose(
     return chosen
 
 
+def setting_names(
+    *, scale: ScaleSettings, objectives: Sequence[str], fixed: Collection[str] = ()
+) -> frozenset[str]:
+    """Every setting that a trial may be given a value for, beside its objective and budget.
+
+    Args:
+        scale, objectives, fixed: as :func:`propose` has them.
+    """
+    names: set[str] = set()
+    for first in (True, False):
+        for objective in objectives:
+            names |= propose(
+                _Extreme(first),
+                scale=scale,
+                objectives=(objective,),
+                budgets_minutes=(),
+                fixed=fixed,
+            ).keys()
+    return frozenset(names)
+
+
+class _Extreme:
+    """Chooses the first option and least number of everything, or the last and largest."""
+
+    def __init__(self, first: bool) -> None:
+        self._place = 0 if first else -1
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[self._place]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return (low, high)[self._place]
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return (low, high)[self._place]
+
+
 def cell_of(
     parameters: Parameters,
     scale: ScaleSettings,

@@ -153,6 +153,12 @@ class TrialRecord:
         if (self.status == "failed") != (self.failure is not None):
             raise InputError("trial record", "failure", self.failure, f"to fit {self.status!r}")
 
+    @property
+    def commit(self) -> str:
+        """Of the code, in short and for people; empty where it is not known."""
+        changed = " with uncommitted changes" if self.git_commit and self.git_dirty else ""
+        return self.git_commit[:12] + changed
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:

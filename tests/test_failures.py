@@ -348,6 +348,7 @@ def test_a_failing_trial_is_tried_by_policy_and_recorded(
     # The last report is what the console and the trackers see.
     assert reports[-1]["status"] == "failed"
     assert reports[-1]["message"] == record.failure.message
+    assert reports[-1]["failure_kind"] == kind
     # Nothing half-made is left for others to find, nor a lease for them to wait on.
     for batch in batches:
         with run.store._lease(finetune_key(run, batch)) as held:

@@ -366,6 +366,7 @@ def test_a_sweep_outlives_its_head(
     console = Console(file=io.StringIO())
     for name in "ab":
         run = head(tmp_path / name, bucket, "s")
+        fetch_kept(run.study_folder, run.kept_in, console)
         with pytest.raises(KeyboardInterrupt):
             sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
     assert isinstance(console.file, io.StringIO)
@@ -415,6 +416,7 @@ def test_a_sweep_that_has_gone_on_elsewhere_loses_nothing_where_it_began(
             raise KeyboardInterrupt
 
         monkeypatch.setattr(sweep, "let_tune_run", some_trials)
+        fetch_kept(run.study_folder, run.kept_in, console)
         with pytest.raises(KeyboardInterrupt):
             sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
 

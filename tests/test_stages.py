@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from seld.errors import InputError
+from seld.storage import join, written_whole
 from trainables import stages
 from trainables.stages import StageKey, StageStore, _code_of, code_fingerprint, stage_key
 
@@ -209,7 +210,7 @@ def test_checkpoints_that_cannot_be_removed_do_not_undo_the_commit(
     store: StageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compute(folder: Path) -> Mapping[str, Any]:
-        Path(store.partial_uri(KEY)).mkdir()
+        assert Path(store.partial_uri(KEY)).is_dir()
         return _write_result(folder)
 
     def busy(path: str, recursive: bool = False) -> None:
@@ -217,6 +218,56 @@ def test_checkpoints_that_cannot_be_removed_do_not_undo_the_commit(
 
     monkeypatch.setattr(store._files, "rm", busy)
     assert store.obtain(KEY, compute).computed
+
+
+@pytest.mark.parametrize("root", ["{tmp_path}/stages", "memory://{tmp_path.name}"])
+def test_an_interrupted_computation_counts_as_long_as_all_that_went_into_it(
+    tmp_path: Path, root: str
+) -> None:
+    """Up to the state that is gone on from: what comes after it is done again, and counts then."""
+    store = StageStore(root.format(tmp_path=tmp_path), cache_dir=tmp_path / "cache")
+    state = join(store.partial_uri(KEY), "train/checkpoint/state.pt")
+
+    def interrupted(before_s: float, after_s: float = 0.0, *, keeps: bool) -> float:
+        """Seconds of a computation up to its state, which is killed later."""
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            time.sleep(before_s)
+            if keeps:
+                with written_whole(state) as path:
+                    path.write_bytes(b"state")
+            seconds.append(time.monotonic() - started)
+            time.sleep(after_s)
+            raise KeyboardInterrupt
+
+        seconds: list[float] = []
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            store.obtain(KEY, compute)
+        return seconds[0]
+
+    interrupted(0.5, keeps=False)  # nothing is left of it
+    kept_s = interrupted(0.4, after_s=0.5, keeps=True)
+    interrupted(0.5, keeps=False)  # the state is still that of before
+    kept_s += interrupted(0.4, keeps=True)
+    started = time.monotonic()
+    result = store.obtain(KEY, _write_result)
+    kept_s += time.monotonic() - started
+    assert result.duration_s == pytest.approx(kept_s, abs=0.3)
+    assert store.committed(KEY.name)[KEY.digest]["duration_s"] == result.duration_s
+    assert store.progress_of(KEY) == {}
+
+
+@pytest.mark.parametrize("left", [b"", b'{"kept_s"', None])
+def test_a_computation_that_does_not_tell_when_it_began_counts_for_nothing(
+    store: StageStore, left: bytes | None
+) -> None:
+    partial = Path(store.partial_uri(KEY))
+    partial.mkdir(parents=True)
+    (partial / "state.pt").write_bytes(b"state")
+    if left is not None:
+        (partial / "began.json").write_bytes(left)
+    assert store.obtain(KEY, _write_result).duration_s < 60
 
 
 def _obtain_counting(root: Path, tally: Path, start: Any) -> None:
@@ -399,10 +450,10 @@ def test_a_disk_that_fails_once_does_not_end_the_heartbeat(
         beat_again.set()
 
     def compute(folder: Path) -> Mapping[str, Any]:
+        monkeypatch.setattr(store, "_write_json", failing_once)
         assert beat_again.wait(JOIN_S)
         return _write_result(folder)
 
-    monkeypatch.setattr(store, "_write_json", failing_once)
     assert store.obtain(KEY, compute).computed
 
 

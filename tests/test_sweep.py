@@ -17,9 +17,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 from rich.console import Console
 
-from ablations import run_grid, run_sweep, sweep
+from ablations import run_grid, run_sweep
+from ablations import sweep as sweep_module
 from ablations.deadline import Deadline
 from ablations.options import run_options
 from ablations.places import only_run
@@ -31,12 +33,13 @@ from ablations.sweep import (
     open_study,
     recipe_settings,
     report_on,
+    trained_by,
     write_sweep_record,
 )
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import OBJECTIVES, Parameters
 from seld.errors import InputError
-from seld.records import TrialRecord, read_record, trial_folder
+from seld.records import FAILURE_KINDS, TrialRecord, read_record, trial_folder, write_record
 from trainables.cells import DEFAULT_DATA, Cell
 
 SWEEP = Sweep(
@@ -196,6 +199,20 @@ def test_a_study_is_not_continued_on_other_terms(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"{name} is .*as it began, or another --name"):
             open_study(replace(SWEEP, **changes), tmp_path)
+    fixed = SWEEP.searched - {"pretrain.temperature", "finetune.encoder_rate"}
+    few = replace(SWEEP, fixed=fixed)
+    with pytest.raises(
+        InputError,
+        match=r"--search is 'finetune\.encoder_rate,pretrain\.temp.*',"
+        r" expected finetune\.encoder_rate,finetune\..* as it began, or another",
+    ):
+        open_study(few, tmp_path)
+    (tmp_path / "few").mkdir()
+    open_study(few, tmp_path / "few")
+    with pytest.raises(
+        InputError, match=r"expected finetune\.encoder_rate,pretrain\.temperature as"
+    ):
+        open_study(SWEEP, tmp_path / "few")
     assert len(done_trials(open_study(replace(SWEEP, trials=50), tmp_path))) == 1
 
 
@@ -259,22 +276,170 @@ def test_an_interrupted_trial_competes_with_others_not_with_itself(tmp_path: Pat
     assert (study.best_value, len(study.get_trials())) == (0.4, 10)
 
 
-def test_failed_trials_count_and_interrupted_ones_do_not(tmp_path: Path) -> None:
+def failed(kind: str) -> dict[str, Any]:
+    return {"status": "failed", "failure_kind": kind, "message": f"for {kind}"}
+
+
+@pytest.mark.parametrize("kind", FAILURE_KINDS)
+def test_a_failed_trial_counts_where_it_would_fail_again(kind: str, tmp_path: Path) -> None:
+    counts = kind in ("gpu_memory", "non_finite_loss", "bad_data", "code_error")
     searcher, study = searcher_of(tmp_path)
-    for trial_id in ("fails", "dies", "interrupted"):
+    parameters = searcher.suggest("fails")["parameters"]
+    searcher.on_trial_complete("fails", failed(kind))
+    assert [trial.user_attrs["failure"] for trial in done_trials(study)] == [f"for {kind}"] * counts
+    assert searcher.put_off == ({} if counts else {0: kind})
+    # The next command.
+    searcher, _ = searcher_of(tmp_path)
+    assert (searcher.suggest("next")["parameters"] == parameters) == (not counts)
+
+
+def test_interrupted_trials_do_not_count_nor_those_whose_process_died(tmp_path: Path) -> None:
+    searcher, study = searcher_of(tmp_path)
+    for trial_id in ("dies", "interrupted"):
         searcher.suggest(trial_id)
-    searcher.on_trial_complete("fails", {"status": "failed", "message": "loss is not finite"})
     searcher.on_trial_complete("dies", {"stage": "pretrain"}, error=True)
     searcher.on_trial_complete("interrupted", {"stage": "pretrain"})
-    assert [trial.state for trial in study.get_trials()] == [
-        TrialState.FAIL,
-        TrialState.FAIL,
-        TrialState.RUNNING,
-    ]
-    assert [trial.user_attrs["failure"] for trial in done_trials(study)] == [
-        "loss is not finite",
-        "the process died",
-    ]
+    assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING] * 2
+    assert searcher.put_off == {0: ""}
+    assert done_trials(study) == []
+
+
+def test_settings_are_not_chosen_blindly_while_no_trial_gets_anywhere(tmp_path: Path) -> None:
+    searcher, study = searcher_of(tmp_path)
+    for number, outcome in enumerate(
+        [failed("disk_full"), failed("disk_full"), rung(3, 0.4), *[failed("disk_full")] * 3]
+    ):
+        assert isinstance(searcher.suggest(str(number)), dict)
+        searcher.on_trial_complete(str(number), outcome)
+    assert searcher.suggest("more") == Searcher.FINISHED
+    assert len(study.get_trials()) == 6
+
+
+class PretendTune:
+    """Runs a sweep's trials one after the other, each with the next of these outcomes."""
+
+    def __init__(self, folder: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.sweep = sweep
+        self.outcomes: list[dict[str, Any]] = []
+        self.ran: list[str] = []
+        monkeypatch.setattr(sweep_module, "let_tune_run", self._run)
+
+    def command(self, *outcomes: dict[str, Any]) -> str:
+        """What a command prints whose trials end like this, the others finishing."""
+        self.outcomes, self.ran = list(outcomes), []
+        data = SimpleNamespace(trainable_minutes=9.0, validation_rooms=("r",), fingerprint="f")
+        run: Any = SimpleNamespace(study_folder=self.folder, data={"default": data}, kept_in=None)
+        console = Console(file=io.StringIO(), width=300)
+        sweep_module.run_missing_trials(self.sweep, run, console, deadline=Deadline(), callbacks=[])
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    def _run(self, *_: Any, search_alg: OptunaSearcher, num_samples: int, **__: Any) -> bool:
+        for number in map(str, range(num_samples)):
+            config = search_alg.suggest(number)
+            if config == Searcher.FINISHED:
+                break
+            self.ran.append(config["trial_id"])
+            outcome = self.outcomes.pop(0) if self.outcomes else rung(3, 0.4)
+            search_alg.on_trial_complete(number, outcome, error=not outcome)
+        return False
+
+
+def test_after_an_outage_the_same_command_runs_what_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune = PretendTune(tmp_path, replace(SWEEP, trials=6), monkeypatch)
+    outage, lost = failed("storage_unreachable"), {"stage": "pretrain"}
+    printed = tune.command(rung(3, 0.5), outage, failed("non_finite_loss"), outage, {}, lost)
+    # What Tune loses is run again by the same command, but not what it has put off.
+    assert tune.ran[6:] == [tune.ran[5]]
+    assert len(set(tune.ran)) == 6
+    assert "Ray has lost 1 trials; they are run again" in printed
+    assert "3 trials have ended by no fault of the settings" in printed
+    assert "or the network to it, was out of reach; the trial's process died" in printed
+    assert "the same command runs the 3 that are missing" in printed
+    ended = [tune.ran[place] for place in (1, 3, 4)]
+    assert "3 of 6 trials are done already" in tune.command()
+    assert tune.ran == ended
+    assert "all 6 trials are done already" in tune.command()
+
+
+def test_a_full_disk_uses_up_no_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = PretendTune(tmp_path, replace(SWEEP, trials=9), monkeypatch)
+    printed = tune.command(*[failed("disk_full")] * 9)
+    assert len(tune.ran) == 3
+    assert "the disk or bucket had no room" in printed
+    assert "the same command runs the 9 that are missing" in printed
+    ended = tune.ran
+    tune.command()
+    assert len(tune.ran) == 9
+    assert tune.ran[:3] == ended
+
+
+def record_of(trial: optuna.Trial, code: str, **changes: Any) -> TrialRecord:
+    values: dict[str, Any] = {
+        "study": "s", "trial_id": f"trial{trial.number}", "arm": "avc", "seed": 0,
+        "annotation_minutes": 6.0, "status": "stopped", "code_fingerprint": code,
+        "git_commit": f"{code}-0123456789abcdef", "metrics": {"seld_error": 0.5},
+    }  # fmt: skip
+    return TrialRecord(**(values | changes))
+
+
+def write_code_trials(folder: Path, *codes: str) -> None:
+    """A sweep's trials, trained with these codes."""
+    write_sweep_record(SWEEP, folder)
+    study = open_study(SWEEP, folder)
+    for number, code in enumerate(codes):
+        trial = ask(study, SWEEP.seed)
+        parameters = SWEEP.propose(trial)
+        trial.set_user_attr("trial_id", f"trial{trial.number}")
+        study.tell(trial, 0.5)
+        ended = f"2026-01-0{number + 1}T00:00:00+00:00"
+        write_record(record_of(trial, code, finished_at=ended, parameters=parameters), folder)
+
+
+def test_a_sweep_does_not_go_on_with_other_code_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Ray is started: a run would be one."""
+    runs: list[str] = []
+    monkeypatch.setattr(sweep_module, "run_and_report", lambda *_, **__: runs.append("a run") or 0)
+    (tmp_path / "s").mkdir()
+    options = run_options(sweep_arguments(monkeypatch, "--results", str(tmp_path)))
+    run_sweep.run_sweep(SWEEP, **options)  # nothing is there yet
+    assert not (tmp_path / "s/optuna.journal").exists()  # nor are terms, before there are data
+    write_code_trials(tmp_path / "s", trained_by(), "before", "before", trained_by(), "")
+    # What failed is ranked with nothing.
+    study = open_study(SWEEP, tmp_path / "s")
+    failed_trial = ask(study, SWEEP.seed)
+    failed_trial.set_user_attr("trial_id", "trial5")
+    study.tell(failed_trial, state=TrialState.FAIL)
+    write_record(record_of(failed_trial, "older"), tmp_path / "s")
+    with pytest.raises(InputError, match=r"2 of 5 trials is .*commit before-01234\).*--mix-code"):
+        run_sweep.run_sweep(SWEEP, **options)
+    with pytest.raises(InputError, match="--seed is 1, expected 0 as it began"):
+        run_sweep.run_sweep(replace(SWEEP, seed=1), mix_code=True, **options)
+    assert len(runs) == 1
+    run_sweep.run_sweep(SWEEP, mix_code=True, **options)
+    run_sweep.run_sweep(replace(SWEEP, trials=5), **options)  # nothing is left to train
+    assert len(runs) == 3
+    assert sweep_arguments(monkeypatch, "--mix-code").mix_code
+
+
+def test_trials_of_other_code_are_told_of_where_results_are_shown(tmp_path: Path) -> None:
+    write_code_trials(tmp_path, "before", "now", "before", "now")
+    console = Console(file=io.StringIO(), width=300)
+    report_on(SWEEP, tmp_path, console)
+    said = f"2 of 4 trials of {tmp_path.name} were trained with other code than the last "
+    said += "(commit before-01234)"
+    assert isinstance(console.file, io.StringIO)
+    assert said in console.file.getvalue()
+    assert said in (tmp_path / "report/index.html").read_text()
+    (tmp_path / "same").mkdir()
+    write_code_trials(tmp_path / "same", "now", "now")
+    report_on(SWEEP, tmp_path / "same", console)
+    assert "trained with other code" not in (tmp_path / "same/report/index.html").read_text()
 
 
 def test_several_goals_keep_the_pareto_front(tmp_path: Path) -> None:
@@ -312,17 +477,17 @@ def test_settings_that_are_proposed_again_leave_the_finished_record(
             result.update(status=record.status, **record.metrics, **further)
             search_alg.should_stop(running, result)
 
-        monkeypatch.setattr(sweep, "report_outcome", report)
+        monkeypatch.setattr(sweep_module, "report_outcome", report)
         for running in map(str, range(searched.trials)):
             trainable(search_alg.suggest(running) | {"run": run})
             search_alg.on_trial_complete(running, result)
 
-    monkeypatch.setattr(sweep, "run_cell", run_cell)
-    monkeypatch.setattr(sweep, "let_tune_run", let_tune_run)
+    monkeypatch.setattr(sweep_module, "run_cell", run_cell)
+    monkeypatch.setattr(sweep_module, "let_tune_run", let_tune_run)
     data = SimpleNamespace(trainable_minutes=9.0, validation_rooms=("r",), fingerprint="f")
     run: Any = SimpleNamespace(study_folder=tmp_path, data={DEFAULT_DATA: data}, kept_in=None)
     console = Console(file=io.StringIO(), width=200)
-    sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
+    sweep_module.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
     trials = done_trials(open_study(searched, tmp_path))
     assert len(trials) == 20
     assert len({str(trial.params) for trial in trials}) <= 10
@@ -448,11 +613,8 @@ def typed_proposals(monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[Parame
 
 def test_the_space_is_all_that_trials_are_given() -> None:
     drawn = {name for parameters in proposals(200) for name in parameters}
-    space = run_sweep.space_names(SWEEP)
-    assert drawn - {"annotation_minutes", "pretrain.objective"} == space
-    assert "pretrain.negative_axes" not in run_sweep.space_names(
-        replace(SWEEP, objectives=("avc",))
-    )
+    assert drawn - {"annotation_minutes", "pretrain.objective"} == SWEEP.searched
+    assert "pretrain.negative_axes" not in replace(SWEEP, objectives=("avc",)).searched
 
 
 def test_what_is_set_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ RETRIES: dict[str, int] = {
     "timeout": 1,
     "code_error": 0,
 }
+#: Kinds that machines, disks and networks are to blame for, not the trial: once those are mended,
+#: the same settings may well finish.
+NOT_OF_THE_TRIAL = frozenset(
+    {"host_memory", "disk_full", "storage_unreachable", "lost_node", "timeout"}
+)
 #: First wait before something is tried again; doubles with every further try.
 BACKOFF_S = 5.0
 

@@ -5,7 +5,7 @@ of the code that matters to it. Its folder in the store::
 
     <root>/<stage>/<key>/
       lease-00000.json       who computes it, with a heartbeat (numbered: a takeover adds one)
-      partial/...            checkpoints of the computation under way
+      partial/...            checkpoints of the computation under way, and when it began
       attempt-<id>/...       the files of one attempt
       committed.json         the attempt that counts: the first that was done. Written after its
                              files, so seeing it is seeing all
@@ -63,6 +63,8 @@ LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 
 #: What a computation goes on from.
 STATE_FILE = "state.pt"
+#: Beside it: written when a computation begins, with the seconds of those it goes on from.
+BEGAN_FILE = "began.json"
 
 #: Modules that carry bytes and words from one place to another: no outcome depends on them.
 CARRIERS = ("seld.errors", "seld.records", "seld.storage", "trainables.stages")
@@ -310,9 +312,12 @@ class StageStore:
 
     def progress_of(self, key: StageKey) -> dict[str, str]:
         """The states that a computation under way has kept, with their stamps."""
-        partial = self.partial_uri(key)
-        names = [name for name in files_below(partial) if name.rpartition("/")[2] == STATE_FILE]
-        return stamps(join(partial, name) for name in names)
+        return stamps(join(self.partial_uri(key), name) for name in self._states(key))
+
+    def _states(self, key: StageKey) -> list[str]:
+        """The states that are kept, relative to :meth:`partial_uri`."""
+        names = files_below(self.partial_uri(key))
+        return [name for name in names if name.rpartition("/")[2] == STATE_FILE]
 
     @property
     def _poll_s(self) -> float:
@@ -330,12 +335,34 @@ class StageStore:
     def _compute_and_commit(
         self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
     ) -> StageResult:
+        kept_s = self._seconds_kept(key)
+        self._write_json(f"{key.path}/partial/{BEGAN_FILE}", {"kept_s": kept_s})
         started = time.monotonic()
         with scratch_folder() as folder:
             summary = dict(compute(folder))
-            duration_s = time.monotonic() - started
+            duration_s = kept_s + time.monotonic() - started
             commit, is_ours = self._commit(key, folder, summary, duration_s)
         return self._result(key, commit, computed=is_ours)
+
+    def _seconds_kept(self, key: StageKey) -> float:
+        """What went into the state that a computation goes on from, if it does.
+
+        Whatever came after that state is computed again, and counts then. Killed computations
+        write nothing at their end, and clocks of machines differ: both times are the store's own.
+        """
+        partial = f"{self._base}/{key.path}/partial"
+        kept_at = []
+        for name in self._states(key):
+            with contextlib.suppress(FileNotFoundError):  # it was the last but one
+                kept_at.append(self._files.modified(f"{partial}/{name}"))
+        try:
+            began = self._read_json(f"{key.path}/partial/{BEGAN_FILE}")
+        except ValueError:  # left by a disk that was full or lost power
+            began = None
+        if began is None or not kept_at:
+            return 0.0
+        began_at = self._files.modified(f"{partial}/{BEGAN_FILE}")
+        return began["kept_s"] + max(0.0, (max(kept_at) - began_at).total_seconds())
 
     def _result(self, key: StageKey, commit: Mapping[str, Any], *, computed: bool) -> StageResult:
         return StageResult(

@@ -178,8 +178,13 @@ def smaller_batch(
 
 def report_outcome(record: TrialRecord, **further: Any) -> None:
     """Tell Ray Tune, and with it console and trackers, how a trial ended."""
-    message = record.failure.message if record.failure else ""
-    tune.report({"status": record.status, "message": message, **record.metrics, **further})
+    failure = record.failure
+    outcome = {
+        "status": record.status,
+        "message": failure.message if failure else "",
+        "failure_kind": failure.kind if failure else "",
+    }
+    tune.report({**outcome, **record.metrics, **further})
 
 
 class _Trial:
