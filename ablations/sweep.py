@@ -25,6 +25,7 @@ from rich.markup import escape
 
 from ablations.console import StudyProgress
 from ablations.data import make_writable
+from ablations.deadline import Deadline
 from ablations.options import RunOptions
 from ablations.places import (
     JOURNAL_FILE,
@@ -38,7 +39,6 @@ from ablations.places import (
 )
 from ablations.runs import (
     ROUNDS,
-    Deadline,
     let_tune_run,
     run_and_report,
     say_lost,
