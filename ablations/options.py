@@ -35,15 +35,17 @@ class RunOptions(TypedDict):
 def add_place_options(parser: argparse.ArgumentParser) -> None:
     """Options that say which data, and where to compute and keep results."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=folder, default=Path("data"), help="scenes and shards (data/)")
-    data.add_argument("--sound-bank", type=folder, help="folder of <class>/*.wav|ogg|flac")
+    data.add_argument(
+        "--data", type=local_folder, default=Path("data"), help="scenes and shards (data/)"
+    )
+    data.add_argument("--sound-bank", type=local_folder, help="folder of <class>/*.wav|ogg|flac")
     for option, example in (
         ("--annotated", "starss22=DIR"),
         ("--unannotated", "yt360=DIR, or yt360:5000=DIR of 5000 recordings"),
     ):
         data.add_argument(
             option,
-            type=corpus,
+            type=corpus_source,
             action="append",
             default=[],
             metavar="NAME=PATH",
@@ -56,15 +58,15 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         help="stop where more than this share of recordings is unusable (0.5)",
     )
     where = parser.add_argument_group("where")
-    where.add_argument("--results", type=folder, default=Path("results"), help="(results/)")
+    where.add_argument("--results", type=local_folder, default=Path("results"), help="(results/)")
     where.add_argument(
         "--storage",
-        type=place,
+        type=folder_or_uri,
         help="folder of finished stages (results/stages);\n"
         "a URI keeps scenes, shards and results as well, for clusters without a common disk",
     )
     where.add_argument(
-        "--address", type=word, help="of a running Ray cluster; 'auto' for this machine's"
+        "--address", type=nonempty, help="of a running Ray cluster; 'auto' for this machine's"
     )
     where.add_argument("--cpus", type=int, help="logical CPUs of the Ray started here (all)")
     where.add_argument(
@@ -85,13 +87,13 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     )
     remote.add_argument("--detach", action="store_true", help="start on the cluster and return")
     remote.add_argument(
-        "--attach", type=word, metavar="JOB", help="print a run's output until it ends"
+        "--attach", type=nonempty, metavar="JOB", help="print a run's output until it ends"
     )
     remote.add_argument("--status", action="store_true", help="list the cluster's runs")
     kept = parser.add_argument_group("results that are there, in --results or under --storage")
     kept.add_argument(
         "--show",
-        type=word,
+        type=nonempty,
         metavar="TRIAL",
         help="print record and log of trials whose names begin so, or of 'failed' or 'all';\n"
         "with --address, of those on the cluster's head",
@@ -108,7 +110,7 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
     cost.add_argument("--calibrate", action="store_true", help="with --plan: time a few steps")
     cost.add_argument(
         "--budget-hours",
-        type=hours,
+        type=positive_hours,
         help="stop after this long, rendering and decoding included; the same command goes on\n"
         "from all that is finished, and in trainings from their last checkpoint",
     )
@@ -194,7 +196,7 @@ def assignments_by_stage(assignments: Sequence[str]) -> dict[str, list[str]]:
     return by_stage
 
 
-def names(text: str) -> tuple[str, ...]:
+def comma_separated(text: str) -> tuple[str, ...]:
     """Comma-separated names, at least one."""
     found = tuple(part for part in text.split(",") if part)
     if not found:
@@ -202,20 +204,20 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def word(text: str) -> str:
+def nonempty(text: str) -> str:
     """Something rather than nothing, as an unset variable of a shell gives."""
     if not text:
         raise argparse.ArgumentTypeError(f"{text!r}, expected something")
     return text
 
 
-def folder(text: str) -> Path:
+def local_folder(text: str) -> Path:
     """A path, which nothing is not: it would be the working folder."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
             f"{text!r}, expected a folder of this machine; --storage takes a bucket"
         )
-    return Path(word(text))
+    return Path(nonempty(text))
 
 
 def folder_name(text: str) -> str:
@@ -226,7 +228,7 @@ def folder_name(text: str) -> str:
     return text
 
 
-def place(text: str) -> str:
+def folder_or_uri(text: str) -> str:
     """A path, or a URI that says where."""
     protocol, separator, rest = text.partition("://")
     if not text or (separator and not (protocol and rest.strip("/"))):
@@ -266,7 +268,7 @@ def worker_counts(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a number, or two as 2-4") from None
 
 
-def hours(text: str) -> float:
+def positive_hours(text: str) -> float:
     """A length of time above 0."""
     try:
         length = float(text)
@@ -277,7 +279,7 @@ def hours(text: str) -> float:
     return length
 
 
-def corpus(text: str) -> CorpusSource:
+def corpus_source(text: str) -> CorpusSource:
     """``NAME=PATH`` of a corpus, or ``NAME:COUNT=PATH`` of a part of it."""
     kind, equals, root = text.partition("=")
     name, colon, count = kind.partition(":")

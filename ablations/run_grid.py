@@ -29,11 +29,11 @@ from ablations.options import (
     add_place_options,
     assignments_by_stage,
     check_cost_options,
+    comma_separated,
     folder_name,
-    names,
+    nonempty,
     number,
     numbers,
-    word,
 )
 from ablations.plan import plan_study
 from search_spaces.scales import SCALES
@@ -72,14 +72,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("study", nargs="?", default="variants", help=f"one of {', '.join(STUDIES)}")
     parser.add_argument(
         "--scale",
-        type=word,
+        type=nonempty,
         help=f"one of {', '.join(SCALES)} (demo; the study evidence: evidence)",
     )
     parser.add_argument(
         "--name", type=folder_name, help="of its folder in the results (the study's)"
     )
     what = parser.add_argument_group("what to run")
-    what.add_argument("--arms", type=names, help="only these arms, comma-separated")
+    what.add_argument("--arms", type=comma_separated, help="only these arms, comma-separated")
     what.add_argument("--seeds", type=numbers(int), help="for example 0,1,2")
     what.add_argument(
         "--budgets",

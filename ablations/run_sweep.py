@@ -27,8 +27,8 @@ from ablations.options import (
     add_place_options,
     assignments_by_stage,
     check_cost_options,
+    comma_separated,
     folder_name,
-    names,
     number,
     numbers,
     typed_places,
@@ -79,10 +79,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
     what = parser.add_argument_group("what to search")
     what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
-    what.add_argument("--objectives", type=names, default=OBJECTIVES, help="of pretraining (all)")
+    what.add_argument(
+        "--objectives", type=comma_separated, default=OBJECTIVES, help="of pretraining (all)"
+    )
     what.add_argument(
         "--search",
-        type=names,
+        type=comma_separated,
         help="only these settings of the space (all);\n"
         "objective and budget vary, too, unless --objectives and --budgets name one each",
     )
@@ -94,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
     what.add_argument(
         "--minimise",
-        type=names,
+        type=comma_separated,
         default=("seld_error",),
         help=",\n".join(f"{name} ({what})" for name, what in GOALS.items())
         + ",\nor several of them (seld_error)",

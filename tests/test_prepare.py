@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ablations import data as data_module
 from ablations.data import DataOptions, prepare_corpora, prepare_data
-from ablations.options import corpus
+from ablations.options import corpus_source
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.studies import STUDIES, find_study, variants
 from seld.annotations import read_annotations
@@ -144,13 +144,15 @@ def test_a_part_of_a_corpus_with_nothing_to_pretrain_on_is_refused(tmp_path: Pat
 
 
 def test_part_of_a_corpus_is_typed_as_it_is_read() -> None:
-    assert corpus("yt360:20=/data/x=y:3") == CorpusSource(name="yt360", root="/data/x=y:3", most=20)
+    assert corpus_source("yt360:20=/data/x=y:3") == CorpusSource(
+        name="yt360", root="/data/x=y:3", most=20
+    )
     for text in ("yt360:20=s3://b/yt", "starss22=/data/a:b"):
-        assert str(corpus(text)) == text
+        assert str(corpus_source(text)) == text
     for text, words in (("yt360:x=/y", "NAME:COUNT=PATH"), ("yt360:0=/y", "at least 1")):
         with pytest.raises(argparse.ArgumentTypeError, match=words):
-            corpus(text)
-    part = corpus("starss22:3=/s")
+            corpus_source(text)
+    part = corpus_source("starss22:3=/s")
     with pytest.raises(InputError, match=r"--annotated is 'starss22:3=/s', expected no number"):
         DataOptions(folder=Path("data"), annotated=(part,), unannotated=(part,))
 
