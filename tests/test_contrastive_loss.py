@@ -133,6 +133,13 @@ def test_doa_wise_is_both_losses_by_their_shares(
     )
     loss, networks = loss_of(settings)
     assert torch.equal(networks.asked[:, :3], vectors)
+    if share == 0.0:  # nothing is asked that the loss does not look at
+        assert networks.asked.shape == (WINDOWS, 3, 3)
+        weights, excluded = (t.repeat_interleave(segments, dim=0) for t in (weights, excluded))
+        sound, pictures = by_hand(networks.sound), by_hand(networks.pictures)
+        expected = doa_wise_loss(sound, pictures, 0.1, weights=weights, exclude=excluded)
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
+        return
     assert networks.asked.shape == (WINDOWS, 6, 3)
     listening = networks.asked[:, 3:]
     near = angular_distance_deg(vectors[:, :, None], listening[:, None]) < 60.0

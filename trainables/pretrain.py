@@ -425,7 +425,8 @@ def contrastive_loss(
     ).div_(255.0)
 
     asked = directions.vectors
-    if settings.objective == "doa_wise" and settings.listening_directions:
+    compares_own_window = settings.objective == "doa_wise" and settings.own_window_share > 0.0
+    if compares_own_window and settings.listening_directions:
         listening = random_directions(batch_size, settings.listening_directions, generator)
         asked = torch.cat([asked, listening.to(device)], dim=1)
     with network_precision(settings.precision, device):

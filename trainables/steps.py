@@ -65,7 +65,8 @@ def seed_step(seed: int, step: int) -> torch.Generator:
     """
     rank = torch.distributed.get_rank() if distributed() else 0
     mixed = ((seed * 1_000_003 + step) * 4099 + rank) % (2**62)
-    torch.manual_seed(mixed + 2**62)  # not what is drawn by name once more
+    # Not what is drawn by name once more: a CPU's generator looks at the lower 32 bits alone.
+    torch.manual_seed(mixed ^ 2**31)
     return torch.Generator().manual_seed(mixed)
 
 
