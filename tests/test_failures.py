@@ -180,10 +180,31 @@ def test_a_group_that_nccl_cannot_join_is_not_a_lost_machine() -> None:
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_a_gpu_that_others_have_filled_is_short_of_memory(message: str) -> None:
     assert failure_kind(RuntimeError(message)) == "gpu_memory"
+
+
+def test_nccl_without_gpu_memory_is_no_lost_peer() -> None:
+    words = "NCCL error in: NCCLUtils.cpp, unhandled cuda error: Cuda failure 2 'out of memory'"
+    assert failure_kind(torch.distributed.DistBackendError(words)) == "gpu_memory"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", "lost_node"),
+        ("CUDA error: unspecified launch failure", "lost_node"),
+        ("CUDA error: device-side assert triggered", "code_error"),
+        ("CUDA error: an illegal memory access was encountered", "code_error"),
+    ],
+)
+def test_a_broken_gpu_is_not_the_codes_fault(message: str, kind: str) -> None:
+    assert failure_kind(torch.AcceleratorError(message)) == kind
 
 
 @pytest.mark.parametrize(

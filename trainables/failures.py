@@ -92,6 +92,18 @@ _GPU_SHORT = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    # All that is left of it where no plan of a convolution finds room for its workspace.
+    "unable to find an engine to execute this computation",
+    "Cuda failure 2 'out of memory'",  # NCCL's
+)
+#: What CUDA says of a GPU that is broken; what it says of a kernel that is wrong is not among it.
+_GPU_BROKEN = (
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "hardware stack error",
+    "unspecified launch failure",
+    "GPU is lost",
 )
 
 #: Where Ray's wrappers keep what they wrap.
@@ -136,7 +148,7 @@ def _kind_of(error: BaseException) -> str | None:
         return "storage_unreachable"
     if isinstance(error, _TIMEOUTS):
         return "timeout"
-    if isinstance(error, _LOST):
+    if isinstance(error, _LOST) or _gpu_is_broken(error):
         return "lost_node"
     return None
 
@@ -149,8 +161,12 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 
 def _gpu_library_is_short_of_memory(error: BaseException) -> bool:
-    """Whether a CUDA library found no GPU memory for its own handles, which only its text says."""
+    """Whether a CUDA library found no GPU memory for itself, which only its text says."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _GPU_SHORT)
+
+
+def _gpu_is_broken(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _GPU_BROKEN)
 
 
 def _killed_for_memory(error: BaseException) -> bool:
