@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from ablations import calibrate
 from ablations import plan as planning
@@ -25,6 +26,7 @@ from ablations.plan import (
     finetuning_lengths,
     plan_stages,
     plan_study,
+    print_plan,
     scored_minutes,
 )
 from ablations.sweep import Sweep, as_study, expected_cells
@@ -153,6 +155,33 @@ def test_a_few_steps_tell_the_time_of_every_stage(pretrain: object) -> None:
     durations_s = calibrated_durations_s(cell, class_count=5, test_minutes=1.0, picture_px=(32, 64))
     assert durations_s.keys() == SECONDS.keys() - (set() if pretrain else {"pretrain"})
     assert min(durations_s.values()) > 0.0
+
+
+def test_a_stage_takes_its_steps_and_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_finetune_step_s", lambda *_: 0.5)
+    monkeypatch.setattr(calibrate, "_pretrain_step_s", lambda *_: 2.0)
+    monkeypatch.setattr(calibrate, "_evaluation_share", lambda *_: 0.1)
+    cell = replace(
+        STUDY.cells()[0],
+        pretrain=replace(TINY, steps=300),
+        finetune=replace(FINETUNE, steps=40),
+    )
+    durations_s = calibrated_durations_s(cell, class_count=5, test_minutes=3.0, picture_px=(32, 64))
+    assert durations_s == {"pretrain": 600.0, "finetune": 20.0, "evaluate": pytest.approx(18.0)}
+
+
+def test_hours_are_those_of_all_lanes_together(tmp_path: Path) -> None:
+    """Four trials at a time with two GPUs each, on 16 CPUs."""
+    console = Console(width=100)
+    placement = plan_placement({"CPU": 16.0, "GPU": 8.0}, train_workers=2)
+    assert placement.lanes == 4
+    stages = planned(STUDY, tmp_path, measured=[]).values()
+    alone_h = sum(plan.expected_s or 0.0 for plan in stages) / 3600
+    assert alone_h == pytest.approx((8 * 100.0 + 20 * 10.0 + 20 * 1.0) / 3600)
+    with console.capture() as capture:
+        print_plan([replace(plan, expected_s=3600.0 * n) for n, plan in enumerate(stages)],
+                   placement, console)  # fmt: skip
+    assert "about 0.75 h, 4 trials at a time: 6.00 GPU hours, 12.00 CPU hours" in capture.get()
 
 
 def test_a_worker_is_timed_on_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
