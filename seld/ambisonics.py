@@ -6,7 +6,7 @@ vector (x, y, z) has the gains (1, y, z, x). See :mod:`seld.geometry` for the ax
 
 from __future__ import annotations
 
-import math
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
 
 from seld.errors import InputError
 
@@ -259,25 +260,14 @@ def mel_filters(settings: FeatureSettings) -> Tensor:
 
     Slaney's "Auditory Toolbox" (1998): linear below 1 kHz, logarithmic above; as in librosa.
     """
-    frequency_count = settings.fft_size // 2 + 1
-    nyquist_hz = settings.sample_rate_hz / 2.0
-    frequency_hz = torch.linspace(0.0, nyquist_hz, frequency_count, dtype=torch.float64)
-    edges_mel = torch.linspace(0.0, _mel(nyquist_hz), settings.mel_bands + 2, dtype=torch.float64)
-    linear_hz = edges_mel * _HZ_PER_MEL
-    logarithmic_hz = _BREAK_HZ * torch.exp((edges_mel - _BREAK_HZ / _HZ_PER_MEL) * _LOG_STEP)
-    edges_hz = torch.where(linear_hz < _BREAK_HZ, linear_hz, logarithmic_hz)
-    widths_hz = edges_hz.diff()
-    ramps = frequency_hz[:, None] - edges_hz
-    rising, falling = ramps[:, :-2] / widths_hz[:-1], -ramps[:, 2:] / widths_hz[1:]
-    return torch.minimum(rising, falling).clamp(min=0.0).float()
-
-
-_HZ_PER_MEL = 200.0 / 3.0
-_BREAK_HZ = 1000.0
-_LOG_STEP = math.log(6.4) / 27.0
-
-
-def _mel(frequency_hz: float) -> float:
-    if frequency_hz < _BREAK_HZ:
-        return frequency_hz / _HZ_PER_MEL
-    return _BREAK_HZ / _HZ_PER_MEL + math.log(frequency_hz / _BREAK_HZ) / _LOG_STEP
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty bands, which the settings refuse
+        return melscale_fbanks(
+            settings.fft_size // 2 + 1,
+            f_min=0.0,
+            f_max=settings.sample_rate_hz / 2.0,
+            n_mels=settings.mel_bands,
+            sample_rate=settings.sample_rate_hz,
+            norm=None,
+            mel_scale="slaney",
+        )
