@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from search_spaces.scales import ScaleSettings
-from seld.settings import flat_mapping, from_mapping, to_mapping
+from seld.settings import flat_mapping, override, to_mapping
 from trainables.cells import Cell
 from trainables.finetune import FinetuneSettings
 from trainables.pretrain import PretrainSettings
@@ -181,18 +181,13 @@ def cell_of(
 
 
 def with_values(settings: StageSettings, parameters: Parameters, prefix: str) -> StageSettings:
-    """``settings`` with the parameters whose dotted name begins with ``prefix``."""
-    mapping = to_mapping(settings)
-    for name, value in parameters.items():
-        if not name.startswith(prefix):
-            continue
-        *groups, leaf = name.removeprefix(prefix).split(".")
-        group = mapping
-        for step in groups:
-            group = group[step]
-        assert leaf in group, name
-        group[leaf] = value
-    return from_mapping(type(settings), mapping, prefix)
+    """``settings`` with the parameters whose dotted name begins with ``prefix``, as by --set."""
+    assignments = [
+        f"{name.removeprefix(prefix)}={value}"
+        for name, value in parameters.items()
+        if name.startswith(prefix)
+    ]
+    return override(settings, assignments, prefix)
 
 
 def _shortened(settings: StageSettings, fidelity: float) -> StageSettings:

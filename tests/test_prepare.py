@@ -32,6 +32,7 @@ from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, SceneSettings
 from seld.shards import ProcessExecutor, build_shards
 from tests.test_pretrain import TINY
+from trainables import pretrain_job
 from trainables.cells import DEFAULT_DATA, Cell, stages_of
 from trainables.finetune import FinetuneSettings
 from trainables.jobs import ShardFolder
@@ -45,7 +46,9 @@ from trainables.prepare import (
     recordings_of,
     trainable_minutes_of_scenes,
 )
+from trainables.pretrain import PretrainNetworks
 from trainables.pretrain_job import PretrainJob, probe_windows
+from trainables.probes import ProbeWindows
 from trainables.resources import plan_placement
 
 NAMES = (
@@ -248,7 +251,9 @@ def test_corpora_with_a_recording_in_common_are_refused(tmp_path: Path) -> None:
         recordings_of(corpora)
 
 
-def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:
+def test_rooms_of_validation_are_not_pretrained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a corpus without an unannotated part; scratch has not seen them either."""
     root = writers.write_starss(tmp_path / "starss23", NAMES, with_video=True)
     folder = str(tmp_path / "shards")
@@ -268,6 +273,17 @@ def test_rooms_of_validation_are_not_pretrained_on(tmp_path: Path) -> None:
     windows = probe_windows(shards, TINY, rooms=data.validation_rooms)
     assert windows is not None
     assert len(windows.spectra) == 3  # clips of room1
+    probed: list[ProbeWindows] = []
+
+    def note(_: object, windows: ProbeWindows, __: object) -> dict[str, float]:
+        probed.append(windows)
+        return {}
+
+    monkeypatch.setattr(pretrain_job, "probe_pretraining", note)
+    probe = job.probe()
+    assert probe is not None
+    probe(PretrainNetworks(TINY))
+    assert torch.equal(probed[0].spectra, windows.spectra)  # and no clip that was pretrained on
 
 
 def test_probes_know_all_sources_of_a_frame(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ import torch
 from seld.ambisonics import FoaFeatures
 from seld.clips import ShardIndex
 from seld.errors import InputError
-from seld.geometry import DoaGrid, azimuth_elevation, channel_swaps, unit_vectors
+from seld.geometry import DoaGrid, azimuth_elevation, unit_vectors
 from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
-from seld.spatial_spectra import spatial_spectra, turned_features
-from tests.sound_fields import encode, rotate
+from seld.spatial_spectra import spatial_spectra
+from tests.sound_fields import encode
 from tests.test_panorama import pixel_directions
 from trainables import pretrain as pretrain_module
 from trainables import steps
@@ -582,16 +582,6 @@ def test_spectra_and_waveform_batches_give_the_same_loss() -> None:
         for given in (batch, kept)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
-
-
-def test_turned_pair_is_the_pair_of_the_turned_scene() -> None:
-    """The step's joint transformation equals one done to the waveform beforehand."""
-    matrix = channel_swaps().float()[5]
-    batch = next(random_batches(TINY))
-    waveform = batch["foa"].float() / 32768.0
-    features = FoaFeatures(TINY.audio.features)
-    turned = turned_features(spatial_spectra(waveform, features), matrix.expand(4, 3, 3))
-    assert torch.allclose(turned, features(rotate(waveform, matrix)), atol=2e-3)
 
 
 def test_axes_of_negatives_and_of_the_augmentation_are_two_settings() -> None:

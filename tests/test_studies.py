@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from ablations.run_grid import with_assignments
 from search_spaces.scales import SCALES, find_scale
@@ -14,50 +13,6 @@ from search_spaces.studies import STUDIES, Study, find_study
 from seld.errors import InputError
 from seld.scenes.render import plan_recordings
 from seld.settings import flat_mapping, to_mapping
-from trainables.finetune import FinetuneSettings, finetune
-from trainables.pretrain import PretrainSettings, pretrain
-
-
-def _pretrain_one_step(settings: PretrainSettings, *, height_px: int) -> float:
-    """One step on two windows of noise; the loss."""
-    settings = replace(
-        settings, steps=1, batch_size=2, report_every=1, state_every=1, windows_per_clip=1
-    )
-    generator = torch.Generator().manual_seed(0)
-    samples = round(settings.window_s * 24_000)
-    batch = {
-        "foa": torch.randint(-8000, 8000, (2, 4, samples), generator=generator, dtype=torch.int16),
-        "frames": torch.randint(
-            0,
-            256,
-            (2, settings.frame_count, 3, height_px, 2 * height_px),
-            generator=generator,
-            dtype=torch.uint8,
-        ),
-    }
-    return pretrain(settings, [batch], report=lambda *_: None).metrics["loss"]
-
-
-def _finetune_one_step(settings: FinetuneSettings) -> float:
-    settings = replace(settings, steps=1, batch_size=2, report_every=1, state_every=1)
-    samples = round(settings.window_s * 24_000)
-    generator = torch.Generator().manual_seed(0)
-    batch: dict[str, Any] = {
-        "foa": torch.randint(-8000, 8000, (2, 4, samples), generator=generator, dtype=torch.int16),
-        "target": torch.zeros(2, round(settings.window_s * 10), 13, 3),
-    }
-    result = finetune(settings, [batch], class_count=13, encoder_state=None, report=lambda *_: None)
-    return result.metrics["loss"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", ["demo", "evidence", "small"])  # paper's: tests/test_presets.py
-def test_every_objective_takes_a_step_at_every_scale(scale: str) -> None:
-    settings = find_scale(scale)
-    height_px = settings.shards.frame_height_px
-    for recipe in (settings.doa_wise, settings.recording_wise, settings.avc):
-        assert 0.0 < _pretrain_one_step(recipe, height_px=height_px) < 20.0
-    assert 0.0 <= _finetune_one_step(settings.finetune) < 2.0
 
 
 @pytest.mark.parametrize("scale", SCALES)
