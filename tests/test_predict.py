@@ -80,6 +80,23 @@ def test_every_frame_of_any_length_is_answered_once(frames: int, batch_size: int
     np.testing.assert_array_equal(result[:, 1], 0)
 
 
+def test_a_window_counts_most_in_its_middle() -> None:
+    """Two windows of 20 frames share 10: weights 10 … 1 of the first, 1 … 10 of the next."""
+
+    class SecondWindow(LevelReader):
+        def forward(self, waveform: Tensor) -> Tensor:
+            answers = torch.zeros(len(waveform), 20, 2, 3)
+            for answer in answers:
+                answer += self.windows_seen
+                self.windows_seen += 1
+            return answers
+
+    sound, _ = staircase(30)
+    result = joined(SecondWindow(), sound, window_s=2.0, hop_s=1.0)[:, 0, 0]
+    expected = np.concatenate([np.zeros(10), np.arange(1, 11) / 11, np.ones(10)])
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
 def test_blocks_of_any_size_and_int16_are_the_whole() -> None:
     sound, _ = staircase(64, extra_samples=1000)
     whole = joined(LevelReader(), sound, window_s=2.0, hop_s=1.0)
