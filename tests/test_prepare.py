@@ -136,6 +136,23 @@ def test_a_part_of_a_corpus_is_among_every_larger_one(tmp_path: Path) -> None:
     assert len(folders) == 3
 
 
+def test_however_a_corpus_is_spelt_it_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folders(*roots: str, most: int | None = None) -> set[str]:
+        sources = [CorpusSource(name="yt360", root=root, most=most) for root in roots]
+        return {folder_name((source,), ShardSettings()) for source in sources}
+
+    monkeypatch.chdir(tmp_path)
+    spellings = ("YT", "YT/", "./YT", f"{tmp_path}/YT", f"file://{tmp_path}/YT/")
+    assert len(folders(*spellings)) == len(folders(*spellings, most=5)) == 1
+    assert len(folders("s3://bucket/YT", "s3://bucket/YT/")) == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert not folders("YT") & folders(f"{tmp_path}/YT")
+    assert folders("../YT") == folders(f"{tmp_path}/YT")
+
+
 def test_a_part_of_a_corpus_with_nothing_to_pretrain_on_is_refused(tmp_path: Path) -> None:
     root = writers.write_starss(tmp_path / "starss23", NAMES[2:], with_video=True)
     source = CorpusSource(name="starss23", root=str(root), most=5)

@@ -21,7 +21,7 @@ from seld.scenes.render import plan_recordings
 from seld.scenes.settings import SceneSettings
 from seld.settings import to_mapping
 from seld.shards import Executor, build_shards
-from seld.storage import join, local_copy
+from seld.storage import absolute, join, local_copy
 from trainables.jobs import ShardFolder
 from trainables.pretrain_job import unannotated_clips
 
@@ -54,6 +54,11 @@ class CorpusSource:
     def __str__(self) -> str:
         """As the command line takes it."""
         return f"{self.name}{'' if self.most is None else f':{self.most}'}={self.root}"
+
+    @property
+    def place(self) -> str:
+        """``root`` as it is called from any working folder, in one spelling."""
+        return absolute(self.root).rstrip("/")
 
     def recordings(self) -> list[Recording]:
         """All of the corpus, or ``most`` of those that can be pretrained on.
@@ -310,8 +315,8 @@ def _class_names(source: CorpusSource) -> tuple[str, ...]:
 
 def folder_name(corpora: Corpora, settings: ShardSettings) -> str:
     """A name that tells shards of other corpora or settings apart."""
-    places = [part for source in corpora for part in (source.name, source.root)]
-    places += [str(source) for source in corpora if source.most is not None]
+    places = [part for source in corpora for part in (source.name, source.place)]
+    places += [f"{each.name}:{each.most}={each.place}" for each in corpora if each.most is not None]
     text = json.dumps([*places, to_mapping(settings)], sort_keys=True)
     return f"{title_of(corpora)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
