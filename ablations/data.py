@@ -31,6 +31,7 @@ from trainables.prepare import (
     CorpusSource,
     PreparedData,
     build_clip_shards,
+    class_count_of,
     class_names_of,
     describe_annotated,
     describe_data,
@@ -228,7 +229,13 @@ def prepare_corpora(
     features = study.scale.finetune.audio.features
     further = bytes_per_s(features) if spectra else 0.0
     for corpora, folder in places.items():
-        check_disk(recordings_of(corpora), settings, folder, further_bytes_per_s=further)
+        check_disk(
+            recordings_of(corpora),
+            settings,
+            folder,
+            class_count=class_count_of(corpora),
+            further_bytes_per_s=further,
+        )
     class_names = class_names_of(annotated)
     shards = {
         corpora: ShardFolder(path=folder, spectra=spectra) for corpora, folder in places.items()

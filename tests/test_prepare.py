@@ -39,6 +39,7 @@ from trainables.prepare import (
     CorpusSource,
     PreparedData,
     _validation_rooms,
+    build_clip_shards,
     class_names_of,
     describe_data,
     folder_name,
@@ -69,6 +70,27 @@ def test_a_class_the_corpus_does_not_have_is_found_before_training(tmp_path: Pat
     expected = r"fold3_room2_mix001: class_id is 5, expected 0 to 4"
     with pytest.raises(InputError, match=expected):
         describe_data(shards, shards, tuple("abcde"))
+
+
+def test_recordings_with_classes_that_their_corpus_does_not_list_are_set_aside(
+    tmp_path: Path,
+) -> None:
+    root = writers.write_starss(tmp_path / "own", NAMES)  # of classes 0, 1 and 2
+    (root / "classes.txt").write_text("dog\ncat")
+    rest = writers.write_starss(tmp_path / "rest", ["part/fold3_room7_mix001"])
+    own, other = (CorpusSource(name="starss22", root=str(path)) for path in (root, rest))
+    # Of what only pretrains, lists may differ.
+    for corpora, refused in (((own,), ["fold4_room3_mix001"]), ((own, other), [])):
+        _, rejected = build_clip_shards(
+            corpora,
+            ShardSettings(clip_s=2.0),
+            str(tmp_path / folder_name(corpora, ShardSettings())),
+            executor=ProcessExecutor(),
+            workers=1,
+            max_bad_share=0.5,
+            progress=lambda done, total: None,
+        )
+        assert [item.recording_id for item in rejected] == refused
 
 
 def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:

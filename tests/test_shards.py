@@ -730,6 +730,19 @@ def test_another_decoder_decodes_anew(
     assert again.paths
 
 
+def test_another_list_of_classes_decodes_what_is_annotated_anew(
+    starss23: Path, tmp_path: Path
+) -> None:
+    def decoded(root: Path, corpus: str, class_count: int) -> int:
+        again = CountingExecutor()
+        build(corpus, root, tmp_path / corpus, class_count=class_count, executor=again)
+        return len(again.paths)
+
+    wild = writers.write_sphere360(tmp_path / "wild", ["abcdefghijk_0"])
+    assert [decoded(starss23, "starss23", count) for count in (13, 13, 14)] == [6, 0, 6]
+    assert [decoded(wild, "sphere360", count) for count in (13, 14)] == [1, 0]
+
+
 def test_a_folder_named_like_a_pattern_is_decoded_into_once(starss23: Path, tmp_path: Path) -> None:
     out = tmp_path / "sh[1]*"
     build("starss23", starss23, out)
@@ -1340,6 +1353,24 @@ def test_the_command_prints_and_writes(
     index = ShardIndex.open(str(tmp_path / "out"))
     assert index.clips["duration_s"].tolist() == [1.5] * 18
     assert index.fingerprint in printed
+
+
+@pytest.mark.parametrize("classes", [None, "dog\ncat\n", "\n".join("abcdefghijklmnopq")])
+def test_the_command_finds_classes_that_the_corpus_does_not_have(
+    classes: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = writers.write_starss(tmp_path / "corpus", NAMES[:2])
+    writers.write_csv(root / f"metadata_dev/{NAMES[1]}.csv", [(1, 1, 0, 9, 9), (2, 13, 0, 9, 9)])
+    if classes:
+        (root / "classes.txt").write_text(classes)
+    usual = ["--corpus", "starss22", "--root", str(root), "--out", str(tmp_path / "out")]
+    assert run_command(monkeypatch, *usual, "--executor", "processes", "--workers", "1") == 0
+    found = pd.read_csv(tmp_path / "out/rejected.csv")[["recording_id", "reason", "detail"]]
+    last = {None: 12, "dog\ncat\n": 1}.get(classes)
+    where = root / f"metadata_dev/{NAMES[1]}.csv, line 2"
+    detail = f"{where}: column 2 is '13', expected a class of 0 to {last}"
+    expected = [["fold3_room1_mix002", "bad annotations", detail]] if last else []
+    assert found.to_numpy().tolist() == expected
 
 
 @pytest.mark.parametrize(
