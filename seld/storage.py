@@ -55,9 +55,13 @@ def list_files(root: str) -> dict[str, int]:
     """As :func:`files_below`, of a folder that must hold something.
 
     Raises:
-        InputError: ``root`` does not exist or holds no files.
+        InputError: ``root`` does not exist, holds no files or may not be read.
     """
-    found = files_below(root)
+    try:
+        found = files_below(root)
+    except refusals(root) as error:
+        expected = "a folder or bucket that can be read"
+        raise InputError(root, "files", str(error), expected) from error
     if not found:
         raise InputError(root, "files", "nothing", "a folder that exists and holds files")
     return found

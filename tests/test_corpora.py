@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import botocore.exceptions
 import corpus_writers as writers
 import fsspec
 import pytest
 
-from seld.corpora import CORPORA, Recording
+from seld import storage
+from seld.corpora import CORPORA, Recording, read_classes
 from seld.errors import InputError
 
 STARSS_NAMES = (
@@ -180,6 +182,35 @@ def test_a_missing_or_foreign_root_says_what_was_expected(tmp_path: Path, corpus
         CORPORA[corpus](str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="laid out as"):
         CORPORA[corpus](touch(tmp_path, "readme.txt"))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        botocore.exceptions.NoCredentialsError(),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="https://s3"),
+        PermissionError("Access Denied"),
+    ],
+)
+def test_a_bucket_that_cannot_be_read_is_one_line(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        """Knows nobody."""
+
+        def exists(self, path: str) -> bool:
+            raise refusal
+
+        def get_file(self, path: str, local: str) -> None:
+            raise refusal
+
+    monkeypatch.setattr(storage, "file_system", lambda path: (Refusing(), path))
+    said = f"is {str(refusal)!r}, expected"
+    for corpus, reader in CORPORA.items():
+        with pytest.raises(InputError, match=f"s3://b/YT: files {said} a folder or bucket that"):
+            reader("s3://b/YT")
+        with pytest.raises(InputError, match=f"s3://b/YT: list of classes {said}"):
+            read_classes(corpus, "s3://b/YT")
 
 
 def test_uris_give_the_same_rows(tmp_path: Path) -> None:
