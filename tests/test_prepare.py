@@ -18,7 +18,13 @@ import torch
 from rich.console import Console
 
 from ablations import data as data_module
-from ablations.data import DataOptions, prepare_corpora, prepare_data
+from ablations.data import (
+    DataOptions,
+    data_for_plan,
+    folder_of_shards,
+    prepare_corpora,
+    prepare_data,
+)
 from ablations.options import corpus_source
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.studies import STUDIES, find_study, variants
@@ -496,6 +502,72 @@ def test_what_is_annotated_is_judged_before_anything_else_is_decoded(
     study = replace(study, budgets_minutes=(0.05, 0.1))
     assert prepare().trainable_minutes == pytest.approx(0.1)
     assert decoded[-1] == "yt360"
+
+
+@pytest.mark.parametrize(
+    ("annotated", "unannotated", "refused"),
+    [
+        (NAMES[:2], "starss23", "--annotated is 'starss22=.*to test on; there are none"),
+        (NAMES[2:], "starss23", "--annotated is 'starss22=.*to train on; there are none"),
+        (NAMES, "starss22", "--unannotated is 'starss22=.*recordings with pictures.*none"),
+        (NAMES, "starss23", None),
+    ],
+)
+def test_corpora_that_cannot_serve_their_purpose_are_refused_before_any_work(
+    annotated: Sequence[str], unannotated: str, refused: str | None, tmp_path: Path
+) -> None:
+    for name, names in (("annotated", annotated), ("unannotated", NAMES)):
+        writers.write_starss(tmp_path / name, names, duration_s=0.1)
+    options = DataOptions(
+        folder=tmp_path / "data",
+        annotated=(CorpusSource(name="starss22", root=str(tmp_path / "annotated")),),
+        unannotated=(CorpusSource(name=unannotated, root=str(tmp_path / "unannotated")),),
+    )
+    study = find_study("variants", "demo")
+    if refused is None:
+        options.check(study)
+        return
+    with pytest.raises(InputError, match=refused):
+        options.check(study)
+    assert not options.folder.exists()
+
+
+def test_data_are_judged_before_their_spectra_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "RayDataExecutor", ProcessExecutor)
+    monkeypatch.setattr(ShardFolder, "store", lambda *_: pytest.fail("too early"))
+    root = writers.write_starss(tmp_path / "starss23", NAMES)  # whose pictures are all lost
+    corpora = (CorpusSource(name="starss23", root=str(root)),)
+    options = DataOptions(folder=tmp_path, annotated=corpora, unannotated=corpora)
+    placement: Any = SimpleNamespace(cluster_cpus=1, worker_gpus=0)
+    study = replace(find_study("variants", "demo"), budgets_minutes=(0.05,))
+    console = Console(file=io.StringIO())
+    with pytest.raises(InputError, match="unannotated clips with pictures is 0"):
+        prepare_corpora(corpora, corpora, options, study, placement, console)
+
+
+def test_a_plan_passes_by_what_is_not_decoded_and_nothing_else(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "starss23", NAMES)  # whose pictures are all lost
+    corpora = (CorpusSource(name="starss23", root=str(root)),)
+    options = DataOptions(folder=tmp_path, annotated=corpora, unannotated=corpora)
+    study = find_study("variants", "demo")
+
+    def decode(count: int) -> Path:
+        folder = folder_of_shards(options, corpora, study)
+        recordings, settings = recordings_of(corpora)[:count], study.scale.shards
+        build_shards(recordings, settings, folder, executor=ProcessExecutor(), workers=1)
+        return Path(folder)
+
+    def trainable_minutes() -> float:
+        return data_for_plan(options, study)[DEFAULT_DATA].trainable_minutes
+
+    assert trainable_minutes() == 0.0
+    (decode(1) / "index.parquet").unlink()  # as while it is under way
+    assert trainable_minutes() == 0.0
+    decode(3)
+    with pytest.raises(InputError, match="unannotated clips with pictures is 0"):
+        trainable_minutes()
 
 
 def test_each_corpus_is_pretrained_on_by_what_it_has(tmp_path: Path) -> None:
