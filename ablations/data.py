@@ -283,7 +283,8 @@ def prepare_corpora(
                 progress=progress,
             )
         if rejected:
-            console.print(rejected_table(rejected, folder))
+            roots = [source.root for source in corpora]
+            console.print(rejected_table(rejected, folder, roots))
         if corpora == annotated:
             known = describe_annotated(shards[annotated], class_names)
             check_budgets(study, known)

@@ -24,7 +24,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from seld.clips import (
     SAMPLE_RATE_HZ,
@@ -430,12 +430,18 @@ def main() -> int:
             max_bad_share=arguments.max_bad_share,
             on_result=advance,
         )
-    _print_summary(console, index, rejected)
+    _print_summary(console, index, rejected, arguments.root)
     return 0
 
 
-def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
-    """The recordings that were set aside, with their reasons; of very many the first few."""
+def rejected_table(rejected: Sequence[Rejected], folder: str, roots: Sequence[str] = ()) -> Table:
+    """The recordings that were set aside, with their reasons; of very many the first few.
+
+    Args:
+        rejected: in any order.
+        folder: of their shards.
+        roots: of their corpora; files are named as they are called there.
+    """
     rejected = sorted(rejected, key=lambda item: item.lost == "picture")
     reasons = [
         f"{item.reason} (picture only: sound and annotations are used)"
@@ -450,20 +456,29 @@ def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
     table = Table(
         "recording",
         "reason",
-        "detail",
+        Column("detail", overflow="fold"),
         title=f"{', '.join(titles)} ({escape(join(folder, _REJECTED_NAME))})",
         caption=", ".join(f"{reason}: {count}" for reason, count in Counter(reasons).most_common()),
     )
     for item, reason in list(zip(rejected, reasons, strict=True))[:MOST_LISTED]:
-        table.add_row(*map(escape, (item.recording_id, reason, item.detail)))
+        table.add_row(*map(escape, (item.recording_id, reason, _detail(item, roots))))
     if len(rejected) > MOST_LISTED:
         table.add_row(f"… and {len(rejected) - MOST_LISTED} more", "", "")
     return table
 
 
-def _print_summary(console: Console, index: ShardIndex, rejected: Sequence[Rejected]) -> None:
+def _detail(item: Rejected, roots: Sequence[str]) -> str:
+    detail = item.detail if item.path in item.detail else f"{item.path}: {item.detail}"
+    for root in roots:
+        detail = detail.replace(f"{absolute(root).rstrip('/')}/", "")
+    return detail
+
+
+def _print_summary(
+    console: Console, index: ShardIndex, rejected: Sequence[Rejected], root: str
+) -> None:
     if rejected:
-        console.print(rejected_table(rejected, index.folder))
+        console.print(rejected_table(rejected, index.folder, [root]))
     table = Table("split", "recordings", "rooms", "clips", "minutes", title=index.folder)
     for split, clips in index.clips.groupby("split"):
         table.add_row(

@@ -917,6 +917,26 @@ def test_of_very_many_rejected_recordings_a_few_are_listed() -> None:
     assert "r0020" not in printed
 
 
+def test_files_of_rejected_recordings_are_named_whole_as_their_corpus_calls_them() -> None:
+    path = "/a/very/long/way/to/the/corpus/metadata_dev/dev-train-sony/fold3_room21_mix001.csv"
+    expected = "'zero', expected a whole number, 0 or more"
+    words = f"{path}, line 1: column 3 is {expected}"
+    rejected = [
+        Rejected("fold3_room21_mix001", "bad annotations", words, path),
+        Rejected("fold3_room21_mix002", "too short", "0.1 s", path),
+        Rejected("fold3_room21_mix003", "missing file", path, path),
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(rejected_table(rejected, "out", ["/a/very/long/way/to/the/corpus/"]))
+    assert isinstance(console.file, io.StringIO)
+    rows = [line.split("│")[3] for line in console.file.getvalue().splitlines() if "│" in line]
+    printed = "".join(row.strip() for row in rows)
+    name = "metadata_dev/dev-train-sony/fold3_room21_mix001.csv"
+    assert printed.replace(" ", "") == "".join(
+        f"{name},line1:column3is{expected}{name}:0.1s{name}".split()
+    )
+
+
 # Determinism
 
 
