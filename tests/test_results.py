@@ -148,6 +148,16 @@ def test_one_command_shows_log_and_failure_of_any_trial(
     assert "--show is 'x'" in shown
     assert "there: avc-2min-seed0-bbbbbb, doa_wise" in shown
     assert len(shown.strip().splitlines()) == 1
+    sweep_folder = tmp_path / "results/sweep"
+    for wanted in ("all", "failed", "x"):  # a name mistyped, or a run that has not come so far
+        code, shown = run(run_sweep.main, *where, "--name", "sweep", "--show", wanted)
+        there = f"{bucket}/results/sweep" if place == "bucket" else f"{sweep_folder}"
+        said = f"error: {there}: study.json is 'missing', expected the folder of a study"
+        assert (code, shown.startswith(said), shown.count("\n")) == (2, True, 1)
+    sweep_folder.mkdir()
+    (sweep_folder / "study.json").write_text("{}")
+    if place == "bucket":
+        upload_folder(tmp_path / "results", f"{bucket}/results")
     code, shown = run(run_sweep.main, *where, "--name", "sweep", "--show", "failed")
     assert (code, shown.strip()) == (0, "no trial has begun")
 
@@ -649,10 +659,8 @@ def test_a_store_that_cannot_be_is_refused_before_any_work(
     places = ("--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"))
     storage = storage.format(occupied=occupied)
     code, printed = run(run_grid.main, *action, *places, "--storage", storage)
-    if action == ("--plan",) or "://" in storage:
-        assert (code, storage in printed, len(printed.strip().splitlines())) == (2, True, 1)
-    else:
-        assert (code, printed.strip()) == (0, "no trial has begun")  # results are elsewhere
+    refused = storage if action == ("--plan",) or "://" in storage else "results/variants"
+    assert (code, refused in printed, len(printed.strip().splitlines())) == (2, True, 1)
 
 
 @pytest.mark.parametrize(
