@@ -28,6 +28,7 @@ from ablations.places import (
     only_head,
     stages_root,
 )
+from ablations.results import show
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
 from search_spaces.studies import find_study
@@ -344,15 +345,21 @@ def test_heads_that_take_turns_add_to_one_plan(
 def test_a_grid_goes_on_to_its_report_while_its_bucket_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
-        raise PermissionError("no entry")
+    def refused(path: str) -> tuple[Any, str]:
+        def raise_refusal(path: str) -> bool:
+            raise PermissionError("no entry")
 
-    monkeypatch.setattr(places, "files_below", refused)
+        return SimpleNamespace(exists=raise_refusal), path
+
+    monkeypatch.setattr("seld.storage.file_system", refused)
     console = Console(file=io.StringIO(), width=200)
     run: Any = SimpleNamespace(study_folder=tmp_path, kept_in="memory://nowhere")
     grid.take_in_others(find_study("variants"), run, console)
     assert isinstance(console.file, io.StringIO)
-    assert "is left out: no entry" in console.file.getvalue()
+    printed = console.file.getvalue()
+    assert "is left out: memory://nowhere: files is 'no entry'" in printed
+    with pytest.raises(InputError, match="a folder or bucket that can be read"):
+        show("memory://nowhere", StageStore(tmp_path / "stages"), "all", console)
 
 
 def test_a_sweep_outlives_its_head(
