@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ablations.deadline import NEVER, Deadline, StoppedInTime
 from search_spaces.studies import Study, data_name
-from seld.clips import ShardIndex
+from seld.clips import INDEX_NAME, ShardIndex
 from seld.decoding import Rejected
 from seld.errors import InputError
 from seld.scenes.render import corpus_fingerprint, render_corpus
@@ -21,7 +21,7 @@ from seld.scenes.settings import SceneSettings
 from seld.scenes.sounds import SoundBank, open_bank
 from seld.shards import check_disk, rejected_table
 from seld.spatial_spectra import bytes_per_s
-from seld.storage import absolute, check_writable, is_local, join
+from seld.storage import absolute, check_writable, files_below, is_local, join
 from trainables.cells import DEFAULT_DATA
 from trainables.ingest import RayDataExecutor
 from trainables.jobs import ShardFolder
@@ -31,6 +31,7 @@ from trainables.prepare import (
     CorpusSource,
     PreparedData,
     build_clip_shards,
+    class_count_of,
     class_names_of,
     describe_annotated,
     describe_data,
@@ -99,13 +100,35 @@ class DataOptions:
             for arm in study.arms
         }
 
+    def _check_purposes(self) -> None:
+        """Refuse corpora that cannot be what they are given as, however well they decode."""
+        annotated = recordings_of(self.annotated)
+        trains = any(each.split in ("train", "validation") for each in annotated)
+        tests = any(each.split == "test" for each in annotated)
+        pretrains = any(
+            each.split in ("unannotated", "train") and each.video_path is not None
+            for each in recordings_of(self.unannotated)
+        )
+        for holds, option, corpora, wanted in (
+            (trains, "--annotated", self.annotated, "annotated recordings to train on"),
+            (tests, "--annotated", self.annotated, "annotated recordings to test on"),
+            (
+                pretrains,
+                "--unannotated",
+                self.unannotated,
+                "recordings with pictures, not of a test",
+            ),
+        ):
+            if not holds:
+                given = ", ".join(map(str, corpora))
+                raise InputError("command line", option, given, f"some {wanted}; there are none")
+
     def check(self, study: Study) -> None:
         """Find out what can be wrong with the data before any long work."""
-        for corpora in (self.annotated, self.unannotated):
-            if corpora:
-                recordings_of(corpora)
         if self.annotated:
+            self._check_purposes()
             class_names_of(self.annotated)
+            class_count_of(self.unannotated)
         own_scenes = [arm.name for arm in study.arms if arm.scenes is not None]
         if not self.annotated:
             for settings in self.scenes(study).values():
@@ -199,11 +222,19 @@ def data_for_plan(options: DataOptions, study: Study) -> dict[str, PreparedData]
         pretraining = ShardFolder(path=folder_of_shards(options, unannotated, study))
         finetuning = ShardFolder(path=folder_of_shards(options, annotated, study))
         class_names = class_names_of(annotated)
-        try:
+        if _is_decoded(pretraining.path) and _is_decoded(finetuning.path):
             prepared[name] = describe_data(pretraining, finetuning, class_names)
-        except InputError:
+        else:
             prepared[name] = unprepared_data(pretraining, finetuning, class_names, name=name)
     return prepared
+
+
+def _is_decoded(folder: str) -> bool:
+    """Whether all is there: before, an index is missing, or is one of other shards."""
+    with suppress(InputError):
+        ShardIndex.open(folder)
+        return INDEX_NAME in files_below(folder)
+    return False
 
 
 def prepare_corpora(
@@ -228,7 +259,13 @@ def prepare_corpora(
     features = study.scale.finetune.audio.features
     further = bytes_per_s(features) if spectra else 0.0
     for corpora, folder in places.items():
-        check_disk(recordings_of(corpora), settings, folder, further_bytes_per_s=further)
+        check_disk(
+            recordings_of(corpora),
+            settings,
+            folder,
+            class_count=class_count_of(corpora),
+            further_bytes_per_s=further,
+        )
     class_names = class_names_of(annotated)
     shards = {
         corpora: ShardFolder(path=folder, spectra=spectra) for corpora, folder in places.items()
@@ -246,17 +283,18 @@ def prepare_corpora(
                 progress=progress,
             )
         if rejected:
-            console.print(rejected_table(rejected, folder))
+            roots = [source.root for source in corpora]
+            console.print(rejected_table(rejected, folder, roots))
         if corpora == annotated:
             known = describe_annotated(shards[annotated], class_names)
             check_budgets(study, known)
             notes = _notes_of_test(annotated, rejected, known.test)
             for note in notes:
                 console.print(note, highlight=False)
+    data = describe_data(shards[unannotated], shards[annotated], class_names)
     for shard_folder in shards.values():
         with progress_bar(console, "computing spectra") as progress:
             shard_folder.store(features, deadline.keeps_from_starting(progress))
-    data = describe_data(shards[unannotated], shards[annotated], class_names)
     return replace(data, notes=notes)
 
 

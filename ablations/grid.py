@@ -142,7 +142,7 @@ def take_in_others(study: Study, run: StudyRun, console: Console) -> None:
             fetch_trials(run.study_folder, run.kept_in, console)
             if plans := plans_before(study, run.study_folder, run.kept_in):
                 write_study(reduce(_merged, plans), run.study_folder)
-    except refusals(run.kept_in) as error:
+    except (InputError, *refusals(run.kept_in)) as error:
         said = f"what other machines have kept is left out: {error}"
         console.print(said, markup=False, highlight=False)
 

@@ -19,6 +19,7 @@ from seld.records import (
     FAILURE_KINDS,
     LOG_FILE,
     RECORD_FILE,
+    STUDY_FILE,
     TRIALS_FOLDER,
     TrialRecord,
     read_record,
@@ -68,10 +69,16 @@ def show(study_folder: str, store: StageStore, wanted: str, console: Console) ->
         store: of the stages; where their files are is told.
         wanted: name of a trial or its beginning, ``all``, or ``failed`` for all
             that failed or whose records cannot be read.
+
+    Raises:
+        InputError: there is no such trial, or no study.
     """
     trials = join(study_folder, TRIALS_FOLDER)
     files = files_below(trials)
     names = sorted({name.partition("/")[0] for name in files})
+    if not names and STUDY_FILE not in files_below(study_folder):
+        expected = "the folder of a study that has begun (--results, --storage, --name)"
+        raise InputError(study_folder, STUDY_FILE, "missing", expected)
     chosen = [name for name in names if wanted == "all" or name.startswith(wanted)]
     if wanted == "failed":
         records = {name: _record(trials, name) for name in names}

@@ -71,13 +71,14 @@ class ParsedFile:
     problems: tuple[InputError, ...]
 
 
-def read_annotations(path: str | Path) -> pd.DataFrame:
+def read_annotations(path: str | Path, class_count: int | None = None) -> pd.DataFrame:
     """Read a reference file: five columns (STARSS22) or six with a distance (STARSS23).
 
     Raises:
-        InputError: names file, line and column of the first thing that is wrong.
+        InputError: names file, line and column of the first thing that is wrong, as a class
+            outside of ``class_count``, where given, is.
     """
-    table = _all_well_formed(parse(path))
+    table = _all_well_formed(parse(path, class_count))
     if "x" in table:
         raise InputError(
             path, "columns 4 to 6", "Cartesian vectors", "whole degrees and a distance in cm"

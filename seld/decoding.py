@@ -127,13 +127,15 @@ class ShardJob:
     """One shard to make: its recordings, its path and what it must be made with.
 
     ``readable`` are those of its files that could be read where the shard was planned: where they
-    cannot, it is no fault of the recording.
+    cannot, it is no fault of the recording. ``class_count`` is how many classes may be annotated;
+    None: any.
     """
 
     path: str
     recordings: tuple[Recording, ...]
     settings: ShardSettings
     readable: frozenset[str] = frozenset()
+    class_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def decode_shard(job: ShardJob) -> ShardResult:
     clips: list[Clip] = []
     rejected: list[Rejected] = []
     for recording in job.recordings:
-        usable, fault = decode_recording(recording, job.settings, job.readable)
+        usable, fault = decode_recording(recording, job.settings, job.readable, job.class_count)
         clips += usable
         rejected += [fault] if fault else []
     footer = {
@@ -185,7 +187,10 @@ def decode_shard(job: ShardJob) -> ShardResult:
 
 
 def decode_recording(
-    recording: Recording, settings: ShardSettings, readable: Set[str] = frozenset()
+    recording: Recording,
+    settings: ShardSettings,
+    readable: Set[str] = frozenset(),
+    class_count: int | None = None,
 ) -> tuple[list[Clip], Rejected | None]:
     """All clips of one recording, and what is wrong with it: none, or none with frames.
 
@@ -205,7 +210,7 @@ def decode_recording(
             _check_ambisonic(foa)
         if recording.annotation_path is not None:
             path = recording.annotation_path
-            events = _read_file(path, partial(_read_table, path), readable)
+            events = _read_file(path, partial(_read_table, path, class_count), readable)
             _check_within(events, foa, settings.screening)
     except MediaError as error:
         return [], Rejected(recording.recording_id, error.reason, error.detail, path)
@@ -289,9 +294,9 @@ def _read_sound(recording: Recording) -> NDArray[np.int16]:
         )
 
 
-def _read_table(path: str) -> pd.DataFrame:
+def _read_table(path: str, class_count: int | None) -> pd.DataFrame:
     with local_copy(path) as table:
-        return read_annotations(table)
+        return read_annotations(table, class_count)
 
 
 def clip_spans(sample_count: int, settings: ShardSettings) -> list[tuple[int, int]]:

@@ -506,7 +506,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(_as_json(result, options.average, len(references), problems), indent=2))
     else:
-        print(_as_text(result, options.average, len(references)))
+        print(_as_text(result, options.average, references))
     return 0
 
 
@@ -583,16 +583,20 @@ def _as_json(
     }
 
 
-def _as_text(result: SeldScore, average: Average, recordings: int) -> str:
-    lines = [f"{recordings} recordings, {average} average, metric {METRIC_VERSION}", ""]
+def _as_text(result: SeldScore, average: Average, references: Mapping[str, pd.DataFrame]) -> str:
+    lines = [f"{len(references)} recordings, {average} average, metric {METRIC_VERSION}", ""]
     for name in SCORE_NAMES:
         line = f"{name:<11}{getattr(result, name):9.4f}"
         if result.intervals:
             low, high = result.intervals[name]
             line += f"   [{low:.4f}, {high:.4f}]"
         lines.append(line)
-    for table in (result.per_class, result.per_room):
-        lines += ["", table.to_string(float_format=lambda value: f"{value:.4f}")]
+    # Where nothing is to be found, the numbers are the worst there are, whatever was predicted.
+    with_events = {_room(name) for name, table in references.items() if len(table)}
+    per_room = result.per_room.copy()
+    per_room.loc[~per_room.index.isin(with_events), list(SCORE_NAMES)] = np.nan
+    for table in (result.per_class, per_room):
+        lines += ["", table.to_string(float_format=lambda value: f"{value:.4f}", na_rep="–")]
     return "\n".join(lines)
 
 

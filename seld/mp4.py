@@ -13,6 +13,10 @@ from typing import BinaryIO
 
 #: Bytes of an AudioSampleEntry before its child boxes, by QuickTime sound description version.
 _AUDIO_SAMPLE_ENTRY_BYTES = {0: 28, 1: 44, 2: 64}
+#: What a file may begin with, fragments and QuickTime included: a web page of that name does not.
+_FIRST_KINDS = frozenset(
+    b"ftyp styp moov mdat moof sidx free skip wide pnot uuid udta junk pict".split()
+)
 
 
 class Mp4Error(ValueError):
@@ -53,7 +57,10 @@ def channel_maps(path: Path) -> list[tuple[int, ...] | None]:
 
 
 def check_complete(path: Path) -> None:
-    """Raise :class:`Mp4TruncatedError` if the file ends inside a box or has no ``moov``."""
+    """Raise :class:`Mp4TruncatedError` if the file ends inside a box or has no ``moov``.
+
+    And :class:`Mp4Error` if it is another kind of file.
+    """
     with path.open("rb") as stream:
         kinds = [box.kind for box in _boxes(stream, _whole(stream))]
     if "moov" not in kinds:
@@ -68,7 +75,10 @@ def _boxes(stream: BinaryIO, parent: Box) -> Iterator[Box]:
     position = parent.start
     while position < parent.end:
         header = _read(stream, position, 8)
-        size, kind = struct.unpack(">I4s", header)
+        size, name = struct.unpack(">I4s", header)
+        if parent.kind == "file" and position == 0 and name not in _FIRST_KINDS:
+            raise Mp4Error(f"not an MP4 (begins with {header.decode('latin-1')!r})")
+        kind = name.decode("latin-1")
         header_bytes = 8
         if size == 1:
             (size,) = struct.unpack(">Q", _read(stream, position + 8, 8))
@@ -81,7 +91,7 @@ def _boxes(stream: BinaryIO, parent: Box) -> Iterator[Box]:
             message = f"box {kind!r} at byte {position} ends at {position + size}"
             error = Mp4TruncatedError if parent.kind == "file" else Mp4Error
             raise error(f"{message}, its parent {parent.kind!r} at {parent.end}")
-        yield Box(kind.decode("latin-1"), position + header_bytes, position + size)
+        yield Box(kind, position + header_bytes, position + size)
         position += size
 
 

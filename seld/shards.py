@@ -18,13 +18,13 @@ from contextlib import closing
 from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from pathlib import PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from seld.clips import (
     SAMPLE_RATE_HZ,
@@ -34,7 +34,7 @@ from seld.clips import (
     read_footers,
     write_index,
 )
-from seld.corpora import CORPORA, Recording
+from seld.corpora import CORPORA, Recording, read_classes
 from seld.decoding import (
     DECODER_VERSION,
     Rejected,
@@ -118,12 +118,18 @@ def find_executor(name: str | None) -> Executor:
     return registered[name].load()()
 
 
-def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> list[ShardJob]:
+def plan(
+    recordings: Sequence[Recording],
+    settings: ShardSettings,
+    out: str,
+    class_count: int | None = None,
+) -> list[ShardJob]:
     """Which shards to make of which recordings: the same every time.
 
     Recordings of one corpus whose length it fixes share shards of up to ``shard_s``; each other one
     has its own. A shard's name carries a hash of the settings, of its recordings, of the size and
-    time of their files and of the decoder's version, so that a shard that exists is the one wanted.
+    time of their files, of the number of classes that may be annotated and of the decoder's
+    version, so that a shard that exists is the one wanted.
     """
     stamp_of = stamps({path for recording in recordings for path in _sources(recording)})
     refused = ("missing", "not readable")
@@ -139,10 +145,11 @@ def plan(recordings: Sequence[Recording], settings: ShardSettings, out: str) -> 
         groups += _split(members, settings.shard_s)
     return [
         ShardJob(
-            join(out, _shard_name(group, settings, stamp_of)),
+            join(out, _shard_name(group, settings, stamp_of, class_count)),
             tuple(group),
             settings,
             frozenset(path for item in group for path in _sources(item) if path in readable),
+            class_count,
         )
         for group in sorted(groups, key=lambda group: (group[0].corpus, group[0].recording_id))
     ]
@@ -171,12 +178,14 @@ def build_shards(
     *,
     executor: Executor,
     workers: int,
+    class_count: int | None = None,
     max_bad_share: float = 0.5,
     on_result: Callable[[ShardResult], None] = lambda result: None,
 ) -> tuple[ShardIndex, list[Rejected]]:
     """Decode what is not decoded yet, write the index and the table of rejected recordings.
 
     Args:
+        class_count: of the corpus: a recording with other classes is bad. None: any will do.
         max_bad_share: stop once more than this share of all recordings is bad.
         on_result: called for every shard, whether it was there or has just been made.
 
@@ -186,7 +195,7 @@ def build_shards(
     """
     out = absolute(out)
     check_writable(out)
-    jobs = plan(recordings, settings, out)
+    jobs = plan(recordings, settings, out, class_count)
     present = _present_shards(out)
     _check_superseded(out, present, jobs)
     done = [job for job in jobs if PurePosixPath(job.path).name in present]
@@ -218,6 +227,7 @@ def check_disk(
     settings: ShardSettings,
     out: str,
     *,
+    class_count: int | None = None,
     further_bytes_per_s: float = 0.0,
 ) -> None:
     """Find out before any long work whether a local ``out`` has room for what is not decoded yet.
@@ -232,7 +242,7 @@ def check_disk(
         out = absolute(out)
         check_writable(out)
         present = _present_shards(out)
-        jobs = plan(recordings, settings, out)
+        jobs = plan(recordings, settings, out, class_count)
         waiting = [job for job in jobs if PurePosixPath(job.path).name not in present]
         _check_disk(out, waiting, further_bytes_per_s)
 
@@ -332,11 +342,14 @@ def _sources(recording: Recording) -> list[str]:
 
 
 def _shard_name(
-    recordings: Sequence[Recording], settings: ShardSettings, stamp_of: dict[str, str]
+    recordings: Sequence[Recording],
+    settings: ShardSettings,
+    stamp_of: dict[str, str],
+    class_count: int | None,
 ) -> str:
     # Without the paths: a corpus that has moved is still the same.
     paths = ("foa_path", "video_path", "annotation_path")
-    content = {
+    content: dict[str, Any] = {
         "decoder": DECODER_VERSION,
         "recordings": [
             {name: value for name, value in asdict(recording).items() if name not in paths}
@@ -345,6 +358,8 @@ def _shard_name(
         "sources": [stamp_of[path] for recording in recordings for path in _sources(recording)],
         "settings": to_mapping(settings),
     }
+    if any(recording.annotation_path for recording in recordings):
+        content["class_count"] = class_count
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{recordings[0].corpus}-{recordings[0].recording_id}-{digest}{SHARD_SUFFIX}"
 
@@ -385,6 +400,7 @@ def main() -> int:
     settings = override(ShardSettings(), arguments.assignments)
     executor = find_executor(arguments.executor)
     recordings = CORPORA[arguments.corpus](arguments.root)
+    class_count = len(read_classes(arguments.corpus, arguments.root))
 
     console = Console()
     columns = (
@@ -410,15 +426,22 @@ def main() -> int:
             arguments.out,
             executor=executor,
             workers=arguments.workers,
+            class_count=class_count,
             max_bad_share=arguments.max_bad_share,
             on_result=advance,
         )
-    _print_summary(console, index, rejected)
+    _print_summary(console, index, rejected, arguments.root)
     return 0
 
 
-def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
-    """The recordings that were set aside, with their reasons; of very many the first few."""
+def rejected_table(rejected: Sequence[Rejected], folder: str, roots: Sequence[str] = ()) -> Table:
+    """The recordings that were set aside, with their reasons; of very many the first few.
+
+    Args:
+        rejected: in any order.
+        folder: of their shards.
+        roots: of their corpora; files are named as they are called there.
+    """
     rejected = sorted(rejected, key=lambda item: item.lost == "picture")
     reasons = [
         f"{item.reason} (picture only: sound and annotations are used)"
@@ -433,20 +456,29 @@ def rejected_table(rejected: Sequence[Rejected], folder: str) -> Table:
     table = Table(
         "recording",
         "reason",
-        "detail",
+        Column("detail", overflow="fold"),
         title=f"{', '.join(titles)} ({escape(join(folder, _REJECTED_NAME))})",
         caption=", ".join(f"{reason}: {count}" for reason, count in Counter(reasons).most_common()),
     )
     for item, reason in list(zip(rejected, reasons, strict=True))[:MOST_LISTED]:
-        table.add_row(*map(escape, (item.recording_id, reason, item.detail)))
+        table.add_row(*map(escape, (item.recording_id, reason, _detail(item, roots))))
     if len(rejected) > MOST_LISTED:
         table.add_row(f"… and {len(rejected) - MOST_LISTED} more", "", "")
     return table
 
 
-def _print_summary(console: Console, index: ShardIndex, rejected: Sequence[Rejected]) -> None:
+def _detail(item: Rejected, roots: Sequence[str]) -> str:
+    detail = item.detail if item.path in item.detail else f"{item.path}: {item.detail}"
+    for root in roots:
+        detail = detail.replace(f"{absolute(root).rstrip('/')}/", "")
+    return detail
+
+
+def _print_summary(
+    console: Console, index: ShardIndex, rejected: Sequence[Rejected], root: str
+) -> None:
     if rejected:
-        console.print(rejected_table(rejected, index.folder))
+        console.print(rejected_table(rejected, index.folder, [root]))
     table = Table("split", "recordings", "rooms", "clips", "minutes", title=index.folder)
     for split, clips in index.clips.groupby("split"):
         table.add_row(

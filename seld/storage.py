@@ -55,7 +55,7 @@ def list_files(root: str) -> dict[str, int]:
     """As :func:`files_below`, of a folder that must hold something.
 
     Raises:
-        InputError: ``root`` does not exist or holds no files.
+        InputError: ``root`` does not exist, holds no files or may not be read.
     """
     found = files_below(root)
     if not found:
@@ -64,7 +64,11 @@ def list_files(root: str) -> dict[str, int]:
 
 
 def files_below(root: str) -> dict[str, int]:
-    """Every file below ``root``: path relative to it (with ``/``) → size in bytes, sorted."""
+    """Every file below ``root``: path relative to it (with ``/``) → size in bytes, sorted.
+
+    Raises:
+        InputError: ``root`` may not be read, or its bucket is out of reach.
+    """
     if is_local(root):
         folder = Path(absolute(root))
         local = {path.relative_to(folder).as_posix(): path for path in files_within(folder)}
@@ -72,7 +76,11 @@ def files_below(root: str) -> dict[str, int]:
         return {name: _size(local[name]) for name in sorted(local)}
     files, inner_root = file_system(root)
     inner_root = inner_root.rstrip("/")
-    found = dict(files.find(inner_root, detail=True)) if files.exists(inner_root) else {}
+    try:
+        found = dict(files.find(inner_root, detail=True)) if files.exists(inner_root) else {}
+    except refusals(root) as error:
+        expected = "a folder or bucket that can be read"
+        raise InputError(root, "files", str(error), expected) from error
     sizes = {name[len(inner_root) + 1 :]: int(info["size"]) for name, info in found.items()}
     return dict(sorted(sizes.items()))
 

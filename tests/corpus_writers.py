@@ -237,6 +237,16 @@ def write_starss(
     return root
 
 
+def write_starss_annotated(root: Path, annotations: Path) -> Path:
+    """STARSS with the csv files of ``annotations``; empty files stand for their sound."""
+    (root / "metadata_dev").symlink_to(annotations)
+    for csv in annotations.rglob("*.csv"):
+        wav = root / "foa_dev" / csv.relative_to(annotations).with_suffix(".wav")
+        wav.parent.mkdir(parents=True, exist_ok=True)
+        wav.touch()
+    return root
+
+
 def write_synth1(root: Path, names: Iterable[str], *, duration_s: float = 6.0) -> Path:
     """Synth1: ``names`` as ``fold1_room1_mix001``."""
     for number, name in enumerate(names):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import botocore.exceptions
 import corpus_writers as writers
 import fsspec
 import pytest
 
-from seld.corpora import CORPORA, Recording
+from seld import storage
+from seld.corpora import CORPORA, Recording, read_classes
 from seld.errors import InputError
 
 STARSS_NAMES = (
@@ -46,8 +48,9 @@ def test_starss22_rows(tmp_path: Path) -> None:
     )
 
 
-def test_real_starss22_names_are_understood(shared_data: Path) -> None:
-    rows = CORPORA["starss22"](str(shared_data / "starss22"))
+def test_real_starss22_names_are_understood(shared_data: Path, tmp_path: Path) -> None:
+    root = writers.write_starss_annotated(tmp_path, shared_data / "starss22/metadata_dev")
+    rows = CORPORA["starss22"](str(root))
     assert len(rows) == 67
     assert {row.split for row in rows} == {"train"}
     assert all(Path(str(row.annotation_path)).is_file() for row in rows)
@@ -77,7 +80,8 @@ def test_embedded_rows_include_the_unannotated_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", ["foa_dev/{}.wav", "metadata_dev/{}.csv", "video_dev/{}.mp4"])
 def test_a_recording_with_lost_files_is_still_listed(tmp_path: Path, kept: str) -> None:
-    (row,) = CORPORA["starss23"](touch(tmp_path, kept.format(STARSS_NAMES[0])))
+    whole = [form.format(STARSS_NAMES[1]) for form in ("foa_dev/{}.wav", "metadata_dev/{}.csv")]
+    row, _ = CORPORA["starss23"](touch(tmp_path, kept.format(STARSS_NAMES[0]), *whole))
     assert row.foa_path == f"{tmp_path}/foa_dev/{STARSS_NAMES[0]}.wav"
     assert row.annotation_path == f"{tmp_path}/metadata_dev/{STARSS_NAMES[0]}.csv"
 
@@ -163,15 +167,49 @@ def test_foreign_file_names_are_counted(tmp_path: Path, corpus: str, name: str) 
 
 def test_hidden_and_other_files_are_no_recordings(tmp_path: Path) -> None:
     name = "dev-train-sony/fold3_room21_mix001"
-    root = touch(tmp_path, f"foa_dev/{name}.wav", "README.md", "foa_dev/dev-train-sony/._x.wav")
+    files = (f"foa_dev/{name}.wav", f"metadata_dev/{name}.csv")
+    root = touch(tmp_path, *files, "README.md", "foa_dev/dev-train-sony/._x.wav")
     assert len(CORPORA["starss22"](root)) == 1
 
 
 def test_one_id_in_two_parts_is_refused(tmp_path: Path) -> None:
-    parts = ("dev-train-sony", "dev-train-tau")
-    files = [f"foa_dev/{part}/fold3_room1_mix001.wav" for part in parts]
-    with pytest.raises(InputError, match="fold3_room1_mix001"):
+    files = [
+        "foa_dev/dev-train-sony/fold3_room1_mix001.wav",
+        "metadata_dev/dev-train-tau/fold3_room1_mix001.csv",
+    ]
+    with pytest.raises(
+        InputError, match=f"recording fold3_room1_mix001 is '{' and '.join(files)}'"
+    ):
         CORPORA["starss22"](touch(tmp_path, *files))
+
+
+def test_a_file_that_is_refused_is_named_as_it_is(tmp_path: Path) -> None:
+    name = "metadata_dev/dev-train-sony/fold1_room1_mix001.csv"
+    with pytest.raises(InputError, match=f"{tmp_path}/{name}: fold is 1"):
+        CORPORA["starss22"](touch(tmp_path, name))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "files", "missing"),
+    [
+        ("starss22", ["foa_dev/{}.wav"], "metadata_dev"),
+        ("starss23", ["metadata_dev/{}.csv", "video_dev/{}.mp4"], "foa_dev"),
+        ("starss23", ["metadata_dev/{}.csv", "foa_dev/{}.csv"], "foa_dev"),
+        ("synth1", ["foa/fold1_room1_mix001.wav"], "metadata"),
+        ("synth1", ["metadata/fold1_room1_mix001.csv"], "foa"),
+    ],
+)
+def test_a_folder_that_was_forgotten_is_named(
+    tmp_path: Path, corpus: str, files: list[str], missing: str
+) -> None:
+    root = touch(tmp_path, *(name.format(STARSS_NAMES[0]) for name in files))
+    with pytest.raises(InputError, match=f"{root}/{missing}: files is 'none'"):
+        CORPORA[corpus](root)
+
+
+def test_scenes_without_annotations_need_no_folder_for_them(tmp_path: Path) -> None:
+    name = "foa_dev/unannotated/fold1_room9_mix001.wav"
+    assert len(CORPORA["embedded"](touch(tmp_path, name))) == 1
 
 
 @pytest.mark.parametrize("corpus", sorted(CORPORA))
@@ -180,6 +218,35 @@ def test_a_missing_or_foreign_root_says_what_was_expected(tmp_path: Path, corpus
         CORPORA[corpus](str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="laid out as"):
         CORPORA[corpus](touch(tmp_path, "readme.txt"))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        botocore.exceptions.NoCredentialsError(),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="https://s3"),
+        PermissionError("Access Denied"),
+    ],
+)
+def test_a_bucket_that_cannot_be_read_is_one_line(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        """Knows nobody."""
+
+        def exists(self, path: str) -> bool:
+            raise refusal
+
+        def get_file(self, path: str, local: str) -> None:
+            raise refusal
+
+    monkeypatch.setattr(storage, "file_system", lambda path: (Refusing(), path))
+    said = f"is {str(refusal)!r}, expected"
+    for corpus, reader in CORPORA.items():
+        with pytest.raises(InputError, match=f"s3://b/YT: files {said} a folder or bucket that"):
+            reader("s3://b/YT")
+        with pytest.raises(InputError, match=f"s3://b/YT: list of classes {said}"):
+            read_classes(corpus, "s3://b/YT")
 
 
 def test_uris_give_the_same_rows(tmp_path: Path) -> None:

@@ -225,11 +225,22 @@ def test_long_and_open_box_sizes(tmp_path: Path) -> None:
 def test_boxes_that_contradict_themselves(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(writers.box(b"ftyp", b"") + struct.pack(">I4s", 4, b"moov"))
-    with pytest.raises(mp4.Mp4Error, match="claims 4 bytes"):
+    with pytest.raises(mp4.Mp4Error, match="box 'moov' at byte 8 claims 4 bytes"):
         mp4.check_complete(path)
     path.write_bytes(writers.box(b"moov", struct.pack(">I4s", 900, b"trak") + b"\0" * 8))
     with pytest.raises(mp4.Mp4Error, match="its parent 'moov'"):
         mp4.channel_maps(path)
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><title>429</title>", b"Video unavailable"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.m4a"])
+def test_a_web_page_is_no_mp4(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(MediaError) as caught:
+        read_foa(path, sample_rate_hz=RATE_HZ)
+    begin = content[:8].decode()
+    assert caught.value.args == ("unreadable", f"not an MP4 (begins with '{begin}')")
 
 
 @pytest.mark.parametrize("missing", [1, 7, 9, 100])

@@ -469,6 +469,15 @@ def test_an_empty_file_predicts_nothing(folders: tuple[Path, Path], capsys) -> N
     assert json.loads(text)["per_room"]["2"]["lr_cd"] == 0
 
 
+def test_a_room_without_events_has_no_score(folders: tuple[Path, Path], capsys) -> None:
+    (folders[0] / "dev-test-sony/fold4_room21_mix001.csv").write_text("")
+    code, text, _ = run(capsys, *folders)
+    assert code == 0
+    one, other = (line.split() for line in text.splitlines()[-2:])
+    assert (one[0], other[0], "–" in one) == ("2", "21", False)
+    assert other[1:] == ["–"] * 5 + ["1"]
+
+
 def test_command_scores_other_classes(folders: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     names = tmp_path / "classes.txt"
     names.write_text("\ufeffdrone\nrain\nwind\nsiren\n", encoding="utf-8")  # as Notepad writes

@@ -18,7 +18,13 @@ import torch
 from rich.console import Console
 
 from ablations import data as data_module
-from ablations.data import DataOptions, prepare_corpora, prepare_data
+from ablations.data import (
+    DataOptions,
+    data_for_plan,
+    folder_of_shards,
+    prepare_corpora,
+    prepare_data,
+)
 from ablations.options import corpus_source
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.studies import STUDIES, find_study, variants
@@ -40,6 +46,7 @@ from trainables.prepare import (
     CorpusSource,
     PreparedData,
     _validation_rooms,
+    build_clip_shards,
     class_names_of,
     describe_data,
     folder_name,
@@ -72,6 +79,27 @@ def test_a_class_the_corpus_does_not_have_is_found_before_training(tmp_path: Pat
     expected = r"fold3_room2_mix001: class_id is 5, expected 0 to 4"
     with pytest.raises(InputError, match=expected):
         describe_data(shards, shards, tuple("abcde"))
+
+
+def test_recordings_with_classes_that_their_corpus_does_not_list_are_set_aside(
+    tmp_path: Path,
+) -> None:
+    root = writers.write_starss(tmp_path / "own", NAMES)  # of classes 0, 1 and 2
+    (root / "classes.txt").write_text("dog\ncat")
+    rest = writers.write_starss(tmp_path / "rest", ["part/fold3_room7_mix001"])
+    own, other = (CorpusSource(name="starss22", root=str(path)) for path in (root, rest))
+    # Of what only pretrains, lists may differ.
+    for corpora, refused in (((own,), ["fold4_room3_mix001"]), ((own, other), [])):
+        _, rejected = build_clip_shards(
+            corpora,
+            ShardSettings(clip_s=2.0),
+            str(tmp_path / folder_name(corpora, ShardSettings())),
+            executor=ProcessExecutor(),
+            workers=1,
+            max_bad_share=0.5,
+            progress=lambda done, total: None,
+        )
+        assert [item.recording_id for item in rejected] == refused
 
 
 def test_classes_of_scenes_in_a_bucket_are_read_there(tmp_path: Path) -> None:
@@ -137,6 +165,23 @@ def test_a_part_of_a_corpus_is_among_every_larger_one(tmp_path: Path) -> None:
         for most in (None, 1, 2)
     }
     assert len(folders) == 3
+
+
+def test_however_a_corpus_is_spelt_it_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folders(*roots: str, most: int | None = None) -> set[str]:
+        sources = [CorpusSource(name="yt360", root=root, most=most) for root in roots]
+        return {folder_name((source,), ShardSettings()) for source in sources}
+
+    monkeypatch.chdir(tmp_path)
+    spellings = ("YT", "YT/", "./YT", f"{tmp_path}/YT", f"file://{tmp_path}/YT/")
+    assert len(folders(*spellings)) == len(folders(*spellings, most=5)) == 1
+    assert len(folders("s3://bucket/YT", "s3://bucket/YT/")) == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert not folders("YT") & folders(f"{tmp_path}/YT")
+    assert folders("../YT") == folders(f"{tmp_path}/YT")
 
 
 def test_a_part_of_a_corpus_with_nothing_to_pretrain_on_is_refused(tmp_path: Path) -> None:
@@ -321,10 +366,13 @@ def rooms_kept_out(clips: list[dict[str, Any]], tested: str) -> tuple[str, ...]:
     return _validation_rooms(index, test)
 
 
-def test_real_rooms_that_validate_leave_most_minutes_of_every_class(shared_data: Path) -> None:
+def test_real_rooms_that_validate_leave_most_minutes_of_every_class(
+    shared_data: Path, tmp_path: Path
+) -> None:
     """Every fifth by name of STARSS22's is nearly half of its minutes and all of its bells."""
     clips = []
-    for recording in CORPORA["starss22"](str(shared_data / "starss22")):
+    root = writers.write_starss_annotated(tmp_path, shared_data / "starss22/metadata_dev")
+    for recording in CORPORA["starss22"](str(root)):
         assert recording.annotation_path is not None
         events = read_annotations(recording.annotation_path)
         sounding = events.drop_duplicates(["frame", "class_id"])["class_id"].value_counts()
@@ -473,6 +521,72 @@ def test_what_is_annotated_is_judged_before_anything_else_is_decoded(
     study = replace(study, budgets_minutes=(0.05, 0.1))
     assert prepare().trainable_minutes == pytest.approx(0.1)
     assert decoded[-1] == "yt360"
+
+
+@pytest.mark.parametrize(
+    ("annotated", "unannotated", "refused"),
+    [
+        (NAMES[:2], "starss23", "--annotated is 'starss22=.*to test on; there are none"),
+        (NAMES[2:], "starss23", "--annotated is 'starss22=.*to train on; there are none"),
+        (NAMES, "starss22", "--unannotated is 'starss22=.*recordings with pictures.*none"),
+        (NAMES, "starss23", None),
+    ],
+)
+def test_corpora_that_cannot_serve_their_purpose_are_refused_before_any_work(
+    annotated: Sequence[str], unannotated: str, refused: str | None, tmp_path: Path
+) -> None:
+    for name, names in (("annotated", annotated), ("unannotated", NAMES)):
+        writers.write_starss(tmp_path / name, names, duration_s=0.1)
+    options = DataOptions(
+        folder=tmp_path / "data",
+        annotated=(CorpusSource(name="starss22", root=str(tmp_path / "annotated")),),
+        unannotated=(CorpusSource(name=unannotated, root=str(tmp_path / "unannotated")),),
+    )
+    study = find_study("variants", "demo")
+    if refused is None:
+        options.check(study)
+        return
+    with pytest.raises(InputError, match=refused):
+        options.check(study)
+    assert not options.folder.exists()
+
+
+def test_data_are_judged_before_their_spectra_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "RayDataExecutor", ProcessExecutor)
+    monkeypatch.setattr(ShardFolder, "store", lambda *_: pytest.fail("too early"))
+    root = writers.write_starss(tmp_path / "starss23", NAMES)  # whose pictures are all lost
+    corpora = (CorpusSource(name="starss23", root=str(root)),)
+    options = DataOptions(folder=tmp_path, annotated=corpora, unannotated=corpora)
+    placement: Any = SimpleNamespace(cluster_cpus=1, worker_gpus=0)
+    study = replace(find_study("variants", "demo"), budgets_minutes=(0.05,))
+    console = Console(file=io.StringIO())
+    with pytest.raises(InputError, match="unannotated clips with pictures is 0"):
+        prepare_corpora(corpora, corpora, options, study, placement, console)
+
+
+def test_a_plan_passes_by_what_is_not_decoded_and_nothing_else(tmp_path: Path) -> None:
+    root = writers.write_starss(tmp_path / "starss23", NAMES)  # whose pictures are all lost
+    corpora = (CorpusSource(name="starss23", root=str(root)),)
+    options = DataOptions(folder=tmp_path, annotated=corpora, unannotated=corpora)
+    study = find_study("variants", "demo")
+
+    def decode(count: int) -> Path:
+        folder = folder_of_shards(options, corpora, study)
+        recordings, settings = recordings_of(corpora)[:count], study.scale.shards
+        build_shards(recordings, settings, folder, executor=ProcessExecutor(), workers=1)
+        return Path(folder)
+
+    def trainable_minutes() -> float:
+        return data_for_plan(options, study)[DEFAULT_DATA].trainable_minutes
+
+    assert trainable_minutes() == 0.0
+    (decode(1) / "index.parquet").unlink()  # as while it is under way
+    assert trainable_minutes() == 0.0
+    decode(3)
+    with pytest.raises(InputError, match="unannotated clips with pictures is 0"):
+        trainable_minutes()
 
 
 def test_each_corpus_is_pretrained_on_by_what_it_has(tmp_path: Path) -> None:

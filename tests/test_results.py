@@ -28,6 +28,7 @@ from ablations.places import (
     only_head,
     stages_root,
 )
+from ablations.results import show
 from ablations.searcher import OptunaSearcher
 from search_spaces.scales import find_scale
 from search_spaces.studies import find_study
@@ -148,6 +149,16 @@ def test_one_command_shows_log_and_failure_of_any_trial(
     assert "--show is 'x'" in shown
     assert "there: avc-2min-seed0-bbbbbb, doa_wise" in shown
     assert len(shown.strip().splitlines()) == 1
+    sweep_folder = tmp_path / "results/sweep"
+    for wanted in ("all", "failed", "x"):  # a name mistyped, or a run that has not come so far
+        code, shown = run(run_sweep.main, *where, "--name", "sweep", "--show", wanted)
+        there = f"{bucket}/results/sweep" if place == "bucket" else f"{sweep_folder}"
+        said = f"error: {there}: study.json is 'missing', expected the folder of a study"
+        assert (code, shown.startswith(said), shown.count("\n")) == (2, True, 1)
+    sweep_folder.mkdir()
+    (sweep_folder / "study.json").write_text("{}")
+    if place == "bucket":
+        upload_folder(tmp_path / "results", f"{bucket}/results")
     code, shown = run(run_sweep.main, *where, "--name", "sweep", "--show", "failed")
     assert (code, shown.strip()) == (0, "no trial has begun")
 
@@ -334,15 +345,21 @@ def test_heads_that_take_turns_add_to_one_plan(
 def test_a_grid_goes_on_to_its_report_while_its_bucket_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
-        raise PermissionError("no entry")
+    def refused(path: str) -> tuple[Any, str]:
+        def raise_refusal(path: str) -> bool:
+            raise PermissionError("no entry")
 
-    monkeypatch.setattr(places, "files_below", refused)
+        return SimpleNamespace(exists=raise_refusal), path
+
+    monkeypatch.setattr("seld.storage.file_system", refused)
     console = Console(file=io.StringIO(), width=200)
     run: Any = SimpleNamespace(study_folder=tmp_path, kept_in="memory://nowhere")
     grid.take_in_others(find_study("variants"), run, console)
     assert isinstance(console.file, io.StringIO)
-    assert "is left out: no entry" in console.file.getvalue()
+    printed = console.file.getvalue()
+    assert "is left out: memory://nowhere: files is 'no entry'" in printed
+    with pytest.raises(InputError, match="a folder or bucket that can be read"):
+        show("memory://nowhere", StageStore(tmp_path / "stages"), "all", console)
 
 
 def test_a_sweep_outlives_its_head(
@@ -649,10 +666,8 @@ def test_a_store_that_cannot_be_is_refused_before_any_work(
     places = ("--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"))
     storage = storage.format(occupied=occupied)
     code, printed = run(run_grid.main, *action, *places, "--storage", storage)
-    if action == ("--plan",) or "://" in storage:
-        assert (code, storage in printed, len(printed.strip().splitlines())) == (2, True, 1)
-    else:
-        assert (code, printed.strip()) == (0, "no trial has begun")  # results are elsewhere
+    refused = storage if action == ("--plan",) or "://" in storage else "results/variants"
+    assert (code, refused in printed, len(printed.strip().splitlines())) == (2, True, 1)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from seld.clips import SAMPLE_RATE_HZ
 from seld.corpora.embedded import read
 from seld.errors import InputError
 from seld.geometry import angular_distance_deg, unit_vectors
+from seld.scenes import __main__ as command
 from seld.scenes.pictures import PanoramaPainter, draw_look
 from seld.scenes.render import RENDERER_VERSION, plan_recordings, render_corpus, render_recording
 from seld.scenes.rooms import (
@@ -598,6 +599,16 @@ def test_bad_input_is_named_before_anything_is_rendered(tmp_path: Path) -> None:
     assert not out.exists()
     with pytest.raises(InputError, match="twice the height"):
         PictureSettings(height_px=64, width_px=100)
+
+
+def test_workers_that_can_do_nothing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["seld.scenes", "--out", str(out), "--workers", "0"])
+    with pytest.raises(InputError, match="--workers is 0, expected at least 1"):
+        command.main()
+    assert not out.exists()
 
 
 def test_minutes_keep_the_parts_proportions() -> None:

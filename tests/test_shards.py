@@ -730,6 +730,19 @@ def test_another_decoder_decodes_anew(
     assert again.paths
 
 
+def test_another_list_of_classes_decodes_what_is_annotated_anew(
+    starss23: Path, tmp_path: Path
+) -> None:
+    def decoded(root: Path, corpus: str, class_count: int) -> int:
+        again = CountingExecutor()
+        build(corpus, root, tmp_path / corpus, class_count=class_count, executor=again)
+        return len(again.paths)
+
+    wild = writers.write_sphere360(tmp_path / "wild", ["abcdefghijk_0"])
+    assert [decoded(starss23, "starss23", count) for count in (13, 13, 14)] == [6, 0, 6]
+    assert [decoded(wild, "sphere360", count) for count in (13, 14)] == [1, 0]
+
+
 def test_a_folder_named_like_a_pattern_is_decoded_into_once(starss23: Path, tmp_path: Path) -> None:
     out = tmp_path / "sh[1]*"
     build("starss23", starss23, out)
@@ -902,6 +915,26 @@ def test_of_very_many_rejected_recordings_a_few_are_listed() -> None:
     for words in ("900 recordings set aside", "r0019", "880 more", "static: 600, silent: 300"):
         assert words in printed
     assert "r0020" not in printed
+
+
+def test_files_of_rejected_recordings_are_named_whole_as_their_corpus_calls_them() -> None:
+    path = "/a/very/long/way/to/the/corpus/metadata_dev/dev-train-sony/fold3_room21_mix001.csv"
+    expected = "'zero', expected a whole number, 0 or more"
+    words = f"{path}, line 1: column 3 is {expected}"
+    rejected = [
+        Rejected("fold3_room21_mix001", "bad annotations", words, path),
+        Rejected("fold3_room21_mix002", "too short", "0.1 s", path),
+        Rejected("fold3_room21_mix003", "missing file", path, path),
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(rejected_table(rejected, "out", ["/a/very/long/way/to/the/corpus/"]))
+    assert isinstance(console.file, io.StringIO)
+    rows = [line.split("│")[3] for line in console.file.getvalue().splitlines() if "│" in line]
+    printed = "".join(row.strip() for row in rows)
+    name = "metadata_dev/dev-train-sony/fold3_room21_mix001.csv"
+    assert printed.replace(" ", "") == "".join(
+        f"{name},line1:column3is{expected}{name}:0.1s{name}".split()
+    )
 
 
 # Determinism
@@ -1340,6 +1373,24 @@ def test_the_command_prints_and_writes(
     index = ShardIndex.open(str(tmp_path / "out"))
     assert index.clips["duration_s"].tolist() == [1.5] * 18
     assert index.fingerprint in printed
+
+
+@pytest.mark.parametrize("classes", [None, "dog\ncat\n", "\n".join("abcdefghijklmnopq")])
+def test_the_command_finds_classes_that_the_corpus_does_not_have(
+    classes: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = writers.write_starss(tmp_path / "corpus", NAMES[:2])
+    writers.write_csv(root / f"metadata_dev/{NAMES[1]}.csv", [(1, 1, 0, 9, 9), (2, 13, 0, 9, 9)])
+    if classes:
+        (root / "classes.txt").write_text(classes)
+    usual = ["--corpus", "starss22", "--root", str(root), "--out", str(tmp_path / "out")]
+    assert run_command(monkeypatch, *usual, "--executor", "processes", "--workers", "1") == 0
+    found = pd.read_csv(tmp_path / "out/rejected.csv")[["recording_id", "reason", "detail"]]
+    last = {None: 12, "dog\ncat\n": 1}.get(classes)
+    where = root / f"metadata_dev/{NAMES[1]}.csv, line 2"
+    detail = f"{where}: column 2 is '13', expected a class of 0 to {last}"
+    expected = [["fold3_room1_mix002", "bad annotations", detail]] if last else []
+    assert found.to_numpy().tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import pandas as pd
 
-from seld.classes import CLASSES_FILE, STARSS_CLASSES, read_class_names
 from seld.clips import ShardIndex
-from seld.corpora import CORPORA, Recording
+from seld.corpora import CORPORA, Recording, read_classes
 from seld.decoding import Rejected, ShardResult, ShardSettings
 from seld.errors import InputError
 from seld.scenes.render import plan_recordings
 from seld.scenes.settings import SceneSettings
 from seld.settings import to_mapping
 from seld.shards import Executor, build_shards
-from seld.storage import join, local_copy
+from seld.storage import absolute
 from trainables.jobs import ShardFolder
 from trainables.pretrain_job import unannotated_clips
 
@@ -54,6 +52,11 @@ class CorpusSource:
     def __str__(self) -> str:
         """As the command line takes it."""
         return f"{self.name}{'' if self.most is None else f':{self.most}'}={self.root}"
+
+    @property
+    def place(self) -> str:
+        """``root`` as it is called from any working folder, in one spelling."""
+        return absolute(self.root).rstrip("/")
 
     def recordings(self) -> list[Recording]:
         """All of the corpus, or ``most`` of those that can be pretrained on.
@@ -170,6 +173,7 @@ def build_clip_shards(
         folder,
         executor=executor,
         workers=workers,
+        class_count=class_count_of(corpora),
         max_bad_share=max_bad_share,
         on_result=count,
     )
@@ -290,7 +294,7 @@ def class_names_of(corpora: Corpora) -> tuple[str, ...]:
     Raises:
         InputError: they have different classes.
     """
-    first, *others = ((source, _class_names(source)) for source in corpora)
+    first, *others = ((each, read_classes(each.name, each.root)) for each in corpora)
     for source, names in others:
         if names != first[1]:
             expected = f"those of {first[0].root}: {', '.join(first[1])}"
@@ -298,20 +302,15 @@ def class_names_of(corpora: Corpora) -> tuple[str, ...]:
     return first[1]
 
 
-def _class_names(source: CorpusSource) -> tuple[str, ...]:
-    own = join(source.root, CLASSES_FILE)
-    with suppress(FileNotFoundError), local_copy(own) as path:
-        return read_class_names(path, known_as=own)
-    if source.name == "embedded":
-        with suppress(FileNotFoundError), local_copy(join(source.root, "corpus.json")) as listing:
-            return tuple(json.loads(listing.read_text(encoding="utf-8"))["class_names"])
-    return STARSS_CLASSES
+def class_count_of(corpora: Corpora) -> int:
+    """The most classes of any of the corpora: of those that only pretrain they may differ."""
+    return max(len(read_classes(source.name, source.root)) for source in corpora)
 
 
 def folder_name(corpora: Corpora, settings: ShardSettings) -> str:
     """A name that tells shards of other corpora or settings apart."""
-    places = [part for source in corpora for part in (source.name, source.root)]
-    places += [str(source) for source in corpora if source.most is not None]
+    places = [part for source in corpora for part in (source.name, source.place)]
+    places += [f"{each.name}:{each.most}={each.place}" for each in corpora if each.most is not None]
     text = json.dumps([*places, to_mapping(settings)], sort_keys=True)
     return f"{title_of(corpora)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from seld.corpora import embedded, sphere360, starss22, starss23, synth1, yt360
+from seld.corpora.classes import read_classes
 from seld.corpora.recording import Recording
 
 Reader: TypeAlias = Callable[[str], list[Recording]]
@@ -20,4 +21,4 @@ CORPORA: dict[str, Reader] = {
     "embedded": embedded.read,
 }
 
-__all__ = ["CORPORA", "Reader", "Recording"]
+__all__ = ["CORPORA", "Reader", "Recording", "read_classes"]

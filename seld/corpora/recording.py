@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from seld.errors import InputError
+from seld.storage import join
 
 Split = Literal["unannotated", "train", "validation", "test"]
 Origin = Literal["web", "microphone", "rendered"]
@@ -63,6 +65,13 @@ def check_none_foreign(names: list[str], root: str, expected: str) -> None:
         found = ", ".join(sorted(names)[:_MOST_NAMED]) + more
         files = f"{len(names)} files" if len(names) > 1 else "a file"
         raise InputError(root, f"name of {files}", found, expected)
+
+
+def check_folder(root: str, folder: str, found: Set[str]) -> None:
+    """Raise an :class:`InputError` unless ``folder`` is among those with files of the corpus."""
+    if folder not in found:
+        beside = ", ".join(sorted(found))
+        raise InputError(join(root, folder), "files", "none", f"some, as there are in {beside}")
 
 
 def in_order(recordings: list[Recording], root: str, layout: str) -> list[Recording]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from seld.corpora.recording import Origin, Recording, Split, in_order
+from seld.corpora.recording import Origin, Recording, Split, check_folder, in_order
 from seld.errors import InputError
 from seld.storage import absolute, join, list_files
 
@@ -21,30 +21,40 @@ def read_layout(
     """Recordings named by sound, annotations or picture; fold 3 trains, fold 4 tests.
 
     A part whose name starts with ``unannotated`` needs no annotation files, of any fold.
+
+    Raises:
+        InputError: a file is named otherwise, a recording is in two parts, or of sound or
+            annotations there is nothing at all.
     """
     root = absolute(root)
     top_folders = {"foa_dev": ".wav", "metadata_dev": ".csv"}
     if with_video:
         top_folders["video_dev"] = ".mp4"
-    places: dict[str, PurePosixPath] = {}
+    named: dict[PurePosixPath, str] = {}  # part and stem → one of the files found
+    found: set[str] = set()
     for name in list_files(root):
         path = PurePosixPath(name)
         hidden = path.name.startswith(".")
         if hidden or len(path.parts) != 3 or top_folders.get(path.parts[0]) != path.suffix:
             continue
-        part_and_stem = PurePosixPath(*path.parts[1:]).with_suffix("")
         if not _NAME.fullmatch(path.stem):
             raise InputError(join(root, name), "file name", path.stem, "fold<F>_room<R>_mix<NNN>")
-        places[str(part_and_stem)] = part_and_stem
+        named.setdefault(PurePosixPath(*path.parts[1:]).with_suffix(""), name)
+        found.add(path.parts[0])
 
     recordings = []
-    for place in places.values():
+    by_id: dict[str, str] = {}
+    for place, name in named.items():
         match = _NAME.fullmatch(place.name)
         assert match
         annotated = not place.parent.name.startswith("unannotated")
         fold = int(match["fold"])
         if annotated and fold not in _SPLITS:
-            raise InputError(join(root, str(place)), "fold", fold, "3 (training) or 4 (test)")
+            raise InputError(join(root, name), "fold", fold, "3 (training) or 4 (test)")
+        other = by_id.setdefault(place.name, name)
+        if other != name:
+            expected = "all its files in one part"
+            raise InputError(root, f"recording {place.name}", f"{other} and {name}", expected)
         recordings.append(
             Recording(
                 recording_id=place.name,
@@ -57,4 +67,8 @@ def read_layout(
                 origin=origin,
             )
         )
+    if recordings:
+        check_folder(root, "foa_dev", found)
+    if any(recording.annotation_path for recording in recordings):
+        check_folder(root, "metadata_dev", found)
     return in_order(recordings, root, LAYOUT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from seld.corpora.recording import Recording, in_order
+from seld.corpora.recording import Recording, check_folder, in_order
 from seld.errors import InputError
 from seld.storage import absolute, join, list_files
 
@@ -24,6 +24,7 @@ def read(root: str) -> list[Recording]:
     root = absolute(root)
     suffixes = {"foa": ".wav", "metadata": ".csv"}
     stems: dict[str, re.Match[str]] = {}
+    found: set[str] = set()
     for name in list_files(root):
         path = PurePosixPath(name)
         hidden = path.name.startswith(".")
@@ -34,6 +35,9 @@ def read(root: str) -> list[Recording]:
             expected = "fold1_room<R>_mix<NNN> or fold2_room<R>_mix<NNN>"
             raise InputError(join(root, name), "file name", path.stem, expected)
         stems[path.stem] = match
+        found.add(path.parts[0])
+    for folder in suffixes if found else ():
+        check_folder(root, folder, found)
     recordings = [
         Recording(
             recording_id=stem,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from seld.errors import CommandLine, exit_on_input_error
+from seld.errors import CommandLine, InputError, exit_on_input_error
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import SceneSettings, with_minutes
 from seld.settings import override
@@ -28,6 +28,8 @@ def main() -> None:
         help="any other setting, e.g. train.acoustics=anechoic or picture.frame_rate_hz=10",
     )
     arguments = parser.parse_args()
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError("command line", "--workers", arguments.workers, "at least 1")
     settings = replace(SceneSettings(), seed=arguments.seed, sound_bank=arguments.sound_bank)
     settings = override(settings, arguments.set)
     if arguments.minutes is not None:
