@@ -202,14 +202,19 @@ def _breakable(text: str) -> Markup:
 
 
 def _baseline(results: Results, wanted: str | None) -> str:
+    """The arm to compare with; the plan's stays though no trial of it can be read."""
     arms = results.arms
     if wanted is not None:
-        if arms and wanted not in arms:
+        if arms and wanted not in results.labels.values():
             raise InputError("--baseline", "arm", wanted, f"one of {', '.join(arms)}")
         return wanted
-    named = [study.record.baseline for study in results.studies if study.record]
-    fitting = [arm for name in named for arm in arms if arm == name or arm.endswith(f": {name}")]
-    return (fitting or arms or named or ["baseline"])[0]
+    own = [
+        results.labels.get((study.folder, study.record.baseline), study.record.baseline)
+        for study in results.studies
+        if study.record
+    ]
+    compared = [arm for arm in own if arm not in results.swept_arms]
+    return (compared or own or arms or ["baseline"])[0]
 
 
 def _trial_counts(results: Results) -> dict[str, int]:

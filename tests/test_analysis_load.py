@@ -119,8 +119,8 @@ def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path)
     more = write_simulated_study(tmp_path / "two", replace(STUDY, name="two", seeds=(5, 6)))
     assert load_studies([first, more]).arms == ["scratch", "avc"]
     again = write_simulated_study(tmp_path / "three", replace(STUDY, name="three"))
-    assert sorted(load_studies([first, again]).arms) == [
-        "one: avc", "one: scratch", "three: avc", "three: scratch",
+    assert load_studies([first, again]).arms == [
+        "one: scratch", "one: avc", "three: scratch", "three: avc",
     ]  # fmt: skip
 
     def on_another_test(record: TrialRecord) -> TrialRecord:
@@ -129,7 +129,7 @@ def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path)
     other = replace(STUDY, name="other", budgets_minutes=(60.0,))
     elsewhere = write_simulated_study(tmp_path / "other", other, on_another_test)
     assert load_studies([first, elsewhere]).arms == [
-        "one: avc", "one: scratch", "other: avc", "other: scratch",
+        "one: scratch", "one: avc", "other: scratch", "other: avc",
     ]  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> 
     results = load_studies(folders)
     assert not results.swept_arms
     assert results.arms == [
-        "a/variants: avc", "a/variants: scratch", "b/variants: avc", "b/variants: scratch",
+        "a/variants: scratch", "a/variants: avc", "b/variants: scratch", "b/variants: avc",
     ]  # fmt: skip
     assert [item.arm for item in results.missing] == ["b/variants: avc"]
 

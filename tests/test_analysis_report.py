@@ -234,6 +234,35 @@ def test_unknown_baseline(study_folder: Path) -> None:
         Analysis.of([study_folder], "nonsense")
 
 
+TINY = SimulatedStudy(
+    arms={name: VARIANTS[name] for name in ("scratch", "avc", "doa_wise")},
+    budgets_minutes=(15.0,),
+    recordings=3,
+    predictions=False,
+)
+
+
+def test_several_studies_are_compared_with_the_first_ones_baseline(tmp_path: Path) -> None:
+    """Whose name comes last in the alphabet; arms stay in the order of their plans."""
+    folders = [
+        write_simulated_study(tmp_path / name, replace(TINY, name=name)) for name in ("b", "a")
+    ]
+    analysis = Analysis.of(folders)
+    assert analysis.baseline == "b: scratch"
+    arms = ("scratch", "avc", "doa_wise")
+    assert analysis.results.arms == [f"{study}: {arm}" for study in "ba" for arm in arms]
+
+
+def test_a_baseline_without_a_trial_is_not_replaced(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", TINY)
+    for path in folder.glob("trials/scratch-*"):
+        shutil.rmtree(path)
+    for wanted in (None, "scratch"):
+        analysis = Analysis.of([folder], wanted)
+        assert analysis.baseline == "scratch"
+        assert analysis.answer == "There is no answer yet: no arm can be compared with scratch."
+
+
 def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "analysis", str(tmp_path / "nowhere")],
