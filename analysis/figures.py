@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.compare import CellEstimates, Comparison, estimate
+from analysis.compare import CellEstimates, Comparison, Estimate, estimate
 from analysis.events import Matches, match_events
 from analysis.load import Results, Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
@@ -184,7 +184,7 @@ def _errors_by_arm(
             axes.errorbar(
                 SELD_ERROR.scale * found.mean,
                 row,
-                xerr=_bars(found.mean, found.low, found.high, SELD_ERROR.scale),
+                xerr=_bars(found, SELD_ERROR.scale),
                 color=colour,
                 marker=marker,
                 capsize=2,
@@ -222,9 +222,9 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
             colour, _, marker = arm_style(comparison.results, arm)
             axes.errorbar(
                 F20.scale * across.mean,
-                along.mean,
-                xerr=_bars(across.mean, across.low, across.high, F20.scale),
-                yerr=_bars(along.mean, along.low, along.high, 1.0),
+                LE_CD.scale * along.mean,
+                xerr=_bars(across, F20.scale),
+                yerr=_bars(along, LE_CD.scale),
                 color=colour,
                 marker=marker,
                 linestyle="none",
@@ -273,14 +273,13 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
                 found = estimate(
                     difference[0, :, class_id], difference[1:, :, class_id], recordings
                 )
-                better = (found.mean < 0) == score.lower_is_better
                 axes.errorbar(
                     score.scale * found.mean,
                     row,
-                    xerr=_bars(found.mean, found.low, found.high, score.scale),
+                    xerr=_bars(found, score.scale),
                     color="#222222",
                     marker="o",
-                    markerfacecolor="#222222" if better else "white",
+                    markerfacecolor="#222222" if score.improves(found.mean) else "white",
                     elinewidth=0.9,
                     capsize=2,
                 )
@@ -691,8 +690,10 @@ def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None
     return next(comparable, None)
 
 
-def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float]]:
-    return [[scale * (mean - low)], [scale * (high - mean)]] if low == low else [[0.0], [0.0]]
+def _bars(found: Estimate, scale: float) -> list[list[float]]:
+    if not found.has_interval:
+        return [[0.0], [0.0]]
+    return [[scale * (found.mean - found.low)], [scale * (found.high - found.mean)]]
 
 
 def arm_style(results: Results, arm: str) -> tuple[str, str, str]:

@@ -518,7 +518,7 @@ def _comparable_pairs(
 
 def _with_interval(item: Estimate) -> str:
     text = SELD_ERROR.number(item.mean, signed=True)
-    if item.low != item.low:
+    if not item.has_interval:
         return text
     return f"{text} {SELD_ERROR.interval(item.low, item.high, signed=True)}"
 

@@ -360,7 +360,7 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
                         item.estimates.get(score.name),
                         score,
                         signed=True,
-                        bold=score is SELD_ERROR and item.resolved,
+                        bold=score is SELD_ERROR and item.by_the_arm,
                     )
                     for score in SCORES
                 ),
@@ -396,7 +396,8 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
             "interval; a negative difference of SELD error is an improvement. p-values are for "
             "the SELD error, Holm-adjusted over all rows: p is by Student's t, "
             "p perm. by the exchange of arms within seeds, which cannot be small with few pairs. "
-            "Bold: resolved (Holm-adjusted p < 0.05)."
+            "Bold: resolved (Holm-adjusted p < 0.05), by arms whose settings differ in nothing "
+            "else."
         ),
         columns=(
             "Annotated",
@@ -583,7 +584,7 @@ def _entry(
 ) -> Entry:
     if item is None:
         return Entry(text="–")
-    interval = score.interval(item.low, item.high, signed=signed) if item.low == item.low else "[–]"
+    interval = score.interval(item.low, item.high, signed=signed) if item.has_interval else "[–]"
     return Entry(text=score.number(item.mean, signed=signed), interval=interval, bold=bold)
 
 
