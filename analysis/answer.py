@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from analysis.compare import SIGNIFICANCE, Difference, Estimate
 from analysis.scores import SELD_ERROR, p_text
+from analysis.sweeps import Points
 from analysis.tables import minutes, setting
 
 
@@ -53,20 +55,41 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
     )
 
 
-def sweep_answer(trials: pd.DataFrame) -> str:
-    """The best point of a sweep; ``trials`` as :func:`analysis.sweeps.swept_trials`."""
-    if not len(trials):
+def sweep_answer(found: Points) -> str:
+    """The best point of sweeps, or the ends of their front."""
+    full = len(found.table)
+    if full < 2:
         return "There is no answer yet: too few trials have finished to compare settings."
-    best = trials.loc[trials[SELD_ERROR.name].idxmin()]
-    error = SELD_ERROR.number(float(best[SELD_ERROR.name]))
-    settings = ", ".join(
-        f"{name} {setting(best[name])}" for name in trials.columns if name != SELD_ERROR.name
-    )
+    tried = f"{full} settings, "
+    if found.tried > full:
+        tried = f"{found.tried} settings tried, {full} trained in full; "
+    if len(found.goals) > 1:
+        goals = " and ".join(goal.heading for goal in found.goals)
+        count = int(found.on_front.sum())
+        ends = dict.fromkeys(found.best[goal.name].idxmin() for goal in found.goals)
+        return (
+            f"Of {tried}{count} {'is' if count == 1 else 'are'} on the front, where no other is "
+            f"as low in {goals}: {'; '.join(_point(found, end) for end in ends)}. These are "
+            "single trials, the best of many and flattered by luck."
+        )
     return (
-        f"Of {len(trials)} settings, the lowest SELD error is {error} points at {settings}; the "
+        f"Of {tried}the lowest SELD error is {_point(found, found.best.index[0])}; the "
         "best of many single trials is flattered by luck, so no interval can be given before it "
         "is repeated with new seeds."
     )
+
+
+def _point(found: Points, place: Any) -> str:
+    """A trial's goals, and the settings that it uses."""
+    trial = found.table.loc[place]
+    if len(found.goals) == 1:
+        reached = f"{found.goals[0].number(trial[found.goals[0].name])} points"
+    else:
+        reached = ", ".join(f"{g.label} {g.number(trial[g.name])} {g.unit}" for g in found.goals)
+    used = ", ".join(
+        f"{name} {setting(trial[name])}" for name in found.settings if not pd.isna(trial[name])
+    )
+    return f"{reached} at {used}" if used else reached
 
 
 def _primary(item: Difference) -> Estimate:

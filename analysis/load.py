@@ -162,6 +162,13 @@ class Results:
         found = {trial.arm for trial in self.trials} - self.swept_arms
         return [arm for arm in dict.fromkeys(self.labels.values()) if arm in found]
 
+    @property
+    def only_swept(self) -> bool:
+        """Whether sweeps were begun, and no arm is there to be compared."""
+        sweeps = [study for study in self.studies if study.record and not study.record.cells]
+        grids = [study for study in self.studies if study.record and study.record.cells]
+        return not self.arms and bool(self.swept_arms or (sweeps and not grids))
+
     @cached_property
     def drawn_arms(self) -> list[str]:
         """All arms, the compared ones first: an arm's place gives its colour."""
@@ -272,6 +279,7 @@ def read_plan(folder: Path) -> StudyRecord:
         "budgets_minutes": number,
         "seeds": int,
         "cells": dict,
+        "goals": str,
         "notes": str,
     }
     for name, kind in lists.items():

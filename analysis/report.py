@@ -21,7 +21,7 @@ from analysis.load import Results, load_studies
 from analysis.probes import probe_figures, probes_table
 from analysis.scores import SCORES
 from analysis.signatures import Finding, find_signatures, signatures_table
-from analysis.sweeps import other_code, swept_trials
+from analysis.sweeps import other_code, points
 from seld.errors import InputError
 
 _HERE = Path(__file__).parent
@@ -60,7 +60,7 @@ class Analysis:
         chosen = _baseline(results, baseline)
         comparison = Comparison(results)
         differences = comparison.differences(chosen)
-        swept = swept_trials(results)
+        swept = points(results)
         listed = (
             tables.failures_table(results),
             tables.unreadable_table(results),
@@ -73,7 +73,7 @@ class Analysis:
             results=results,
             comparison=comparison,
             baseline=chosen,
-            answer=answer(differences, chosen) if results.arms else sweep_answer(swept),
+            answer=sweep_answer(swept) if results.only_swept else answer(differences, chosen),
             scores=tables.arms_table(comparison, chosen),
             differences=tables.differences_table(differences, chosen),
             classes=tables.classes_table(comparison),
@@ -161,6 +161,7 @@ class Analysis:
             questions=[study.record.question for study in results.studies if study.record],
             title=" + ".join(study.folder.name for study in results.studies),
             answer=self.answer,
+            scores=self.scores,
             tables=(self.scores, self.differences, self.classes, self.sweep, self.probes),
             signatures=self.signatures,
             findings=self.findings,

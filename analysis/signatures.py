@@ -260,8 +260,6 @@ def signatures_table(findings: Sequence[Finding]) -> Table:
         note="Shown by: arms whose number is on the failing side of the threshold.",
         columns=("Signature", "Shown by", "Worst value", "Threshold", "Number and reason"),
         rows=tuple(rows),
-        numeric=frozenset(),
-        groups=frozenset(),
         values=tuple(values),
     )
 

@@ -69,7 +69,7 @@ def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value
 @pytest.mark.parametrize(
     "changes",
     [{"cells": None}, {"cells": [{"arm": "avc"}]}, {"cells": [3]}, {"arms": None}, {"arms": [[]]},
-     {"notes": None}, {"seeds": ["one"]}, {"name": None}],
+     {"notes": None}, {"goals": "seld_error"}, {"goals": [3]}, {"seeds": ["one"]}, {"name": None}],
 )  # fmt: skip
 def test_a_plan_of_the_wrong_shape_is_listed(tmp_path: Path, changes: dict[str, object]) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY)
@@ -78,6 +78,17 @@ def test_a_plan_of_the_wrong_shape_is_listed(tmp_path: Path, changes: dict[str, 
     results = load_studies([folder])
     assert len(results.trials) == 4
     assert [item.path.name for item in results.unreadable] == ["study.json"]
+
+
+def test_a_plan_written_before_sweeps_told_their_goals_is_read(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    plan = json.loads((folder / "study.json").read_text())
+    del plan["goals"]
+    (folder / "study.json").write_text(json.dumps(plan))
+    results = load_studies([folder])
+    assert not results.unreadable
+    assert results.studies[0].record is not None
+    assert results.studies[0].record.goals == ["seld_error"]
 
 
 def test_study_without_its_question_is_still_read(tmp_path: Path) -> None:
