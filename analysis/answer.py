@@ -64,7 +64,7 @@ def sweep_answer(found: Points) -> str:
     if found.tried > full:
         tried = f"{found.tried} settings tried, {full} trained in full; "
     if len(found.goals) > 1:
-        goals = " and ".join(goal.heading for goal in found.goals)
+        goals = " and ".join(goal.label for goal in found.goals)
         count = int(found.on_front.sum())
         ends = dict.fromkeys(found.best[goal.name].idxmin() for goal in found.goals)
         return (

@@ -553,10 +553,10 @@ def _front(found: Points) -> Picture:
         axes.set_ylabel(along.heading)
         _legend(figure, axes)
 
-    goals = " and ".join(goal.heading for goal in found.goals)
+    goals = " and ".join(goal.label for goal in found.goals)
     return draw(
         "front",
-        f"{along.label} against {across.label.lower()}",
+        f"{along.label} against {across.label}",
         f"One point per trial; filled: on the front, where no other one is as low in {goals}.",
         (_WIDTH_IN, 3.7),
         paint,

@@ -54,9 +54,9 @@ GOALS: dict[str, Score] = {
     goal.name: goal
     for goal in (
         SELD_ERROR,
-        Score(name="compute_s", label="Computing", unit="s", scale=1.0, decimals=1,
+        Score(name="compute_s", label="computing", unit="s", scale=1.0, decimals=1,
               lower_is_better=True),
-        Score(name="annotation_minutes", label="Annotated", unit="min", scale=1.0, decimals=1,
+        Score(name="annotation_minutes", label="annotation", unit="min", scale=1.0, decimals=1,
               lower_is_better=True),
     )
 }  # fmt: skip

@@ -146,9 +146,9 @@ def test_with_several_goals_the_front_of_all_budgets_is_shown(tmp_path: Path) ->
     analysis = Analysis.of([folder])
     # The fourth is the best at every budget, and better with more of it.
     assert "Of 15 settings, 3 are on the front, where no other is as low in" in analysis.answer
-    assert "Annotated 24.0 min at pretrain.temperature 0.04; " in analysis.answer
-    assert "Annotated 1.5 min at pretrain.temperature 0.04. " in analysis.answer
-    assert analysis.sweep.columns == ("SELD error (points)", "Annotated (min)", TEMPERATURE)
+    assert "annotation 24.0 min at pretrain.temperature 0.04; " in analysis.answer
+    assert "annotation 1.5 min at pretrain.temperature 0.04. " in analysis.answer
+    assert analysis.sweep.columns == ("SELD error (points)", "annotation (min)", TEMPERATURE)
     assert [[e.text for e in row[1:]] for row in analysis.sweep.rows] == [
         ["24.0", "0.04"], ["6.0", "0.04"], ["1.5", "0.04"],
     ]  # fmt: skip
