@@ -454,6 +454,7 @@ def write_sweep_record(sweep: Sweep, folder: Path) -> None:
             seeds=[sweep.seed],
             scale=sweep.scale.name,
             command=shlex.join(["python", *sys.argv]),
+            goals=list(sweep.goals),
             notes=[
                 "Scores are of validation rooms held out of the training part, not of the test."
             ],

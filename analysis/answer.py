@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
-from analysis.compare import Difference, Estimate
+from analysis.compare import SIGNIFICANCE, Difference, Estimate
 from analysis.scores import SELD_ERROR, p_text
+from analysis.sweeps import Points
 from analysis.tables import minutes, setting
 
 
@@ -18,8 +20,11 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
         return f"There is no answer yet: no arm can be compared with {baseline}."
     budget = max(item.budget_minutes for item in compared)
     at_budget = [item for item in compared if item.budget_minutes == budget]
-    resolved = [item for item in at_budget if item.resolved]
-    pool = resolved or at_budget
+    pool = (
+        [item for item in at_budget if item.by_the_arm]
+        or [item for item in at_budget if item.resolved]
+        or at_budget
+    )
     leading = min(pool, key=lambda item: _primary(item).mean)
     found = _primary(leading)
     size = (
@@ -28,41 +33,63 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
     )
     evidence = _evidence(leading, found)
     where = f"At {minutes(budget)} of annotation"
-    if leading.resolved:
+    if leading.by_the_arm:
         change = "lowers" if found.mean < 0 else "raises"
         sentence = f"{where}, {leading.arm} {change} the SELD error: it is {size} ({evidence})"
+    elif leading.resolved:
+        sentence = f"{where}, {leading.arm}'s SELD error differs: it is {size} ({evidence})"
     else:
-        if found.excludes_zero:
-            evidence += "; on its own this interval excludes zero, among all comparisons it may "
-            evidence += "be chance"
         sentence = (
             f"{where}, no difference to {baseline} is resolved: the lowest mean SELD error of the "
             f"other arms, {leading.arm}'s, is {size} ({evidence})"
         )
+    if leading.caveats:
+        sentence += f", but mind: {'; '.join(leading.caveats)}"
     if len(compared) == 1:
         return f"{sentence}."
-    better = sum(item.resolved and _primary(item).mean < 0 for item in compared)
-    worse = sum(item.resolved and _primary(item).mean > 0 for item in compared)
+    better = sum(item.by_the_arm and _primary(item).mean < 0 for item in compared)
+    worse = sum(item.by_the_arm and _primary(item).mean > 0 for item in compared)
     return (
         f"{sentence}; of all {len(compared)} comparisons with {baseline}, {better} "
         f"{'is' if better == 1 else 'are'} resolved as better and {worse} as worse."
     )
 
 
-def sweep_answer(trials: pd.DataFrame) -> str:
-    """The best point of a sweep; ``trials`` as :func:`analysis.sweeps.swept_trials`."""
-    if not len(trials):
+def sweep_answer(found: Points) -> str:
+    """The best point of sweeps, or the ends of their front."""
+    full = len(found.table)
+    if full < 2:
         return "There is no answer yet: too few trials have finished to compare settings."
-    best = trials.loc[trials[SELD_ERROR.name].idxmin()]
-    error = SELD_ERROR.number(float(best[SELD_ERROR.name]))
-    settings = ", ".join(
-        f"{name} {setting(best[name])}" for name in trials.columns if name != SELD_ERROR.name
-    )
+    tried = f"{full} settings, "
+    if found.tried > full:
+        tried = f"{found.tried} settings tried, {full} trained in full; "
+    if len(found.goals) > 1:
+        goals = " and ".join(goal.label for goal in found.goals)
+        count = int(found.on_front.sum())
+        ends = dict.fromkeys(found.best[goal.name].idxmin() for goal in found.goals)
+        return (
+            f"Of {tried}{count} {'is' if count == 1 else 'are'} on the front, where no other is "
+            f"as low in {goals}: {'; '.join(_point(found, end) for end in ends)}. These are "
+            "single trials, the best of many and flattered by luck."
+        )
     return (
-        f"Of {len(trials)} settings, the lowest SELD error is {error} points at {settings}; the "
+        f"Of {tried}the lowest SELD error is {_point(found, found.best.index[0])}; the "
         "best of many single trials is flattered by luck, so no interval can be given before it "
         "is repeated with new seeds."
     )
+
+
+def _point(found: Points, place: Any) -> str:
+    """A trial's goals, and the settings that it uses."""
+    trial = found.table.loc[place]
+    if len(found.goals) == 1:
+        reached = f"{found.goals[0].number(trial[found.goals[0].name])} points"
+    else:
+        reached = ", ".join(f"{g.label} {g.number(trial[g.name])} {g.unit}" for g in found.goals)
+    used = ", ".join(
+        f"{name} {setting(trial[name])}" for name in found.settings if not pd.isna(trial[name])
+    )
+    return f"{reached} at {used}" if used else reached
 
 
 def _primary(item: Difference) -> Estimate:
@@ -71,13 +98,20 @@ def _primary(item: Difference) -> Estimate:
 
 
 def _evidence(item: Difference, found: Estimate) -> str:
-    if found.low != found.low:
+    if not found.has_interval:
         return f"{found.seeds} seed{'s' if found.seeds > 1 else ''}: no interval can be given"
     interval = SELD_ERROR.interval(found.low, found.high, signed=True)
     text = f"difference {SELD_ERROR.number(found.mean, signed=True)}, 95 % interval {interval}"
     text += f", {found.seeds} seeds, Holm-adjusted p {_relation(p_text(item.p_holm))}"
     if found.seeds == 2:
         text += "; two seeds say little about how results vary between seeds"
+    if found.excludes_zero and not item.resolved:
+        # The interval is a little shorter than the one that belongs to the p-value.
+        text += (
+            "; on its own this interval excludes zero, among all comparisons it may be chance"
+            if found.p_value < SIGNIFICANCE
+            else "; the interval barely excludes zero, its p-value does not"
+        )
     return text
 
 

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from analysis.load import Results, Trial, differing_settings
-from analysis.scores import SCORES, SELD_ERROR
+from analysis.scores import SCORES, SELD_ERROR, Score
 from seld.metrics import COUNT_COLUMNS, scores_from_counts
 
 RESAMPLES = 1000
@@ -71,6 +71,11 @@ class Estimate:
     seeds: int
     recordings: int
     seed_share: float
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether seeds and recordings are enough for one."""
+        return math.isfinite(self.low)
 
     @property
     def excludes_zero(self) -> bool:
@@ -255,10 +260,7 @@ def refusals(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
 
 
 def caveats(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
-    """What a reader must know when the trials' scores are compared.
-
-    Settings may differ between the two; within each they should not.
-    """
+    """What a reader must know when the trials' scores are compared, beside :func:`confounds`."""
     trials = [*first, *second]
     found = []
     if second and {t.record.seed for t in first} != {t.record.seed for t in second}:
@@ -268,17 +270,26 @@ def caveats(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
         found.append("code differs")
     if len({trial.record.data_fingerprint for trial in trials}) > 1:
         found.append("data differ")
-    differing = sorted({*differing_settings(first), *differing_settings(second)})
-    if differing:
-        found.append(f"settings differ: {_listed(differing)}")
-    unequal = _unequal_finetuning(trials) if second else []
-    if unequal:
-        found.append(f"fine-tuned differently: {_listed(unequal)}")
     smaller = Counter(batch for trial in trials for batch in trial.record.smaller_batches.items())
     for (name, size), count in sorted(smaller.items()):
         found.append(f"for want of GPU memory trained with {name}={size} in {count}")
     if any(trial.record.git_dirty for trial in trials):
         found.append("uncommitted code")
+    return found
+
+
+def confounds(first: Sequence[Trial], second: Sequence[Trial]) -> list[str]:
+    """What may have made a difference as well as the arm: then nothing is claimed of the arm.
+
+    Settings may differ between the two; within each they should not.
+    """
+    found = []
+    differing = sorted({*differing_settings(first), *differing_settings(second)})
+    if differing:
+        found.append(f"settings differ: {_listed(differing)}")
+    unequal = _unequal_finetuning([*first, *second]) if second else []
+    if unequal:
+        found.append(f"fine-tuned differently: {_listed(unequal)}")
     return found
 
 
@@ -304,6 +315,7 @@ class Difference:
 
     Attributes:
         estimates: by score name; empty where the comparison is refused or has no pair.
+        caveats: what a reader must know; the ``confounds`` are among them.
         p_holm: of the SELD error, adjusted over the family; NaN without an interval.
         p_permutation: of the SELD error, by exchange within seeds.
     """
@@ -314,6 +326,7 @@ class Difference:
     estimates: dict[str, Estimate]
     refusals: tuple[str, ...]
     caveats: tuple[str, ...]
+    confounds: tuple[str, ...] = ()
     p_holm: float = math.nan
     p_permutation: float = math.nan
     p_permutation_holm: float = math.nan
@@ -327,6 +340,11 @@ class Difference:
     def resolved(self) -> bool:
         """Whether the SELD errors differ after correction for the family's size."""
         return self.p_holm < SIGNIFICANCE
+
+    @property
+    def by_the_arm(self) -> bool:
+        """Whether it is resolved, and no setting beside the arm may have made it."""
+        return self.resolved and not self.confounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,7 +449,7 @@ class Comparison:
             unfinished=sum(trial.record.status == "stopped" for trial in trials),
             not_learnt=sum(trial.record.pretraining_learnt is False for trial in finished),
             refusals=tuple(refused),
-            caveats=tuple(caveats(finished, [])),
+            caveats=(*confounds(finished, []), *caveats(finished, [])),
         )
 
     def _estimates(
@@ -492,13 +510,15 @@ class Comparison:
             permutation = permutation_p_value(
                 scores[0], scores[1:], estimates[SELD_ERROR.name].recordings
             )
+        confounding = confounds(first, second) if first and second else []
         return Difference(
             arm=arm,
             other=other,
             budget_minutes=budget_minutes,
             estimates=estimates,
             refusals=tuple(refused),
-            caveats=tuple(caveats(first, second)) if first and second else (),
+            caveats=(*confounding, *caveats(first, second)) if first and second else (),
+            confounds=tuple(confounding),
             p_permutation=permutation,
         )
 
@@ -516,29 +536,34 @@ class Comparison:
     def best_resolved(self) -> dict[tuple[float, str], str]:
         """(budget, score name) → the best arm, where its difference to every other is resolved.
 
+        Nor may a setting beside the arms have made any of these differences.
+
         Holm corrects over the other arms at the budget.
         """
         found = {}
         for budget in self.results.budgets_minutes:
             for score in SCORES:
-                best = self._best(budget, score.name, lower_is_better=score.lower_is_better)
+                best = self._best(budget, score)
                 if best is not None:
                     found[budget, score.name] = best
         return found
 
-    def _best(self, budget: float, score: str, *, lower_is_better: bool) -> str | None:
+    def _best(self, budget: float, score: Score) -> str | None:
         means = {
-            arm: cell.estimates[score].mean
+            arm: cell.estimates[score.name].mean
             for (arm, at), cell in self.cells.items()
-            if at == budget and score in cell.estimates
+            if at == budget and score.name in cell.estimates
         }
-        order = sorted(means, key=lambda arm: means[arm] if lower_is_better else -means[arm])
+        order = sorted(means, key=lambda arm: means[arm] if score.lower_is_better else -means[arm])
         if len(order) < 2:
             return None
         best, *rivals = order
-        estimates = [self.difference(best, rival, budget).estimates.get(score) for rival in rivals]
+        differences = [self.difference(best, rival, budget) for rival in rivals]
+        estimates = [item.estimates.get(score.name) for item in differences]
         # Means are over all seeds, differences over common ones: these may tell another story.
-        if any(item is None or (item.mean < 0) != lower_is_better for item in estimates):
+        if any(item is None or not score.improves(item.mean) for item in estimates):
+            return None
+        if any(item.confounds for item in differences):
             return None
         adjusted_p = holm([item.p_value for item in estimates if item is not None])
         return best if all(p < SIGNIFICANCE for p in adjusted_p) else None

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.compare import CellEstimates, Comparison, estimate
+from analysis.compare import CellEstimates, Comparison, Estimate, estimate
 from analysis.events import Matches, match_events
 from analysis.load import Results, Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
-from analysis.sweeps import importances, is_logarithmic, swept_trials
+from analysis.sweeps import Points, importances, is_logarithmic, points, responses
 from analysis.tables import minutes
 from seld.errors import InputError
 from seld.metrics import COUNT_COLUMNS
@@ -65,7 +65,7 @@ _LEGEND_COLUMNS = 3
 #: Of all figures that a report may have.
 NAMES = (
     *("budget", "localisation_detection", "classes", "rooms", "confusion", "azimuth_error"),
-    *("tracks", "responses", "importances", "pretraining-probes"),
+    *("tracks", "front", "responses", "importances", "pretraining-probes"),
 )
 #: Settings whose response is drawn; a sweep varies more only by mistake.
 _MOST_RESPONSES = 6
@@ -184,7 +184,7 @@ def _errors_by_arm(
             axes.errorbar(
                 SELD_ERROR.scale * found.mean,
                 row,
-                xerr=_bars(found.mean, found.low, found.high, SELD_ERROR.scale),
+                xerr=_bars(found, SELD_ERROR.scale),
                 color=colour,
                 marker=marker,
                 capsize=2,
@@ -222,9 +222,9 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
             colour, _, marker = arm_style(comparison.results, arm)
             axes.errorbar(
                 F20.scale * across.mean,
-                along.mean,
-                xerr=_bars(across.mean, across.low, across.high, F20.scale),
-                yerr=_bars(along.mean, along.low, along.high, 1.0),
+                LE_CD.scale * along.mean,
+                xerr=_bars(across, F20.scale),
+                yerr=_bars(along, LE_CD.scale),
                 color=colour,
                 marker=marker,
                 linestyle="none",
@@ -273,14 +273,13 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
                 found = estimate(
                     difference[0, :, class_id], difference[1:, :, class_id], recordings
                 )
-                better = (found.mean < 0) == score.lower_is_better
                 axes.errorbar(
                     score.scale * found.mean,
                     row,
-                    xerr=_bars(found.mean, found.low, found.high, score.scale),
+                    xerr=_bars(found, score.scale),
                     color="#222222",
                     marker="o",
-                    markerfacecolor="#222222" if better else "white",
+                    markerfacecolor="#222222" if score.improves(found.mean) else "white",
                     elinewidth=0.9,
                     capsize=2,
                 )
@@ -516,29 +515,65 @@ def _with_gaps(track: Floats) -> tuple[Floats, Floats]:
 
 
 def sweep_figures(comparison: Comparison) -> list[Picture]:
-    """Response of the SELD error to each varied parameter, and Optuna's importances."""
-    trials = swept_trials(comparison.results)
-    if not len(trials):
-        return []
-    parameters = [name for name in trials.columns if name != SELD_ERROR.name][:_MOST_RESPONSES]
-    weights = importances(trials)
-    pictures = [_responses(trials, parameters)]
-    if weights:
-        pictures.append(_importances(weights, len(trials.dropna())))
+    """Responses of the SELD error to single settings; of sweeps front and importances too."""
+    found, of_settings = points(comparison.results), responses(comparison.results)
+    note, full = "", len(found.table)
+    if found.tried > full:
+        note = f" Of {found.tried} settings tried, only the {full} trained in full are shown."
+    pictures = []
+    if len(found.goals) > 1 and full:
+        pictures.append(_front(found))
+    if of_settings:
+        swept = bool(comparison.results.swept_arms)
+        shown = dict(list(of_settings.items())[:_MOST_RESPONSES])
+        pictures.append(_responses(shown, note, swept=swept))
+    if weights := importances(found.complete):
+        partly = [name for name in found.settings if name not in found.complete]
+        if partly:
+            note += f" Not weighed, as only some trials use them: {', '.join(partly)}."
+        pictures.append(_importances(weights, full, note))
     return pictures
 
 
-def _responses(trials: pd.DataFrame, parameters: list[str]) -> Picture:
+def _front(found: Points) -> Picture:
+    """The first goal against the second, the trials that no other one beats filled."""
+    along, across = found.goals[:2]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for trials, face, label in (
+            (found.table.loc[~found.on_front], "white", "others"),
+            (found.best, "#222222", "on the front"),
+        ):
+            axes.plot(
+                across.scale * trials[across.name], along.scale * trials[along.name],
+                linestyle="none", marker="o", color="#222222", markerfacecolor=face, label=label,
+            )  # fmt: skip
+        axes.set_xlabel(across.heading)
+        axes.set_ylabel(along.heading)
+        _legend(figure, axes)
+
+    goals = " and ".join(goal.label for goal in found.goals)
+    return draw(
+        "front",
+        f"{along.label} against {across.label}",
+        f"One point per trial; filled: on the front, where no other one is as low in {goals}.",
+        (_WIDTH_IN, 3.7),
+        paint,
+    )
+
+
+def _responses(of_settings: dict[str, pd.DataFrame], note: str, *, swept: bool) -> Picture:
+    parameters = list(of_settings)
     columns = min(2, len(parameters))
     rows = -(-len(parameters) // columns)
     titles = _setting_titles(parameters)
 
     def paint(figure: Figure) -> None:
         panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
-        for axes, name in zip(panels, parameters, strict=False):
-            known = trials.dropna(subset=[name])
-            error = pd.Series(SELD_ERROR.scale * known[SELD_ERROR.name])
-            values = pd.Series(known[name])
+        for axes, (name, trials) in zip(panels, of_settings.items(), strict=False):
+            error = pd.Series(SELD_ERROR.scale * trials[SELD_ERROR.name])
+            values = pd.Series(trials[name])
             if not pd.api.types.is_numeric_dtype(values):
                 values = values.astype(str)
             numeric = pd.api.types.is_numeric_dtype(values)
@@ -569,11 +604,14 @@ def _responses(trials: pd.DataFrame, parameters: list[str]) -> Picture:
         for axes in panels[::columns]:
             axes.set_ylabel(SELD_ERROR.heading)
 
+    others = "Other settings vary too, so a median is an average over them."
+    if not swept:
+        others = "Only of arms that differ from each other in this setting alone."
     return draw(
         "responses",
         "Response to the varied settings",
         "One point per trial; line or bar: median of the values, or of six equal parts of them. "
-        "Other settings vary too, so a median is an average over them.",
+        f"{others}{note}",
         (_WIDTH_IN, 0.6 + 2.3 * rows),
         paint,
     )
@@ -627,7 +665,7 @@ def _short_number(value: float, _: object = None) -> str:
     return f"{value:g}"
 
 
-def _importances(weights: dict[str, float], trial_count: int) -> Picture:
+def _importances(weights: dict[str, float], trial_count: int, note: str) -> Picture:
     shown = dict(list(weights.items())[:10])
 
     def paint(figure: Figure) -> None:
@@ -646,7 +684,7 @@ def _importances(weights: dict[str, float], trial_count: int) -> Picture:
     return draw(
         "importances",
         "Which settings matter",
-        f"Optuna's PED-ANOVA importances from {trial_count} trials.",
+        f"Optuna's PED-ANOVA importances from {trial_count} trials.{note}",
         (_WIDTH_IN, 1.0 + 0.32 * len(shown)),
         paint,
     )
@@ -691,8 +729,10 @@ def _class_pair(comparison: Comparison, baseline: str) -> tuple[str, str] | None
     return next(comparable, None)
 
 
-def _bars(mean: float, low: float, high: float, scale: float) -> list[list[float]]:
-    return [[scale * (mean - low)], [scale * (high - mean)]] if low == low else [[0.0], [0.0]]
+def _bars(found: Estimate, scale: float) -> list[list[float]]:
+    if not found.has_interval:
+        return [[0.0], [0.0]]
+    return [[scale * (found.mean - found.low)], [scale * (found.high - found.mean)]]
 
 
 def arm_style(results: Results, arm: str) -> tuple[str, str, str]:

@@ -128,6 +128,8 @@ class Results:
             after a command with other settings.
         other_tests: trials in a place that a grid does not plan, scored on recordings that none
             of its planned trials was scored on, as before a command with other data.
+        labels: what an arm of a study's folder is called here, by folder and by the study's own
+            name for it; in the order of the studies and of their plans, arms without a trial too.
         swept_arms: arms of sweeps: their trials are points of a response, not repetitions.
     """
 
@@ -137,6 +139,7 @@ class Results:
     missing: tuple[MissingTrial, ...]
     other_settings: tuple[Trial, ...]
     other_tests: tuple[Trial, ...]
+    labels: Mapping[tuple[Path, str], str]
     swept_arms: frozenset[str]
 
     @property
@@ -155,11 +158,16 @@ class Results:
 
     @cached_property
     def arms(self) -> list[str]:
-        """Compared arms in the order their studies list them."""
-        listed = [arm for study in self.studies if study.record for arm in study.record.arms]
-        found = {trial.arm for trial in self.trials if trial.arm not in self.swept_arms}
-        in_order = [arm for arm in dict.fromkeys(listed) if arm in found]
-        return in_order + sorted(found - set(in_order))
+        """Compared arms that have a trial, in the order in which their studies list them."""
+        found = {trial.arm for trial in self.trials} - self.swept_arms
+        return [arm for arm in dict.fromkeys(self.labels.values()) if arm in found]
+
+    @property
+    def only_swept(self) -> bool:
+        """Whether sweeps were begun, and no arm is there to be compared."""
+        sweeps = [study for study in self.studies if study.record and not study.record.cells]
+        grids = [study for study in self.studies if study.record and study.record.cells]
+        return not self.arms and bool(self.swept_arms or (sweeps and not grids))
 
     @cached_property
     def drawn_arms(self) -> list[str]:
@@ -194,11 +202,10 @@ def load_studies(folders: Sequence[Path]) -> Results:
     read = [_read_folder(folder) for folder in _study_folders(folders)]
     studies = [each.study for each in read]
     trials = [trial for each in read for trial in each.trials]
-    ambiguous = _ambiguous_arms(trials)
-    labels = _labels(studies)
+    labels = _arm_labels(read, _ambiguous_arms(trials))
 
     def labelled(items: Iterable[Labelled]) -> tuple[Labelled, ...]:
-        return tuple(_with_label(item, ambiguous, labels) for item in items)
+        return tuple(replace(item, arm=labels[item.study_folder, item.arm]) for item in items)
 
     compared = labelled(trials)
     return Results(
@@ -208,6 +215,7 @@ def load_studies(folders: Sequence[Path]) -> Results:
         missing=labelled(item for each in read for item in each.missing),
         other_settings=labelled(item for each in read for item in each.other_settings),
         other_tests=labelled(item for each in read for item in each.other_tests),
+        labels=labels,
         swept_arms=_swept_arms(studies, compared),
     )
 
@@ -222,6 +230,13 @@ class _Contents:
     missing: Sequence[MissingTrial] = ()
     other_settings: Sequence[Trial] = ()
     other_tests: Sequence[Trial] = ()
+
+    @property
+    def arms(self) -> list[str]:
+        """The study's own names for them: of its plan first, then of what else is there."""
+        planned = self.study.record.arms if self.study.record else []
+        items = (*self.trials, *self.missing, *self.other_settings, *self.other_tests)
+        return list(dict.fromkeys([*planned, *sorted(item.arm for item in items)]))
 
 
 def _read_folder(folder: Path) -> _Contents:
@@ -264,6 +279,7 @@ def read_plan(folder: Path) -> StudyRecord:
         "budgets_minutes": number,
         "seeds": int,
         "cells": dict,
+        "goals": str,
         "notes": str,
     }
     for name, kind in lists.items():
@@ -560,7 +576,17 @@ def _at_budget(trials: Sequence[Trial], budget_minutes: float) -> list[Trial]:
     return [trial for trial in trials if trial.budget_minutes == budget_minutes]
 
 
-def _labels(studies: list[StudyFolder]) -> dict[Path, str]:
+def _arm_labels(read: Sequence[_Contents], ambiguous: Set[str]) -> dict[tuple[Path, str], str]:
+    """As :attr:`Results.labels`: an ambiguous arm's begins with its study's."""
+    studies = _study_labels([each.study for each in read])
+    return {
+        (folder, arm): f"{studies[folder]}: {arm}" if arm in ambiguous else arm
+        for folder, arms in ((each.study.folder, each.arms) for each in read)
+        for arm in arms
+    }
+
+
+def _study_labels(studies: Sequence[StudyFolder]) -> dict[Path, str]:
     """What tells the studies apart: their names, or as much of their folders as differs."""
     names = {one.folder: one.record.name if one.record else one.folder.name for one in studies}
     labels = {}
@@ -575,12 +601,6 @@ def _labels(studies: list[StudyFolder]) -> dict[Path, str]:
             )
         )
     return labels
-
-
-def _with_label(item: Labelled, ambiguous: Set[str], labels: Mapping[Path, str]) -> Labelled:
-    if item.arm not in ambiguous:
-        return item
-    return replace(item, arm=f"{labels[item.study_folder]}: {item.arm}")
 
 
 def _swept_arms(studies: Sequence[StudyFolder], trials: Sequence[Trial]) -> frozenset[str]:

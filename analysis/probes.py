@@ -84,7 +84,6 @@ def probes_table(results: Results) -> Table:
         columns=("Arm", "Classes learnt", *labels),
         rows=tuple(rows),
         numeric=frozenset(range(2, 2 + len(PROBES))),
-        groups=frozenset(),
         values=tuple(values),
     )
 

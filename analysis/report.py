@@ -21,7 +21,7 @@ from analysis.load import Results, load_studies
 from analysis.probes import probe_figures, probes_table
 from analysis.scores import SCORES
 from analysis.signatures import Finding, find_signatures, signatures_table
-from analysis.sweeps import other_code, swept_trials
+from analysis.sweeps import other_code, points
 from seld.errors import InputError
 
 _HERE = Path(__file__).parent
@@ -60,7 +60,7 @@ class Analysis:
         chosen = _baseline(results, baseline)
         comparison = Comparison(results)
         differences = comparison.differences(chosen)
-        swept = swept_trials(results)
+        swept = points(results)
         listed = (
             tables.failures_table(results),
             tables.unreadable_table(results),
@@ -73,7 +73,7 @@ class Analysis:
             results=results,
             comparison=comparison,
             baseline=chosen,
-            answer=answer(differences, chosen) if results.arms else sweep_answer(swept),
+            answer=sweep_answer(swept) if results.only_swept else answer(differences, chosen),
             scores=tables.arms_table(comparison, chosen),
             differences=tables.differences_table(differences, chosen),
             classes=tables.classes_table(comparison),
@@ -161,6 +161,7 @@ class Analysis:
             questions=[study.record.question for study in results.studies if study.record],
             title=" + ".join(study.folder.name for study in results.studies),
             answer=self.answer,
+            scores=self.scores,
             tables=(self.scores, self.differences, self.classes, self.sweep, self.probes),
             signatures=self.signatures,
             findings=self.findings,
@@ -202,14 +203,19 @@ def _breakable(text: str) -> Markup:
 
 
 def _baseline(results: Results, wanted: str | None) -> str:
+    """The arm to compare with; the plan's stays though no trial of it can be read."""
     arms = results.arms
     if wanted is not None:
-        if arms and wanted not in arms:
+        if arms and wanted not in results.labels.values():
             raise InputError("--baseline", "arm", wanted, f"one of {', '.join(arms)}")
         return wanted
-    named = [study.record.baseline for study in results.studies if study.record]
-    fitting = [arm for name in named for arm in arms if arm == name or arm.endswith(f": {name}")]
-    return (fitting or arms or named or ["baseline"])[0]
+    own = [
+        results.labels.get((study.folder, study.record.baseline), study.record.baseline)
+        for study in results.studies
+        if study.record
+    ]
+    compared = [arm for arm in own if arm not in results.swept_arms]
+    return (compared or own or arms or ["baseline"])[0]
 
 
 def _trial_counts(results: Results) -> dict[str, int]:

@@ -48,6 +48,10 @@ class Score:
         """The heading with the label as mathematics."""
         return self.heading.replace(self.label, self.symbol)
 
+    def improves(self, difference: float) -> bool:
+        """Whether a score that changes by ``difference`` gets better; no difference is none."""
+        return difference < 0 if self.lower_is_better else difference > 0
+
     def number(self, value: float | None, *, signed: bool = False) -> str:
         """``value`` as printed; a dash where there is none, a true minus sign."""
         if value is None or not math.isfinite(value):

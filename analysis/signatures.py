@@ -260,8 +260,6 @@ def signatures_table(findings: Sequence[Finding]) -> Table:
         note="Shown by: arms whose number is on the failing side of the threshold.",
         columns=("Signature", "Shown by", "Worst value", "Threshold", "Number and reason"),
         rows=tuple(rows),
-        numeric=frozenset(),
-        groups=frozenset(),
         values=tuple(values),
     )
 
@@ -518,7 +516,7 @@ def _comparable_pairs(
 
 def _with_interval(item: Estimate) -> str:
     text = SELD_ERROR.number(item.mean, signed=True)
-    if item.low != item.low:
+    if not item.has_interval:
         return text
     return f"{text} {SELD_ERROR.interval(item.low, item.high, signed=True)}"
 

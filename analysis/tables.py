@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +20,7 @@ from rich.text import Text
 from analysis.compare import CellEstimates, Comparison, Difference, Estimate
 from analysis.load import Results, Trial
 from analysis.scores import F20, SCORES, SELD_ERROR, Score, p_text
+from analysis.sweeps import Points
 from seld.records import FAILURE_KINDS
 
 _LATEX = str.maketrans(
@@ -53,6 +54,9 @@ _LATEX = str.maketrans(
 #: A last column with more characters than this is set as a paragraph.
 _LONG_TEXT = 30
 
+#: Columns that say where a trial belongs.
+_PLACE = {"arm": "Arm", "annotated": "Annotated", "seed": "Seed"}
+
 #: Of the column of arms, on a terminal too narrow for it.
 _NAME_WIDTH = 12
 
@@ -78,11 +82,11 @@ class Table:
     Attributes:
         name: of its files.
         note: what a reader must know to read it.
+        values: the same rows for CSV, numbers in printed units, one column per number.
         numeric: which columns are aligned right.
         groups: numbers of the rows before which a rule is drawn.
         grouped: the first column names the group; where a page or paper shows it, only the
             group's first row repeats it.
-        values: the same rows for CSV, numbers in printed units, one column per number.
     """
 
     name: str
@@ -90,9 +94,9 @@ class Table:
     note: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
-    numeric: frozenset[int]
-    groups: frozenset[int]
     values: tuple[Mapping[str, object], ...]
+    numeric: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
     grouped: bool = False
 
     @property
@@ -247,14 +251,14 @@ def arms_table(comparison: Comparison, baseline: str) -> Table:
         comparison.cells.values(),
         key=lambda cell: (cell.budget_minutes, results.arms.index(cell.arm)),
     )
-    missing = _missing_by_cell(results)
+    missing = Counter((item.arm, item.annotation_minutes) for item in results.missing)
     rows, values = [], []
     for cell in cells:
         best = {
             score.name: comparison.best_resolved.get((cell.budget_minutes, score.name)) == cell.arm
             for score in SCORES
         }
-        absent = cell.unfinished + missing.get((cell.arm, cell.budget_minutes), 0)
+        absent = cell.unfinished + missing[cell.arm, cell.budget_minutes]
         notes = [*(f"refused: {reason}" for reason in cell.refusals), *cell.caveats]
         notes += _against_baseline(comparison, cell, baseline)
         if absent:
@@ -339,7 +343,6 @@ def classes_table(comparison: Comparison) -> Table:
         columns=("Class", "References", *by_arm),
         rows=rows,
         numeric=frozenset(range(1, 2 + len(by_arm))),
-        groups=frozenset(),
         values=tuple(values),
     )
 
@@ -360,7 +363,7 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
                         item.estimates.get(score.name),
                         score,
                         signed=True,
-                        bold=score is SELD_ERROR and item.resolved,
+                        bold=score is SELD_ERROR and item.by_the_arm,
                     )
                     for score in SCORES
                 ),
@@ -396,7 +399,8 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
             "interval; a negative difference of SELD error is an improvement. p-values are for "
             "the SELD error, Holm-adjusted over all rows: p is by Student's t, "
             "p perm. by the exchange of arms within seeds, which cannot be small with few pairs. "
-            "Bold: resolved (Holm-adjusted p < 0.05)."
+            "Bold: resolved (Holm-adjusted p < 0.05), by arms whose settings differ in nothing "
+            "else."
         ),
         columns=(
             "Annotated",
@@ -416,26 +420,31 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
     return without_empty_last_column(table)
 
 
-def sweep_table(trials: pd.DataFrame) -> Table:
-    """The ten best points of a sweep; ``trials`` as :func:`analysis.sweeps.swept_trials`."""
-    best = trials.nsmallest(10, SELD_ERROR.name) if len(trials) else trials
-    names = [name for name in trials.columns if name != SELD_ERROR.name]
-    rows: list[dict[str, str]] = [
-        {
-            SELD_ERROR.name: SELD_ERROR.number(row[SELD_ERROR.name]),
-            **{name: setting(row[name]) for name in names},
-        }
-        for row in best.to_dict("records")
-    ]
-    return Table(
+def sweep_table(found: Points) -> Table:
+    """The ten best points of sweeps; with several goals all on the front."""
+    several = len(found.goals) > 1
+    shown = found.best if several else found.best.head(10)
+    goals = found.goals if SELD_ERROR in found.goals else (*found.goals, SELD_ERROR)
+    columns = {goal.name: goal.heading for goal in goals} | {name: name for name in found.settings}
+    note = "Single trials at the largest budget; the best of many is flattered by luck."
+    if several:
+        note = (
+            "Single trials, of all budgets, that none beats: no other is as low in every goal. "
+            "The best of many are flattered by luck."
+        )
+    return _listing(
         name="sweep",
-        title="Best settings of the sweep",
-        note="Single trials at the largest budget; the best of many is flattered by luck.",
-        columns=(SELD_ERROR.heading, *names),
-        rows=tuple(tuple(Entry(text=text) for text in row.values()) for row in rows),
-        numeric=frozenset(range(1 + len(names))),
-        groups=frozenset(),
-        values=tuple(dict(row) for row in rows),
+        title="Settings on the front of the sweep" if several else "Best settings of the sweep",
+        note=note,
+        columns=columns,
+        rows=[
+            (
+                *(goal.number(row[goal.name]) for goal in goals),
+                *(setting(row[name]) for name in found.settings),
+            )
+            for row in shown.to_dict("records")
+        ],
+        numeric=frozenset(range(len(columns))),
     )
 
 
@@ -468,7 +477,6 @@ def failures_table(results: Results) -> Table:
         columns=("Arm", "Annotated", "Seed", "Stage", "Kind", "Message", "Attempts"),
         rows=tuple(rows),
         numeric=frozenset({1, 2, 6}),
-        groups=frozenset(),
         values=tuple(values),
     )
 
@@ -484,8 +492,6 @@ def unreadable_table(results: Results) -> Table:
             (Entry(text=_short_path(results, item.path)), Entry(text=item.reason))
             for item in results.unreadable
         ),
-        numeric=frozenset(),
-        groups=frozenset(),
         values=tuple(
             {"path": str(item.path), "reason": item.reason} for item in results.unreadable
         ),
@@ -494,20 +500,16 @@ def unreadable_table(results: Results) -> Table:
 
 def missing_table(results: Results) -> Table:
     """Every planned trial that has no record yet."""
-    rows = [
-        (item.arm, minutes(item.annotation_minutes), str(item.seed), item.trial_id)
-        for item in results.missing
-    ]
-    columns = ("Arm", "Annotated", "Seed", "Trial")
-    return Table(
+    return _listing(
         name="missing",
         title="Trials without a record",
         note="Not begun, under way, or stopped before the end.",
-        columns=columns,
-        rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
+        columns=_PLACE | {"trial": "Trial"},
+        rows=[
+            (item.arm, minutes(item.annotation_minutes), str(item.seed), item.trial_id)
+            for item in results.missing
+        ],
         numeric=frozenset({1, 2}),
-        groups=frozenset(),
-        values=tuple(dict(zip(map(str.lower, columns), row, strict=True)) for row in rows),
     )
 
 
@@ -538,26 +540,43 @@ def other_tests_table(results: Results) -> Table:
 
 
 def _uncounted_table(trials: Sequence[Trial], *, name: str, title: str, note: str) -> Table:
-    rows = [
-        (
-            item.arm,
-            minutes(item.budget_minutes),
-            str(item.record.seed),
-            item.record.status,
-            item.record.trial_id,
-        )
-        for item in trials
-    ]
-    columns = ("Arm", "Annotated", "Seed", "Status", "Trial")
+    return _listing(
+        name=name,
+        title=title,
+        note=note,
+        columns=_PLACE | {"status": "Status", "trial": "Trial"},
+        rows=[
+            (
+                item.arm,
+                minutes(item.budget_minutes),
+                str(item.record.seed),
+                item.record.status,
+                item.record.trial_id,
+            )
+            for item in trials
+        ],
+        numeric=frozenset({1, 2}),
+    )
+
+
+def _listing(
+    *,
+    name: str,
+    title: str,
+    note: str,
+    columns: Mapping[str, str],
+    rows: Sequence[Sequence[str]],
+    numeric: frozenset[int],
+) -> Table:
+    """A table whose CSV holds the texts that it shows; ``columns``: titles by the CSV's names."""
     return Table(
         name=name,
         title=title,
         note=note,
-        columns=columns,
+        columns=tuple(columns.values()),
         rows=tuple(tuple(Entry(text=text) for text in row) for row in rows),
-        numeric=frozenset({1, 2}),
-        groups=frozenset(),
-        values=tuple(dict(zip(map(str.lower, columns), row, strict=True)) for row in rows),
+        values=tuple(dict(zip(columns, row, strict=True)) for row in rows),
+        numeric=numeric,
     )
 
 
@@ -574,7 +593,9 @@ def minutes(budget_minutes: float) -> str:
 
 
 def setting(value: object) -> str:
-    """A swept setting as printed."""
+    """A swept setting as printed; a dash where a trial does not use it."""
+    if value is None or value != value:
+        return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -583,7 +604,7 @@ def _entry(
 ) -> Entry:
     if item is None:
         return Entry(text="–")
-    interval = score.interval(item.low, item.high, signed=signed) if item.low == item.low else "[–]"
+    interval = score.interval(item.low, item.high, signed=signed) if item.has_interval else "[–]"
     return Entry(text=score.number(item.mean, signed=signed), interval=interval, bold=bold)
 
 
@@ -619,14 +640,6 @@ def _estimate_values(score: Score, item: Estimate | None) -> dict[str, object]:
 
 def _group_starts(keys: Sequence[float]) -> frozenset[int]:
     return frozenset(n for n in range(1, len(keys)) if keys[n] != keys[n - 1])
-
-
-def _missing_by_cell(results: Results) -> dict[tuple[str, float], int]:
-    counted: dict[tuple[str, float], int] = {}
-    for item in results.missing:
-        place = (item.arm, item.annotation_minutes)
-        counted[place] = counted.get(place, 0) + 1
-    return counted
 
 
 def _short_path(results: Results, path: object) -> str:

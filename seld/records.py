@@ -164,7 +164,8 @@ class TrialRecord:
 class StudyRecord:
     """What was asked: written before the first trial so that a report can say what is missing.
 
-    ``cells`` lists every planned trial as ``{trial_id, arm, seed, annotation_minutes}``.
+    ``cells`` lists every planned trial as ``{trial_id, arm, seed, annotation_minutes}``; ``goals``
+    is what a sweep minimises, of which it knows no trial beforehand.
     """
 
     name: str
@@ -177,6 +178,7 @@ class StudyRecord:
     command: str
     cells: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    goals: list[str] = field(default_factory=lambda: ["seld_error"])
     schema_version: int = SCHEMA_VERSION
 
 

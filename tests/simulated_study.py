@@ -75,6 +75,8 @@ class SimulatedStudy:
 
     Attributes:
         planned: study.json lists the trials, as a grid's does and a sweep's does not.
+        goals: what a sweep minimises.
+        effect: added to each arm's ``found``, by seed.
     """
 
     name: str = "variants"
@@ -89,6 +91,8 @@ class SimulatedStudy:
     unannotated_classes: Sequence[str] | None = STARSS_CLASSES
     predictions: bool = True
     planned: bool = True
+    goals: Sequence[str] = ("seld_error",)
+    effect: Callable[[int], float] = lambda _: 0.0
     random_seed: int = 0
 
     @property
@@ -151,7 +155,7 @@ def write_simulated_study(
                 doublings = np.log2(budget / study.budgets_minutes[0])
                 shift = np.array([truth.class_shift.get(name, 0.0) for name in STARSS_CLASSES])
                 found = truth.found + truth.gain_per_doubling * doublings + common + ease + shift
-                found = found + generator.normal(0, study.seed_spread)
+                found = found + generator.normal(0, study.seed_spread) + study.effect(seed)
                 counts = simulated_counts(generator, load, found, truth.near)
                 cells.append(
                     {
@@ -178,6 +182,7 @@ def write_simulated_study(
             scale="simulated",
             command=f"python ablations/run_grid.py {study.name}",
             cells=cells if study.planned else [],
+            goals=list(study.goals),
         ),
         folder,
     )

@@ -9,7 +9,14 @@ from analysis.compare import Difference, Estimate
 from analysis.scores import SELD_ERROR
 
 
-def difference(arm: str, mean: float, p_holm: float, budget_minutes: float = 18.0) -> Difference:
+def difference(
+    arm: str,
+    mean: float,
+    p_holm: float,
+    budget_minutes: float = 18.0,
+    caveats: tuple[str, ...] = (),
+    confounds: tuple[str, ...] = (),
+) -> Difference:
     found = Estimate(
         mean=mean,
         low=mean - 0.02,
@@ -26,7 +33,8 @@ def difference(arm: str, mean: float, p_holm: float, budget_minutes: float = 18.
         budget_minutes=budget_minutes,
         estimates={SELD_ERROR.name: found},
         refusals=(),
-        caveats=(),
+        caveats=(*confounds, *caveats),
+        confounds=confounds,
         p_holm=p_holm,
     )
 
@@ -43,10 +51,35 @@ def test_a_resolved_difference_has_its_direction(mean: float, expected: str) -> 
 
 
 def test_what_holm_does_not_resolve_is_not_announced() -> None:
-    said = answer([difference("arm", -0.05, 0.2)], "scratch")
+    said = answer([difference("arm", -0.05, 0.12), difference("other", 0.0, 1.0)], "scratch")
     assert "no difference to scratch is resolved" in said
     assert "among all comparisons it may be chance" in said
     assert "lowers" not in said
+
+
+def test_an_interval_narrower_than_its_p_value_is_called_so() -> None:
+    """Of a single comparison nothing can be chance among many."""
+    said = answer([difference("arm", -0.05, 0.18)], "scratch")
+    assert "the interval barely excludes zero, its p-value does not)" in said
+    assert "comparisons" not in said
+
+
+def test_caveats_of_the_leading_difference_are_told() -> None:
+    said = answer([difference("arm", -0.05, 0.01, caveats=("code differs",))], "scratch")
+    assert "arm lowers the SELD error" in said
+    assert said.endswith(", but mind: code differs.")
+
+
+def test_nothing_is_claimed_of_an_arm_where_something_else_may_have_made_the_difference() -> None:
+    unlike = difference(
+        "unlike", -0.09, 0.01, confounds=("fine-tuned differently: finetune.steps",)
+    )
+    said = answer([unlike], "scratch")
+    assert "unlike's SELD error differs: it is 9.0 points below" in said
+    assert said.endswith(", but mind: fine-tuned differently: finetune.steps.")
+    said = answer([unlike, difference("like", -0.04, 0.01)], "scratch")
+    assert "like lowers the SELD error: it is 4.0 points below" in said
+    assert "1 is resolved as better" in said
 
 
 def test_the_largest_budget_speaks_and_all_are_counted() -> None:

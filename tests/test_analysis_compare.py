@@ -21,6 +21,7 @@ from analysis.compare import (
     resampled_counts,
 )
 from analysis.load import load_studies
+from analysis.tables import differences_table
 from seld.records import TrialRecord
 
 SMALL = SimulatedStudy(
@@ -250,6 +251,22 @@ def test_arms_that_were_fine_tuned_differently_are_flagged(tmp_path: Path) -> No
         "studied": (),
     }
     assert all(cell.caveats == () for cell in comparison.cells.values())
+
+
+def test_no_arm_is_bold_that_was_fine_tuned_differently(tmp_path: Path) -> None:
+    """Though the difference is as clear as in the test of what is bold."""
+
+    def longer(record: TrialRecord) -> TrialRecord:
+        steps = 6000 if record.arm == "better" else 1000
+        return replace(record, config={**record.config, "finetune": {"steps": steps}})
+
+    comparison = compared(tmp_path, change=longer)
+    (difference,) = comparison.differences("scratch")
+    assert difference.resolved
+    assert not difference.by_the_arm
+    assert not comparison.best_resolved
+    (row,) = differences_table([difference], "scratch").rows
+    assert not any(entry.bold for entry in row)
 
 
 def test_batches_that_did_not_fit_are_flagged(tmp_path: Path) -> None:

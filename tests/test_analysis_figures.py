@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -19,7 +21,11 @@ from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_st
 
 from analysis import figures
 from analysis.compare import Comparison
+from analysis.events import match_events
 from analysis.load import load_studies
+from analysis.scores import F20, LE_CD, SCORES
+from analysis.sweeps import points
+from seld.annotations import read_annotations, write_annotations
 from seld.records import TrialRecord
 
 STUDY = SimulatedStudy(
@@ -55,6 +61,12 @@ class Painted:
         }
         stairs = [item for item in self.axes.patches if isinstance(item, StepPatch)]
         return found | {str(item.get_label()): to_hex(item.get_edgecolor()) for item in stairs}
+
+    @property
+    def points(self) -> dict[str, NDArray[np.float64]]:
+        """By label, x and y (2, point) of what has error bars in the first panel."""
+        bars = [item for item in self.axes.containers if isinstance(item, ErrorbarContainer)]
+        return {str(bar.get_label()): np.array(bar.lines[0].get_data()) for bar in bars}
 
     @property
     def legend(self) -> list[str]:
@@ -119,21 +131,27 @@ def test_azimuth_errors_near_180_are_called_the_opposite_direction(
     tmp_path: Path, painted: dict[str, Painted]
 ) -> None:
     """Front-back confusion, a → 180° − a, errs by 180° − 2 a: over all azimuths, by anything."""
-    azimuth_deg = np.arange(-180, 180, 10)
-
-    def share_near_180(predicted_deg: NDArray[np.int64]) -> float:
-        error_deg = (predicted_deg - azimuth_deg + 180) % 360 - 180
-        return float((abs(error_deg) >= 170).mean())
-
-    assert share_near_180(180 + azimuth_deg) == 1
-    assert share_near_180(180 - azimuth_deg) < 0.1
-
     study = replace(STUDY, predictions=True, budgets_minutes=(60.0,), recordings=2)
     folder = write_simulated_study(tmp_path / "s", study)
-    figures.prediction_figures(Comparison(load_studies([folder])), "scratch")
-    caption = painted["azimuth_error"].caption
-    assert "near ±180° means the opposite azimuth" in caption
-    assert "is front-back" not in caption
+
+    def drawn_near_180(wrong_deg: Callable[[pd.Series], pd.Series]) -> float:
+        """Percent of the frames, where all is predicted with such an azimuth."""
+        for path in folder.glob("trials/*/predictions/*.csv"):
+            table = read_annotations(folder / "reference" / path.name)
+            table["azimuth_deg"] = (wrong_deg(table["azimuth_deg"]) + 180) % 360 - 180
+            write_annotations(table, path)
+        figures.prediction_figures(Comparison(load_studies([folder])), "scratch")
+        (stairs, *_) = (
+            item for item in painted["azimuth_error"].axes.patches if isinstance(item, StepPatch)
+        )
+        percent, edges_deg, _ = stairs.get_data()
+        assert edges_deg[[0, -1]].tolist() == [-180, 180]
+        assert percent.sum() == pytest.approx(100)
+        return percent[0] + percent[-1]
+
+    assert drawn_near_180(lambda azimuth_deg: azimuth_deg + 180) > 90
+    assert drawn_near_180(lambda azimuth_deg: 180 - azimuth_deg) < 25
+    assert "near ±180° means the opposite azimuth" in painted["azimuth_error"].caption
 
 
 @pytest.mark.parametrize(
@@ -160,3 +178,148 @@ def test_one_arm_has_no_differences_per_class(tmp_path: Path, painted: dict[str,
     figures.score_figures(without(write_simulated_study(tmp_path / "s", study)), "scratch")
     assert "rooms" in painted
     assert "classes" not in painted
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = replace(STUDY, predictions=True)
+    return write_simulated_study(tmp_path_factory.mktemp("results") / "s", study)
+
+
+@pytest.fixture
+def comparison(study_folder: Path) -> Comparison:
+    return Comparison(load_studies([study_folder]))
+
+
+def test_budget_curves_are_the_means_and_intervals_in_points(
+    comparison: Comparison, painted: dict[str, Painted]
+) -> None:
+    figures.score_figures(comparison, "scratch")
+    bars = [b for b in painted["budget"].axes.containers if isinstance(b, ErrorbarContainer)]
+    assert [str(bar.get_label()) for bar in bars] == list(STUDY.arms)
+    for bar in bars:
+        cells = [comparison.cells[str(bar.get_label()), budget] for budget in (15.0, 60.0)]
+        found = [cell.estimates["seld_error"] for cell in cells]
+        place, error = np.array(bar.lines[0].get_data())
+        assert place == pytest.approx([15, 60], rel=0.2)
+        assert error == pytest.approx([100 * item.mean for item in found])
+        (segments,) = (item for item in bar.lines[2] if isinstance(item, LineCollection))
+        for item, segment in zip(found, segments.get_segments(), strict=True):
+            assert segment[:, 1] == pytest.approx([100 * item.low, 100 * item.high])
+
+
+def test_detection_is_across_and_localisation_along(
+    comparison: Comparison, painted: dict[str, Painted]
+) -> None:
+    figures.score_figures(comparison, "scratch")
+    drawn = painted["localisation_detection"]
+    assert F20.symbol in drawn.axes.get_xlabel()
+    assert LE_CD.symbol in drawn.axes.get_ylabel()
+    for arm in STUDY.arms:
+        found = comparison.cells[arm, 60.0].estimates
+        wanted = [100 * found["f20"].mean, found["le_cd_deg"].mean]
+        assert drawn.points[arm].ravel() == pytest.approx(wanted)
+
+
+def test_rooms_show_the_mean_over_seeds(
+    comparison: Comparison, painted: dict[str, Painted]
+) -> None:
+    figures.score_figures(comparison, "scratch")
+    drawn = painted["rooms"]
+    rooms = [text.get_text() for text in drawn.axes.get_xticklabels()]
+    for arm in STUDY.arms:
+        rows = [
+            row | {"room": f"room {row['room']}"}
+            for trial in comparison.results.cells[arm, 60.0]
+            for row in trial.record.per_room
+        ]
+        mean = pd.DataFrame(rows).groupby("room")["seld_error"].mean()
+        assert drawn.points[arm][1] == pytest.approx(100 * mean.loc[rooms].to_numpy())
+
+
+def test_differences_per_class_have_their_sign_and_are_filled_where_better(
+    comparison: Comparison, painted: dict[str, Painted]
+) -> None:
+    figures.class_differences(comparison, ("doa_wise", "scratch"))
+    means = {
+        arm: pd.DataFrame(
+            [row for t in comparison.results.cells[arm, 60.0] for row in t.record.per_class]
+        ).groupby("class_name", sort=False)[["f20", "le_cd_deg"]].mean()
+        for arm in ("doa_wise", "scratch")
+    }  # fmt: skip
+    difference = means["doa_wise"] - means["scratch"]
+    for axes, score in zip(painted["classes"].figure.axes, (F20, LE_CD), strict=True):
+        drawn = [bar.lines[0] for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+        wanted = score.scale * difference[score.name]
+        assert [line.get_xdata()[0] for line in drawn] == pytest.approx(wanted.tolist())
+        filled = [to_hex(line.get_markerfacecolor()) == "#222222" for line in drawn]
+        better = wanted < 0 if score is LE_CD else wanted > 0
+        assert filled == better.tolist()
+        assert any(filled)
+
+
+def test_no_difference_is_better_than_none(
+    comparison: Comparison, painted: dict[str, Painted]
+) -> None:
+    assert not any(score.improves(0.0) for score in SCORES)
+    figures.class_differences(comparison, ("doa_wise", "doa_wise"))
+    for axes in painted["classes"].figure.axes:
+        for bar in axes.containers:
+            assert isinstance(bar, ErrorbarContainer)
+            assert bar.lines[0].get_markerfacecolor() == "white"
+
+
+def test_predictions_are_drawn_as_they_were_matched(
+    comparison: Comparison, painted: dict[str, Painted]
+) -> None:
+    """Confusions are shares of the reference's frames, by row; azimuth errors percents."""
+    figures.prediction_figures(comparison, "scratch")
+    shown = {
+        arm: sorted(
+            comparison.results.cells[arm, 60.0], key=lambda t: t.record.metrics["seld_error"]
+        )[1]
+        for arm in ("doa_wise", "scratch")
+    }
+    matches = match_events(shown["doa_wise"])
+    assert "Confusions of doa_wise" in painted["confusion"].title
+    (image,) = painted["confusion"].axes.images
+    shares = np.asarray(image.get_array())
+    for drawn, frames in zip(shares, matches.confusion, strict=True):
+        assert drawn == pytest.approx(frames / max(frames.sum(), 1))
+
+    stairs = [item for item in painted["azimuth_error"].axes.patches if isinstance(item, StepPatch)]
+    assert len(stairs) == 2
+    for item in stairs:
+        error_deg = match_events(shown[str(item.get_label())]).azimuth_error_deg
+        for place, percent in enumerate(item.get_data().values):
+            low = -180 + 10 * place
+            inside = (error_deg >= low) & (error_deg < low + 10)
+            assert percent == pytest.approx(100 * inside.mean())
+
+
+def test_the_front_is_filled_and_responses_are_in_points(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    def tried(record: TrialRecord) -> TrialRecord:
+        return replace(record, parameters={"pretrain.temperature": 0.1 + record.seed}, seed=0)
+
+    study = replace(
+        STUDY,
+        arms={"doa_wise": VARIANTS["doa_wise"]},
+        seeds=range(5),
+        planned=False,
+        goals=("seld_error", "annotation_minutes"),
+    )
+    comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study, tried)]))
+    figures.sweep_figures(comparison)
+    found = points(comparison.results)
+    others, front = painted["front"].axes.lines
+    assert (others.get_markerfacecolor(), front.get_markerfacecolor()) == ("white", "#222222")
+    assert len(others.get_xdata()) + len(front.get_xdata()) == 10
+    lowest = found.table.groupby("annotation_minutes")["seld_error"].min()
+    assert front.get_ydata().min() == pytest.approx(100 * lowest.min())
+    assert set(front.get_xdata()) <= set(lowest.index)
+    assert max(front.get_ydata()) <= 100 * lowest[15.0] + 1e-9
+    place, error = painted["responses"].axes.lines[0].get_data()
+    assert place.tolist() == found.table["pretrain.temperature"].tolist()
+    assert error == pytest.approx(100 * found.table["seld_error"])

@@ -69,7 +69,7 @@ def test_records_of_the_wrong_shape_are_listed(tmp_path: Path, field: str, value
 @pytest.mark.parametrize(
     "changes",
     [{"cells": None}, {"cells": [{"arm": "avc"}]}, {"cells": [3]}, {"arms": None}, {"arms": [[]]},
-     {"notes": None}, {"seeds": ["one"]}, {"name": None}],
+     {"notes": None}, {"goals": "seld_error"}, {"goals": [3]}, {"seeds": ["one"]}, {"name": None}],
 )  # fmt: skip
 def test_a_plan_of_the_wrong_shape_is_listed(tmp_path: Path, changes: dict[str, object]) -> None:
     folder = write_simulated_study(tmp_path / "s", STUDY)
@@ -78,6 +78,17 @@ def test_a_plan_of_the_wrong_shape_is_listed(tmp_path: Path, changes: dict[str, 
     results = load_studies([folder])
     assert len(results.trials) == 4
     assert [item.path.name for item in results.unreadable] == ["study.json"]
+
+
+def test_a_plan_written_before_sweeps_told_their_goals_is_read(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", STUDY)
+    plan = json.loads((folder / "study.json").read_text())
+    del plan["goals"]
+    (folder / "study.json").write_text(json.dumps(plan))
+    results = load_studies([folder])
+    assert not results.unreadable
+    assert results.studies[0].record is not None
+    assert results.studies[0].record.goals == ["seld_error"]
 
 
 def test_study_without_its_question_is_still_read(tmp_path: Path) -> None:
@@ -119,8 +130,8 @@ def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path)
     more = write_simulated_study(tmp_path / "two", replace(STUDY, name="two", seeds=(5, 6)))
     assert load_studies([first, more]).arms == ["scratch", "avc"]
     again = write_simulated_study(tmp_path / "three", replace(STUDY, name="three"))
-    assert sorted(load_studies([first, again]).arms) == [
-        "one: avc", "one: scratch", "three: avc", "three: scratch",
+    assert load_studies([first, again]).arms == [
+        "one: scratch", "one: avc", "three: scratch", "three: avc",
     ]  # fmt: skip
 
     def on_another_test(record: TrialRecord) -> TrialRecord:
@@ -129,7 +140,7 @@ def test_one_arm_in_two_studies_is_pooled_only_if_it_is_the_same(tmp_path: Path)
     other = replace(STUDY, name="other", budgets_minutes=(60.0,))
     elsewhere = write_simulated_study(tmp_path / "other", other, on_another_test)
     assert load_studies([first, elsewhere]).arms == [
-        "one: avc", "one: scratch", "other: avc", "other: scratch",
+        "one: scratch", "one: avc", "other: scratch", "other: avc",
     ]  # fmt: skip
 
 
@@ -260,7 +271,7 @@ def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> 
     results = load_studies(folders)
     assert not results.swept_arms
     assert results.arms == [
-        "a/variants: avc", "a/variants: scratch", "b/variants: avc", "b/variants: scratch",
+        "a/variants: scratch", "a/variants: avc", "b/variants: scratch", "b/variants: avc",
     ]  # fmt: skip
     assert [item.arm for item in results.missing] == ["b/variants: avc"]
 

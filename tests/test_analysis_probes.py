@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
-from analysis import Analysis
+from analysis import Analysis, probes
+from analysis.figures import Picture, draw
 from analysis.load import Results, load_studies
 from analysis.probes import pretrainings, probe_figures, probes_table
 from seld.records import TrialRecord
@@ -58,8 +61,19 @@ def test_scores_say_whose_pretraining_was_no_better_than_luck(folder: Path) -> N
 
 
 def test_curves_are_means_over_pretrainings_and_do_without_what_cannot_be_read(
-    folder: Path,
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    painted: list[Figure] = []
+
+    def draw_and_keep(
+        name: str, title: str, caption: str, size_in: tuple[float, float],
+        paint: Callable[[Figure], None],
+    ) -> Picture:  # fmt: skip
+        painted.append(Figure())
+        paint(painted[-1])
+        return draw(name, title, caption, size_in, paint)
+
+    monkeypatch.setattr(probes, "draw", draw_and_keep)
     results = loaded(folder)
     assert probe_figures(results) == []
     first, second = pretrainings(results)["doa_wise"]
@@ -70,8 +84,11 @@ def test_curves_are_means_over_pretrainings_and_do_without_what_cannot_be_read(
         ).to_csv(trial.folder / "history.csv", index=False)
     (picture,) = probe_figures(results)
     assert picture.svg.startswith(b"<?xml")
+    ((step, percent),) = (line.get_data() for line in painted[0].axes[0].lines)
+    assert (list(step), list(percent)) == ([100], pytest.approx([30.0]))
     (first.folder / "history.csv").write_bytes(b"")
     assert len(probe_figures(results)) == 1
+    assert list(painted[1].axes[0].lines[0].get_ydata()) == pytest.approx([40.0])
     assert len(probe_figures(replace(results, swept_arms=frozenset({"doa_wise"})))) == 1
 
 

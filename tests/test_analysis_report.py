@@ -16,8 +16,6 @@ from rich.console import Console
 from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 from analysis import Analysis
-from analysis.load import load_studies
-from analysis.sweeps import swept_trials
 from seld.classes import STARSS_CLASSES
 from seld.errors import InputError
 from seld.records import TrialRecord, read_record, write_record
@@ -154,44 +152,6 @@ def test_arms_that_cannot_be_compared_say_so_among_the_scores(tmp_path: Path) ->
     assert not any(entry.bold for row in table.rows for entry in row)
 
 
-def test_settings_without_effect_are_no_response(tmp_path: Path) -> None:
-    """A grid's size where directions are energy peaks; the start of a learnt temperature."""
-
-    def swept(record: TrialRecord) -> TrialRecord:
-        peaks = record.seed % 2 == 0
-        values = {"pretrain.directions.sampling": "energy_peaks" if peaks else "grid",
-                  "pretrain.directions.grid.count": 16 if peaks else 4 + record.seed,
-                  "pretrain.learn_temperature": record.seed < 4,
-                  "pretrain.temperature": 0.01 * (1 + record.seed)}  # fmt: skip
-        return replace(record, parameters=values, seed=0)
-
-    study = replace(
-        STUDY,
-        arms={"sweep": VARIANTS["doa_wise"]},
-        baseline="sweep",
-        seeds=range(12),
-        budgets_minutes=(30.0,),
-        predictions=False,
-        planned=False,
-    )
-    trials = swept_trials(load_studies([write_simulated_study(tmp_path / "s", study, swept)]))
-    assert set(trials["pretrain.directions.grid.count"].dropna()) == {5, 7, 9, 11, 13, 15}
-    assert len(trials["pretrain.temperature"].dropna()) == 8
-
-
-def test_settings_that_are_lists_are_told_apart(tmp_path: Path) -> None:
-    def swept(record: TrialRecord) -> TrialRecord:
-        channels = [[8, 16], [16, 32], [32, 64]][record.seed]
-        values = {"pretrain.audio.stage_channels": channels, "pretrain.temperature": record.seed}
-        return replace(record, parameters=values if record.arm != "scratch" else {})
-
-    study = replace(STUDY, predictions=False, planned=False)
-    trials = swept_trials(load_studies([write_simulated_study(tmp_path / "s", study, swept)]))
-    assert set(trials["pretrain.audio.stage_channels"].dropna()) == {
-        "[8, 16]", "[16, 32]", "[32, 64]",
-    }  # fmt: skip
-
-
 def test_summary_prints_tables(study_folder: Path) -> None:
     console = Console(record=True, width=150, file=None, quiet=False)
     with console.capture() as capture:
@@ -232,6 +192,35 @@ def test_a_narrow_terminal_still_names_the_arms(study_folder: Path, width: int) 
 def test_unknown_baseline(study_folder: Path) -> None:
     with pytest.raises(InputError, match="--baseline"):
         Analysis.of([study_folder], "nonsense")
+
+
+TINY = SimulatedStudy(
+    arms={name: VARIANTS[name] for name in ("scratch", "avc", "doa_wise")},
+    budgets_minutes=(15.0,),
+    recordings=3,
+    predictions=False,
+)
+
+
+def test_several_studies_are_compared_with_the_first_ones_baseline(tmp_path: Path) -> None:
+    """Whose name comes last in the alphabet; arms stay in the order of their plans."""
+    folders = [
+        write_simulated_study(tmp_path / name, replace(TINY, name=name)) for name in ("b", "a")
+    ]
+    analysis = Analysis.of(folders)
+    assert analysis.baseline == "b: scratch"
+    arms = ("scratch", "avc", "doa_wise")
+    assert analysis.results.arms == [f"{study}: {arm}" for study in "ba" for arm in arms]
+
+
+def test_a_baseline_without_a_trial_is_not_replaced(tmp_path: Path) -> None:
+    folder = write_simulated_study(tmp_path / "s", TINY)
+    for path in folder.glob("trials/scratch-*"):
+        shutil.rmtree(path)
+    for wanted in (None, "scratch"):
+        analysis = Analysis.of([folder], wanted)
+        assert analysis.baseline == "scratch"
+        assert analysis.answer == "There is no answer yet: no arm can be compared with scratch."
 
 
 def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
@@ -290,7 +279,9 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
     assert names == {"responses", "importances"}
     text = page.read_text()
     assert "Of 20 settings" in text
-    assert "importances from 14 trials" in text
+    assert "importances from 20 trials" in text
+    assert "Not weighed, as only some trials use them: pretrain.temperature." in text
+    assert "How the intervals are made" not in text
 
 
 def test_trials_of_other_settings_are_listed_and_not_counted(tmp_path: Path) -> None:
