@@ -74,16 +74,14 @@ def clip_schedule(
     generator = np.random.default_rng([seed, step])
     total = batch_size * world_size // windows_per_clip
     drawn = generator.choice(len(clips), total, replace=len(clips) < total)
-    # What the windows leave free of a clip is shared out at random between them, so that every
-    # stretch of it is seen; where they leave nothing, they start at equal distances and overlap.
-    free_s = durations_s[drawn] - windows_per_clip * window_s
-    free_frames = np.maximum(np.floor(free_s / LABEL_FRAME_S + 1e-6), 0.0)
+    # Each window starts within its own equal part of what is free before the last start. That is
+    # 24 of 81 starts of four windows of 2 s in 10 s; all of them taught no more (LOG, 2026-11-28).
+    part_s = durations_s[drawn] / windows_per_clip
+    free_frames = np.maximum(np.floor((part_s - window_s) / LABEL_FRAME_S + 1e-6), 0.0)
     last_start_s = np.floor((durations_s[drawn] - window_s) / LABEL_FRAME_S + 1e-6) * LABEL_FRAME_S
-    drawn_frames = np.floor(generator.random((windows_per_clip, total)) * (free_frames + 1.0))
-    offsets = np.sort(drawn_frames, axis=0)
-    distance_s = np.minimum(window_s, durations_s[drawn] / windows_per_clip)
-    firsts = np.floor(np.arange(windows_per_clip)[:, None] * distance_s / LABEL_FRAME_S + 1e-6)
-    starts_s = np.minimum((firsts + offsets) * LABEL_FRAME_S, last_start_s).T.ravel()
+    offsets = np.floor(generator.random((windows_per_clip, total)) * (free_frames + 1.0))
+    firsts_s = np.floor(np.arange(windows_per_clip)[:, None] * part_s / LABEL_FRAME_S + 1e-6)
+    starts_s = np.minimum((firsts_s + offsets) * LABEL_FRAME_S, last_start_s).T.ravel()
     rows = clips[drawn].repeat(windows_per_clip)
     mine = slice(rank * batch_size, (rank + 1) * batch_size)
     return [
