@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis.report import Analysis
-from seld.errors import CommandLine, exit_on_input_error
+from seld.errors import CommandLine, InputError, exit_on_input_error
 
 
 def main() -> None:
@@ -15,8 +15,13 @@ def main() -> None:
     parser = CommandLine(prog="python -m analysis", description="Tables and a report of studies.")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS_DIR")
     parser.add_argument("--baseline", metavar="ARM", help="arm to compare with")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RESULTS_DIR/report")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: report in the one RESULTS_DIR"
+    )
     options = parser.parse_args()
+    if options.out is None and len(options.results) > 1:
+        expected = "a folder, as the report of several studies replaces none of theirs"
+        raise InputError("command line", "--out", None, expected)
     console = Console()
     analysis = Analysis.of(options.results, options.baseline)
     analysis.print(console)

@@ -223,9 +223,11 @@ def test_a_baseline_without_a_trial_is_not_replaced(tmp_path: Path) -> None:
         assert analysis.answer == "There is no answer yet: no arm can be compared with scratch."
 
 
-def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folders", [["nowhere"], ["one", "another"]])
+def test_command_line_says_what_is_wrong_in_one_line(folders: list[str], tmp_path: Path) -> None:
+    """A folder that is not there; two studies, of which neither's report may be replaced."""
     done = subprocess.run(
-        [sys.executable, "-m", "analysis", str(tmp_path / "nowhere")],
+        [sys.executable, "-m", "analysis", *(str(tmp_path / name) for name in folders)],
         capture_output=True,
         text=True,
         check=False,
