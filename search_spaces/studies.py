@@ -300,6 +300,37 @@ def domain(scale: ScaleSettings) -> Study:
     )
 
 
+def crowding(scale: ScaleSettings) -> Study:
+    """How many events may sound at once in what is pretrained on?
+
+    Command: ``python ablations/run_grid.py crowding``
+    Cost: at ``demo`` about half of ``variants``, and two renderings.
+    Reading: where one event sounds at a time, what is heard belongs to what is seen without any
+    doubt, and peaks of the sound's intensity are where it is; but there is less to learn from in
+    the same minutes, and nothing of how sounds mix. All arms are fine-tuned and tested in the same
+    scenes of up to three at once.
+    """
+    part = scale.scenes.unannotated
+
+    def with_overlap(name: str, most: int) -> Arm:
+        scenes = replace(scale.scenes, unannotated=replace(part, max_overlap=most))
+        return Arm(name=name, pretrain=scale.doa_wise, finetune=scale.finetune, scenes=scenes)
+
+    return Study(
+        name="crowding",
+        question="How crowded may unannotated recordings be?",
+        scale=scale,
+        arms=(
+            Arm(name="up_to_three", pretrain=scale.doa_wise, finetune=scale.finetune),
+            with_overlap("one_at_a_time", 1),
+            with_overlap("up_to_five", 5),
+        ),
+        baseline="up_to_three",
+        budgets_minutes=scale.budgets_minutes[:1],
+        seeds=scale.seeds,
+    )
+
+
 def misalignment(scale: ScaleSettings) -> Study:
     """How many sounds without a visible source does each variant bear?
 
@@ -448,6 +479,7 @@ def ingredients(scale: ScaleSettings) -> Study:
         ),
         "uniform_weights": replace(recipe, directions=replace(own, weighting="uniform")),
         "half_the_batch": replace(recipe, batch_size=recipe.batch_size // 2),
+        "negatives_of_four_earlier_steps": replace(recipe, memory_steps=4),
         "half_the_window": replace(recipe, window_s=recipe.window_s / 2),
         "near_directions_are_no_negatives": replace(
             recipe, directions=replace(own, exclusion_deg=35.0)
@@ -457,6 +489,7 @@ def ingredients(scale: ScaleSettings) -> Study:
         ),
         "narrow_crops": replace(recipe, field_of_view_deg=20.0),
         "wide_crops": replace(recipe, field_of_view_deg=50.0),
+        "pictures_alone_first": replace(recipe, visual_warmup_share=0.125),
         "more_pictures": replace(recipe, frame_count=2 * recipe.frame_count + 1),
     }
     return Study(
@@ -478,6 +511,7 @@ STUDIES: dict[str, Callable[[ScaleSettings], Study]] = {
     "evidence": evidence,
     "annotation": annotation,
     "domain": domain,
+    "crowding": crowding,
     "misalignment": misalignment,
     "doa_resolution": doa_resolution,
     "temperature": temperature,

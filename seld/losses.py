@@ -33,6 +33,7 @@ def doa_wise_loss(
     *,
     weights: Tensor | None = None,
     exclude: Tensor | None = None,
+    earlier: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """InfoNCE over all directions of all recordings: (n, k) against every (m, l).
 
@@ -49,17 +50,24 @@ def doa_wise_loss(
             negatives of the others.
         exclude: (recording, direction k, direction l) bool: true where the sound at k and the
             crop at l of one recording are too near to be negatives. The diagonal is ignored.
+        earlier: audio and visual embeddings (row, embedding) of other recordings: the visual ones
+            are further negatives of each sound, the audio ones of each crop.
 
     Returns:
         Scalar; 0 where all weights are 0.
     """
     directions = audio.shape[1]
     with _full_precision(audio):
-        logits = cosines(audio.flatten(0, 1), visual.flatten(0, 1)) / _checked(temperature)
+        audio, visual = audio.flatten(0, 1), visual.flatten(0, 1)
+        logits = cosines(audio, visual) / _checked(temperature)
         if exclude is not None:
             off_diagonal = ~torch.eye(directions, dtype=torch.bool, device=exclude.device)
             logits = logits.masked_fill(torch.block_diag(*(exclude & off_diagonal)), float("-inf"))
-        return _symmetric_cross_entropy(logits, None if weights is None else weights.flatten())
+        return _symmetric_cross_entropy(
+            logits,
+            None if weights is None else weights.flatten(),
+            *_earlier_logits(audio, visual, temperature, earlier),
+        )
 
 
 def own_window_loss(
@@ -128,13 +136,25 @@ def recording_wise_loss(
         if rotated_visual is not None:
             rotated = F.normalize(rotated_visual.float(), dim=-1)
             rotated_logits = torch.einsum("nkd,nrkd->nr", audio, rotated) / audio.shape[1] / scale
-        return _symmetric_cross_entropy(logits, extra_negatives=rotated_logits)
+        return _symmetric_cross_entropy(logits, extra_visual=rotated_logits)
 
 
-def avc_loss(audio: Tensor, visual: Tensor, temperature: float | Tensor) -> Tensor:
-    """Audio-visual correspondence without directions: InfoNCE over (recording, embedding)."""
+def avc_loss(
+    audio: Tensor,
+    visual: Tensor,
+    temperature: float | Tensor,
+    *,
+    earlier: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Audio-visual correspondence without directions: InfoNCE over (recording, embedding).
+
+    ``earlier`` is that of :func:`doa_wise_loss`.
+    """
     with _full_precision(audio):
-        return _symmetric_cross_entropy(cosines(audio, visual) / _checked(temperature))
+        logits = cosines(audio, visual) / _checked(temperature)
+        return _symmetric_cross_entropy(
+            logits, None, *_earlier_logits(audio, visual, temperature, earlier)
+        )
 
 
 def standardise(embeddings: Tensor, *, like: Tensor | None = None) -> Tensor:
@@ -239,19 +259,36 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
+def _earlier_logits(
+    audio: Tensor,
+    visual: Tensor,
+    temperature: float | Tensor,
+    earlier: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Logits (n, m) of sounds with earlier pictures, and of pictures with earlier sounds."""
+    if earlier is None:
+        return None, None
+    sounds, pictures = earlier
+    return cosines(audio, pictures) / temperature, cosines(visual, sounds) / temperature
+
+
 def _symmetric_cross_entropy(
-    logits: Tensor, weights: Tensor | None = None, extra_negatives: Tensor | None = None
+    logits: Tensor,
+    weights: Tensor | None = None,
+    extra_visual: Tensor | None = None,
+    extra_audio: Tensor | None = None,
 ) -> Tensor:
     """Mean over both directions of the cross-entropy with the diagonal as the right answer.
 
     Args:
-        logits: (anchor, candidate), square; -inf takes a candidate out, both ways.
-        weights: (anchor,) relative weights.
-        extra_negatives: (anchor, extra) further candidates, for the rows only.
+        logits: (sound, picture), square; -inf takes a candidate out, both ways.
+        weights: (pair,) relative weights.
+        extra_visual: (sound, extra) further pictures, each a wrong answer for the sounds.
+        extra_audio: (picture, extra) further sounds, each a wrong answer for the pictures.
     """
-    rows = logits if extra_negatives is None else torch.cat([logits, extra_negatives], dim=1)
-    positives = logits.diagonal()
-    losses = (rows.logsumexp(1) + logits.logsumexp(0)) / 2 - positives
+    to_visual = logits if extra_visual is None else torch.cat([logits, extra_visual], dim=1)
+    to_audio = logits.T if extra_audio is None else torch.cat([logits.T, extra_audio], dim=1)
+    losses = (to_visual.logsumexp(1) + to_audio.logsumexp(1)) / 2 - logits.diagonal()
     if weights is None:
         return losses.mean()
     weights = weights.to(losses.dtype)

@@ -12,9 +12,10 @@ from torch import Tensor
 from seld.geometry import angular_distance_deg
 from seld.losses import avc_loss, doa_wise_loss, own_window_loss, recording_wise_loss
 from tests.test_pretrain import OBJECTIVES, TINY, random_batches
-from trainables import pretrain as pretrain_module
+from trainables import contrast as contrast_module
+from trainables.contrast import EarlierPairs, PretrainNetworks, contrastive_loss, picture_loss
 from trainables.directions import Directions
-from trainables.pretrain import PretrainNetworks, PretrainSettings, contrastive_loss
+from trainables.pretrain import PretrainSettings
 from trainables.steps import seed_step
 
 WINDOWS = TINY.batch_size
@@ -41,14 +42,31 @@ class Planted(PretrainNetworks):
     ``asked`` are the directions (window, K, 3) that the sound was asked at.
     """
 
+    def __init__(self, settings: PretrainSettings, seed: int = 0) -> None:
+        super().__init__(settings)
+        self.seed = seed
+
     def embed_sound(self, features: Tensor, directions: Tensor, segments: int = 1) -> Tensor:
         self.asked = directions
-        self.sound = planted(1, WINDOWS * segments, directions.shape[1], 8)
+        self.sound = planted(self.seed + 1, WINDOWS * segments, directions.shape[1], 8)
         return self.sound
 
     def embed_pictures(self, crops: Tensor, segments: int = 1) -> Tensor:
-        self.pictures = planted(2, WINDOWS * segments, crops.shape[1], 8)
+        self.pictures = planted(self.seed + 2, WINDOWS * segments, crops.shape[1], 8)
         return self.pictures
+
+
+def plant_directions(monkeypatch: pytest.MonkeyPatch) -> Directions:
+    """The directions of every batch: with uneven weights, and exclusions one way only."""
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.nn.functional.normalize(torch.randn(WINDOWS, 3, 3, generator=generator), dim=-1)
+    weights = torch.rand(WINDOWS, 3, generator=generator) + 0.1
+    excluded = torch.zeros(WINDOWS, 3, 3, dtype=torch.bool)
+    excluded[:2, 0, 1] = True
+    excluded[3, 2, 0] = True
+    chosen = Directions(vectors, weights, excluded)
+    monkeypatch.setattr(contrast_module, "choose_directions", lambda *_: chosen)
+    return chosen
 
 
 def loss_of(settings: PretrainSettings) -> tuple[float, Planted]:
@@ -89,13 +107,13 @@ def test_recording_wise_has_each_windows_rotated_pictures_as_negatives(
 def test_negatives_are_rotated_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each window by a rotation of its own, at least as far as asked."""
     drawn: list[dict[str, Any]] = []
-    draw = pretrain_module.random_rotations
+    draw = contrast_module.random_rotations
 
     def note(count: int, *, generator: torch.Generator, **how: Any) -> Tensor:
         drawn.append({"count": count} | how)
         return draw(count, generator=generator, **how)
 
-    monkeypatch.setattr(pretrain_module, "random_rotations", note)
+    monkeypatch.setattr(contrast_module, "random_rotations", note)
     loss_of(
         dataclasses.replace(
             OBJECTIVES["recording_wise"],
@@ -112,18 +130,8 @@ def test_negatives_are_rotated_as_the_settings_say(monkeypatch: pytest.MonkeyPat
 def test_doa_wise_is_both_losses_by_their_shares(
     share: float, segments: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With uneven weights, exclusions one way only, and three directions that are only heard."""
-    generator = torch.Generator().manual_seed(3)
-    vectors = torch.nn.functional.normalize(torch.randn(WINDOWS, 3, 3, generator=generator), dim=-1)
-    weights = torch.rand(WINDOWS, 3, generator=generator) + 0.1
-    excluded = torch.zeros(WINDOWS, 3, 3, dtype=torch.bool)
-    excluded[:2, 0, 1] = True
-    excluded[3, 2, 0] = True
-    monkeypatch.setattr(
-        pretrain_module,
-        "choose_directions",
-        lambda *_: Directions(vectors, weights, excluded),
-    )
+    """With three directions that are only heard."""
+    vectors, weights, excluded = plant_directions(monkeypatch)
     settings = dataclasses.replace(
         TINY,
         own_window_share=share,
@@ -162,6 +170,60 @@ def test_doa_wise_is_both_losses_by_their_shares(
     )
     expected = (1.0 - share) * everywhere + share * own_window
     assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["doa_wise", "avc"])
+def test_embeddings_of_the_last_steps_are_negatives(
+    objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two steps here, as they were then: the fourth has those of the second and the third."""
+    settings = dataclasses.replace(TINY, objective=objective, memory_steps=2)
+    _, weights, excluded = plant_directions(monkeypatch)
+    earlier = EarlierPairs(settings.memory_steps)
+    batch = next(random_batches(settings))
+    rows: list[tuple[Tensor, Tensor]] = []
+    for step in range(4):
+        networks = Planted(settings, seed=10 * step)
+        loss = contrastive_loss(networks, batch, settings, seed_step(0, step), "cpu", earlier)
+        sound, pictures = by_hand(networks.sound), by_hand(networks.pictures)
+        held = rows[-2:]
+        pairs = (torch.cat([a for a, _ in held]), torch.cat([v for _, v in held])) if held else None
+        if objective == "avc":
+            sound, pictures = sound.mean(dim=1), pictures.mean(dim=1)
+            expected = avc_loss(sound, pictures, 0.1, earlier=pairs)
+            rows.append((sound, pictures))
+        else:
+            expected = doa_wise_loss(
+                sound, pictures, 0.1, weights=weights, exclude=excluded, earlier=pairs
+            )
+            rows.append((sound.flatten(0, 1), pictures.flatten(0, 1)))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    # What is kept with a checkpoint is what the next step would have.
+    restored = EarlierPairs(settings.memory_steps, earlier.state()).pairs()
+    assert restored is not None
+    for kept, expected_rows in zip(restored, zip(*rows[-2:], strict=True), strict=True):
+        assert torch.allclose(kept, torch.cat(expected_rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+def test_pictures_are_compared_with_other_views_of_theirs(
+    segments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first K crops of each window with the other K; weights and exclusions as with sounds."""
+    _, weights, excluded = plant_directions(monkeypatch)
+    settings = dataclasses.replace(TINY, temperature=0.3, segment_s=TINY.window_s / segments)
+    networks = Planted(settings)
+    batch = next(random_batches(settings))
+    loss = picture_loss(networks, batch, settings, seed_step(0, 0), "cpu")
+    first, second = networks.pictures.split(3, dim=1)
+    expected = doa_wise_loss(
+        by_hand(first),
+        by_hand(second),
+        0.3,
+        weights=weights.repeat_interleave(segments, dim=0),
+        exclude=excluded.repeat_interleave(segments, dim=0),
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_pieces_of_a_window_are_embedded_each_by_itself() -> None:

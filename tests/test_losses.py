@@ -38,12 +38,15 @@ def cross_entropy(right: float, candidates: list[float]) -> float:
     return math.log(sum(math.exp(candidate - right) for candidate in candidates))
 
 
-def slow_doa_wise(audio, visual, temperature, weights, exclude) -> float:
+def slow_doa_wise(audio, visual, temperature, weights, exclude, earlier=((), ())) -> float:
     pairs = list(itertools.product(range(audio.shape[0]), range(audio.shape[1])))
     total, weight_sum = 0.0, 0.0
     for n, k in pairs:
         right = cosine(audio[n, k], visual[n, k]) / temperature
         to_visual, to_audio = [right], [right]
+        earlier_audio, earlier_visual = earlier
+        to_visual += [cosine(audio[n, k], picture) / temperature for picture in earlier_visual]
+        to_audio += [cosine(sound, visual[n, k]) / temperature for sound in earlier_audio]
         for m, l in pairs:  # noqa: E741
             if (m, l) == (n, k):
                 continue
@@ -72,6 +75,21 @@ def test_doa_wise_loss_is_the_loop_over_all_pairs(temperature: float) -> None:
     assert full == pytest.approx(
         slow_doa_wise(audio, visual, temperature, weights, exclude), rel=1e-5
     )
+
+
+def test_earlier_embeddings_are_wrong_answers_for_either_side() -> None:
+    audio, visual = embeddings(0, 3, 4, 5), embeddings(1, 3, 4, 5)
+    weights = torch.rand(3, 4, generator=torch.Generator().manual_seed(2))
+    exclude = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(3)) < 0.4
+    earlier = embeddings(4, 6, 5), embeddings(5, 7, 5)
+    loss = doa_wise_loss(audio, visual, 0.2, weights=weights, exclude=exclude, earlier=earlier)
+    expected = slow_doa_wise(audio, visual, 0.2, weights, exclude, earlier)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss = avc_loss(audio[:, 0], visual[:, 0], 0.2, earlier=earlier)
+    first = slice(0, 1)
+    everything, nothing = torch.ones(3, 1), torch.zeros(3, 1, 1)
+    expected = slow_doa_wise(audio[:, first], visual[:, first], 0.2, everything, nothing, earlier)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_own_window_loss_is_the_doa_wise_loss_of_each_window_alone() -> None:

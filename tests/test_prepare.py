@@ -40,6 +40,7 @@ from seld.shards import ProcessExecutor, build_shards
 from tests.test_pretrain import TINY
 from trainables import pretrain_job
 from trainables.cells import DEFAULT_DATA, Cell, stages_of
+from trainables.contrast import PretrainNetworks
 from trainables.finetune import FinetuneSettings
 from trainables.jobs import ShardFolder
 from trainables.prepare import (
@@ -53,7 +54,6 @@ from trainables.prepare import (
     recordings_of,
     trainable_minutes_of_scenes,
 )
-from trainables.pretrain import PretrainNetworks
 from trainables.pretrain_job import PretrainJob, probe_windows
 from trainables.probes import ProbeWindows
 from trainables.resources import plan_placement

@@ -22,9 +22,11 @@ from seld.geometry import DoaGrid, azimuth_elevation, unit_vectors
 from seld.models.heads import ProjectionSettings
 from seld.models.r2plus1d import VisualEncoderSettings
 from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
+from seld.panorama import camera_matrices
 from seld.spatial_spectra import spatial_spectra
 from tests.sound_fields import encode
 from tests.test_panorama import pixel_directions
+from trainables import contrast as contrast_module
 from trainables import pretrain as pretrain_module
 from trainables import steps
 from trainables.clips import (
@@ -35,11 +37,10 @@ from trainables.clips import (
     batches_on,
     clip_schedule,
 )
+from trainables.contrast import PretrainNetworks, contrastive_loss, picture_loss
 from trainables.directions import DirectionSettings, arriving_amplitude, choose_directions
 from trainables.pretrain import (
-    PretrainNetworks,
     PretrainSettings,
-    contrastive_loss,
     pretrain,
     refuse_broken_convolution,
 )
@@ -87,7 +88,10 @@ OBJECTIVES = {
         TINY, objective="recording_wise", directions=GRID, rotated_negatives=0, segment_s=0.2
     ),
     "doa_wise_own_window": dataclasses.replace(TINY, own_window_share=0.5, listening_directions=3),
+    "doa_wise_with_memory": dataclasses.replace(TINY, memory_steps=3),
+    "doa_wise_after_pictures": dataclasses.replace(TINY, visual_warmup_share=0.75),
     "avc": dataclasses.replace(TINY, objective="avc"),
+    "avc_with_memory": dataclasses.replace(TINY, objective="avc", memory_steps=1),
 }
 
 
@@ -319,7 +323,7 @@ def test_rotated_negatives_show_the_heard_scene_rotated(monkeypatch: pytest.Monk
     """By a quarter to the left here, after it has been turned with the sound."""
     quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     monkeypatch.setattr(
-        pretrain_module, "random_rotations", lambda count, **how: quarter.expand(count, 3, 3)
+        contrast_module, "random_rotations", lambda count, **how: quarter.expand(count, 3, 3)
     )
     settings = dataclasses.replace(OBJECTIVES["recording_wise"], **LOOKING)
     heard, asked, crops = heard_and_seen(settings)
@@ -332,6 +336,65 @@ def test_rotated_negatives_show_the_heard_scene_rotated(monkeypatch: pytest.Monk
                 assert torch.allclose(seen, colour.expand_as(seen), atol=0.1)
                 shown += len(seen)
     assert shown > 100
+
+
+def test_views_to_compare_look_at_the_sounds_in_the_turned_scene() -> None:
+    """Both views of both peaks show a spot, however the scene is turned, and not one picture."""
+    settings = dataclasses.replace(
+        TINY,
+        augmentation="swaps_and_rotations",
+        directions=DirectionSettings(peak_count=2, random_count=0, suppression_deg=10.0),
+        **LOOKING | {"field_of_view_deg": 60.0},
+    )
+    seen: list[torch.Tensor] = []
+
+    class Networks(PretrainNetworks):
+        def embed_pictures(self, crops: torch.Tensor, segments: int = 1) -> torch.Tensor:
+            seen.append(crops[:, :, 0])
+            return torch.randn(*crops.shape[:2], 16)
+
+    picture_loss(Networks(settings), planted_batch(settings), settings, seed_step(0, 0), "cpu")
+    (crops,) = seen
+    first, second = crops.split(2, dim=1)  # each (window, peak, 3, size, size)
+    for views in (first, second):
+        assert (views[:, :, [0, 2]].amax(dim=(2, 3, 4)) > 0.6).all()
+    assert ((first - second).abs().amax(dim=(2, 3, 4)) > 0.3).all()
+
+
+def test_views_of_a_direction_differ_by_a_small_turn_of_the_camera() -> None:
+    directions = torch.nn.functional.normalize(
+        torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    cameras = camera_matrices(directions)
+    turned = contrast_module._viewed_anew(cameras, torch.Generator().manual_seed(1))
+    assert torch.allclose(turned.transpose(1, 2) @ turned, torch.eye(3), atol=1e-5)
+    assert torch.allclose(torch.linalg.det(turned), torch.ones(4000), atol=1e-5)
+    # In the camera's own axes: forward, left, up; small turns about different axes nearly add.
+    forward, left, _ = (cameras.transpose(1, 2) @ turned).unbind(-1)
+    yaw, pitch = torch.atan2(forward[:, 1], forward[:, 0]), torch.asin(-forward[:, 2])
+    roll = torch.asin(left[:, 2])
+    spread_deg = torch.rad2deg(torch.stack([roll, pitch, yaw])).std(dim=1)
+    assert spread_deg.tolist() == pytest.approx([20.0, 6.0, 6.0], rel=0.06)
+
+
+def test_pictures_alone_leave_the_audio_encoder_and_the_temperature_alone() -> None:
+    """For as many of the steps as the settings say."""
+    settings = dataclasses.replace(TINY, visual_warmup_share=0.5, state_every=1, warmup_steps=0)
+    reports = Reports()
+    pretrain(settings, random_batches(settings), report=reports)
+    states = [reports.states[step]["networks"] for step in range(1, 5)]
+    for key in states[0]:
+        in_warm_up = not torch.equal(states[0][key], states[1][key])
+        afterwards = not torch.equal(states[1][key], states[2][key])
+        moves = "running" in key or "num_batches" in key or key in dict(trained(settings))
+        assert in_warm_up == (moves and key.startswith("visual_encoder.")), key
+        assert afterwards == moves, key
+
+
+def trained(settings: PretrainSettings) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for name, parameter in PretrainNetworks(settings).named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
 
 
 def test_energy_peaks_point_at_the_sources() -> None:
@@ -487,6 +550,9 @@ def test_two_frames_in_bf16_on_a_cpu_are_refused(monkeypatch: pytest.MonkeyPatch
         {"weight_decay": -1.0},
         {"warmup_steps": -1},
         {"minimum_rotation_deg": 200.0},
+        {"memory_steps": 1},  # of other directions than the present step's
+        {"visual_warmup_share": 1.0},
+        {"visual_warmup_share": -0.1},
     ],
 )
 def test_settings_without_a_meaning_are_refused(changed: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from seld.geometry import unit_vectors
 from seld.models.heads import GridProjectionHead
 from tests.test_panorama import pixel_directions
 from tests.test_pretrain import OBJECTIVES, TINY
-from trainables.pretrain import PretrainNetworks
+from trainables.contrast import PretrainNetworks
 from trainables.probes import (
     ProbeWindows,
     has_learnt_classes,

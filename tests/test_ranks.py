@@ -15,8 +15,9 @@ from tests.ranks import RANKS, run_in_ranks
 from tests.test_pretrain import GRID, TINY, Reports, random_batches
 from tests.test_probes import probe_windows
 from trainables.clips import Batch
+from trainables.contrast import PretrainNetworks
 from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
-from trainables.pretrain import PretrainNetworks, PretrainSettings, pretrain
+from trainables.pretrain import PretrainSettings, pretrain
 from trainables.probes import probe_pretraining
 from trainables.steps import Metrics
 
@@ -38,6 +39,7 @@ SETTINGS = {
         directions=dataclasses.replace(GRID, grid_rotation="any"),
         head="direction_conditioned",
     ),
+    "doa_wise, memory": dataclasses.replace(UNDRAWN, memory_steps=2),
     "avc": dataclasses.replace(UNDRAWN, objective="avc"),
     "recording_wise": dataclasses.replace(UNDRAWN, objective="recording_wise", rotated_negatives=0),
     "recording_wise, turned grid": dataclasses.replace(

@@ -27,7 +27,13 @@ from seld.errors import InputError
 from seld.geometry import angular_distance_deg, unit_vectors
 from seld.scenes import __main__ as command
 from seld.scenes.pictures import PanoramaPainter, draw_look
-from seld.scenes.render import RENDERER_VERSION, plan_recordings, render_corpus, render_recording
+from seld.scenes.render import (
+    RENDERER_VERSION,
+    corpus_fingerprint,
+    plan_recordings,
+    render_corpus,
+    render_recording,
+)
 from seld.scenes.rooms import (
     CONTROL_RATE_HZ,
     SPEED_OF_SOUND_M_S,
@@ -169,6 +175,14 @@ def test_another_seed_gives_another_corpus_and_is_refused_in_the_same_folder(cor
         render_corpus(replace(SMALL, seed=4), corpus, workers=1)
 
 
+def test_a_part_with_a_limit_of_its_own_is_another_corpus_and_without_is_the_one_before() -> None:
+    """Six rendered hours are not rendered again because parts can say something new."""
+    settings, bank = SceneSettings(), SyntheticBank()
+    own = replace(settings, unannotated=replace(settings.unannotated, max_overlap=1))
+    assert corpus_fingerprint(own, bank) != corpus_fingerprint(settings, bank)
+    assert corpus_fingerprint(settings, bank) == "dec918f678849586"  # as on 2026-11-27
+
+
 def test_annotations_point_at_what_is_heard(tmp_path: Path) -> None:
     """In the open, one voice: intensity of each labelled frame is along its label."""
     settings = replace(
@@ -225,10 +239,13 @@ def test_background_music_sounds_where_nothing_is_labelled(tmp_path: Path) -> No
     assert 10 * np.log10(powers[1] / powers[0]) > 20
 
 
-def test_overlap_stays_within_its_limit_and_shares_are_kept() -> None:
+@pytest.mark.parametrize(("of_all", "of_part"), [(2, None), (3, 2), (1, 2)])
+def test_overlap_stays_within_its_limit_and_shares_are_kept(
+    of_all: int, of_part: int | None
+) -> None:
     generator = np.random.default_rng(0)
-    part = PartSettings(minutes=1, rooms=1, unseen_share=0.3, silent_share=0.5)
-    settings = SceneSettings(recording_s=60.0, max_overlap=2)
+    part = PartSettings(minutes=1, rooms=1, unseen_share=0.3, silent_share=0.5, max_overlap=of_part)
+    settings = SceneSettings(recording_s=60.0, max_overlap=of_all)
     sounding = unseen = silent = most = 0
     for _ in range(20):
         script = write_script(settings, part, STARSS_CLASSES, generator)

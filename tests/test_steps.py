@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from tests import test_finetune, test_pretrain
 from tests.test_pretrain import Reports
+from trainables.contrast import PretrainNetworks
 from trainables.finetune import finetune
-from trainables.pretrain import PretrainNetworks, pretrain
+from trainables.pretrain import pretrain
 from trainables.steps import TrainState, schedule
 
 #: One step in ten of a warm-up. Where AdamW does not decay weights, its first step moves every

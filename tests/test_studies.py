@@ -116,7 +116,7 @@ def test_neighbours_in_the_queue_need_different_pretrainings() -> None:
     assert len({(cell.arm, cell.seed) for cell in first_budget}) == len(first_budget)
 
 
-@pytest.mark.parametrize("name", ["domain", "misalignment", "annotation"])
+@pytest.mark.parametrize("name", ["domain", "crowding", "misalignment", "annotation"])
 def test_arms_with_scenes_of_their_own_share_the_test_recordings(name: str) -> None:
     study = find_study(name, "demo")
     own = [arm.scenes for arm in study.arms if arm.scenes is not None]

@@ -1,9 +1,7 @@
 """Audio-visual pretraining: the loop, in plain code.
 
-One step: turn sound and picture together at random, draw directions in the turned scene
-(:mod:`trainables.directions`), embed the sound at the K directions and the K crops of the picture,
-compare them (:mod:`seld.losses`), step. No Ray here: an iterable of batches comes in, a report
-callback goes out, so the same loop runs in Ray Train, in a test and on a bare machine.
+What a step minimises is :mod:`trainables.contrast`. No Ray here: an iterable of batches comes in,
+a report callback goes out, so the same loop runs in Ray Train, in a test and on a bare machine.
 """
 
 from __future__ import annotations
@@ -11,41 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, assert_never
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from seld.clips import LABEL_FRAME_S
 from seld.errors import InputError
-from seld.geometry import random_rotations, random_transforms
-from seld.losses import (
-    avc_loss,
-    distributed,
-    doa_wise_loss,
-    gather_with_gradients,
-    own_window_loss,
-    recording_wise_loss,
-    standardise,
-)
-from seld.models.heads import (
-    DirectionConditionedHead,
-    GridProjectionHead,
-    PooledProjectionHead,
-    ProjectionSettings,
-)
-from seld.models.r2plus1d import VisualEncoder, VisualEncoderSettings
-from seld.models.resnet_conformer import AudioEncoder, AudioEncoderSettings
-from seld.panorama import camera_matrices, perspective_crops
-from seld.spatial_spectra import turned_features
-from trainables.clips import Batch, batch_spectra, batches_on
-from trainables.directions import (
-    Directions,
-    DirectionSettings,
-    choose_directions,
-    near_directions,
-    random_directions,
-)
+from seld.losses import distributed
+from seld.models.heads import ProjectionSettings
+from seld.models.r2plus1d import VisualEncoderSettings
+from seld.models.resnet_conformer import AudioEncoderSettings
+from trainables.clips import Batch, batches_on
+from trainables.contrast import EarlierPairs, PretrainNetworks, contrastive_loss, picture_loss
+from trainables.directions import DirectionSettings
 from trainables.joined_norm import join_batch_norms
 from trainables.optimizer import AdamW
 from trainables.steps import (
@@ -55,7 +32,6 @@ from trainables.steps import (
     RunningMeans,
     TrainState,
     average_gradients,
-    network_precision,
     require_finite,
     schedule,
     seed_step,
@@ -89,6 +65,10 @@ class PretrainSettings:
             ``direction_conditioned`` [ours] is asked for any direction and so allows sampled ones.
         projection: the head's shape; its embedding_dim must be the visual encoder's.
         temperature, learn_temperature: τ, or where it starts.
+        memory_steps: the embeddings of so many steps before are further negatives
+            (:class:`trainables.contrast.EarlierPairs`), of ``doa_wise`` and ``avc``.
+        visual_warmup_share: of the steps, the first part, in which pictures are compared with
+            pictures alone (:func:`trainables.contrast.picture_loss`); no label says what they show.
         rotated_negatives: per window, how many randomly rotated copies of its own picture
             ``recording_wise`` gets as further negatives; 0 is "without rotation".
         negative_axes, minimum_rotation_deg: about which those rotations turn, and how far at least.
@@ -120,6 +100,8 @@ class PretrainSettings:
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)
     temperature: float = 0.1
     learn_temperature: bool = True
+    memory_steps: int = 0
+    visual_warmup_share: float = 0.0
     rotated_negatives: int = 1
     negative_axes: Literal["any", "vertical"] = "any"
     minimum_rotation_deg: float = 45.0
@@ -184,9 +166,25 @@ class PretrainSettings:
             )
         if not 0.0 <= self.own_window_share <= 1.0:
             raise InputError(where, "own_window_share", self.own_window_share, "0 to 1")
-        for name in ("rotated_negatives", "listening_directions", "weight_decay", "warmup_steps"):
+        if not 0.0 <= self.visual_warmup_share < 1.0:
+            raise InputError(where, "visual_warmup_share", self.visual_warmup_share, "0 to below 1")
+        for name in (
+            "rotated_negatives",
+            "listening_directions",
+            "memory_steps",
+            "weight_decay",
+            "warmup_steps",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(where, name, getattr(self, name), "0 or more")
+        if self.objective == "recording_wise" and self.memory_steps:
+            # Its grid is turned at every step, and recordings are compared at the same directions.
+            raise InputError(
+                where,
+                "memory_steps",
+                self.memory_steps,
+                "0: recordings of earlier steps were heard at other directions",
+            )
         if self.objective == "doa_wise" and self.head == "grid" and self.listening_directions:
             # It would answer with the nearest direction's embedding: that of a crop there is.
             raise InputError(
@@ -249,59 +247,6 @@ class PretrainResult:
     probes: Metrics
 
 
-class PretrainNetworks(nn.Module):
-    """The two encoders with their projections; only ``audio_encoder`` outlives pretraining."""
-
-    grid_vectors: Tensor
-
-    def __init__(self, settings: PretrainSettings) -> None:
-        super().__init__()
-        self.objective = settings.objective
-        self.audio_encoder = AudioEncoder(settings.audio)
-        dim = self.audio_encoder.dim
-        self.audio_head: nn.Module
-        if settings.objective == "avc":
-            self.audio_head = PooledProjectionHead(dim, settings.projection)
-        elif settings.head == "grid":
-            directions = settings.directions.grid.count
-            self.audio_head = GridProjectionHead(dim, directions, settings.projection)
-        else:
-            self.audio_head = DirectionConditionedHead(dim, settings.projection)
-        grid_vectors = torch.from_numpy(settings.directions.grid.vectors())
-        self.register_buffer("grid_vectors", grid_vectors, persistent=False)
-        self.visual_encoder = VisualEncoder(settings.visual)
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(settings.temperature)), requires_grad=settings.learn_temperature
-        )
-
-    def embed_sound(self, features: Tensor, directions: Tensor, segments: int = 1) -> Tensor:
-        """Features (batch, 7, frame, mel) → (batch × segments, K, embedding); of AVC, K alike."""
-        latents = self.audio_encoder.network(self.audio_encoder.normalisation(features))
-        latents = latents.unflatten(1, (segments, -1)).flatten(0, 1)
-        return self.project_sound(latents, directions.repeat_interleave(segments, dim=0))
-
-    def project_sound(self, latents: Tensor, directions: Tensor) -> Tensor:
-        """Latents (batch, frame, dim) at directions (batch, K, 3) → (batch, K, embedding).
-
-        The fixed grid's head answers for its nearest direction, the pooled head the same for all.
-        """
-        if isinstance(self.audio_head, DirectionConditionedHead):
-            return self.audio_head(latents, directions)
-        if isinstance(self.audio_head, PooledProjectionHead):
-            pooled = self.audio_head(latents)
-            return pooled[:, None].expand(-1, directions.shape[1], -1)
-        nearest = (directions @ self.grid_vectors.T).argmax(dim=-1)  # (batch, K)
-        embeddings = self.audio_head(latents)
-        return embeddings.gather(1, nearest[:, :, None].expand(-1, -1, embeddings.shape[2]))
-
-    def embed_pictures(self, crops: Tensor, segments: int = 1) -> Tensor:
-        """Crops (batch, K, time, 3, size, size) → (batch × segments, K, embed)."""
-        batch, count = crops.shape[:2]
-        clips = crops.unflatten(2, (segments, -1)).transpose(1, 2).flatten(0, 2)
-        embeddings = self.visual_encoder(clips.transpose(1, 2))
-        return embeddings.unflatten(0, (batch * segments, count))
-
-
 def pretrain(
     settings: PretrainSettings,
     batches: Iterable[Batch],
@@ -343,6 +288,8 @@ def pretrain(
         networks.load_state_dict(start["networks"])
         optimizer.load_state_dict(start["optimizer"])
 
+    earlier = EarlierPairs(settings.memory_steps, start.get("earlier") if start else None, device)
+    visual_warmup_steps = round(settings.visual_warmup_share * settings.steps)
     metrics: Metrics = {}
     means = RunningMeans()
     state = start
@@ -356,7 +303,10 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
-        loss = contrastive_loss(networks, batch, settings, generator, device)
+        if step < visual_warmup_steps:
+            loss = picture_loss(networks, batch, settings, generator, device)
+        else:
+            loss = contrastive_loss(networks, batch, settings, generator, device, earlier)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(networks)
@@ -378,6 +328,7 @@ def pretrain(
             state = None
             if state_due:
                 state = train_state(done, networks, optimizer)
+                state["earlier"] = earlier.state()
                 if probe is not None:
                     state["probes"] = probe(networks.eval())
                     metrics |= state["probes"]
@@ -390,125 +341,6 @@ def pretrain(
         metrics=metrics,
         probes=state.get("probes", {}),
     )
-
-
-def contrastive_loss(
-    networks: PretrainNetworks,
-    batch: Batch,
-    settings: PretrainSettings,
-    generator: torch.Generator,
-    device: torch.device | str,
-) -> Tensor:
-    """The loss of one batch: what the networks see, and what is compared with what.
-
-    Args:
-        batch: ``spectra`` (or ``foa``) and ``frames`` of N windows, see :mod:`trainables.clips`.
-        generator: the only source of randomness besides dropout.
-    """
-    spectra = batch_spectra(batch, networks.audio_encoder, device)
-    frames = batch["frames"].to(device, non_blocking=True)  # (N, time, 3, height, width) uint8
-    batch_size = frames.shape[0]
-
-    # Directions are chosen in the scene as the listener hears it, after the joint transformation.
-    # Looking at the transformed picture is looking at the untouched one with cameras turned back.
-    transform = random_transforms(
-        batch_size,
-        rotations=settings.augmentation_axes if "rotations" in settings.augmentation else "none",
-        swaps="swaps" in settings.augmentation,
-        generator=generator,
-    ).to(device)
-    features = turned_features(spectra, transform)
-    directions = choose_directions(features[:, 4:], spectra[:, 0], settings.directions, generator)
-    cameras = transform.transpose(1, 2)[:, None] @ _cameras(directions.vectors, settings, generator)
-    crops = perspective_crops(
-        frames, cameras, field_of_view_deg=settings.field_of_view_deg, size_px=settings.crop_px
-    ).div_(255.0)
-
-    asked = directions.vectors
-    compares_own_window = settings.objective == "doa_wise" and settings.own_window_share > 0.0
-    if compares_own_window and settings.listening_directions:
-        listening = random_directions(batch_size, settings.listening_directions, generator)
-        asked = torch.cat([asked, listening.to(device)], dim=1)
-    with network_precision(settings.precision, device):
-        audio = networks.embed_sound(features, asked, settings.segments)
-        visual = networks.embed_pictures(crops, settings.segments)
-    # Gathered in float32: "auto" may mean bfloat16 on one rank's machine and float32 on another's.
-    audio = gather_with_gradients(audio.float())
-    visual = gather_with_gradients(visual.float())
-    temperature = networks.log_temperature.exp()
-    if settings.objective == "avc":
-        audio, visual = standardise(audio).mean(dim=1), standardise(visual).mean(dim=1)
-        return avc_loss(audio, visual, temperature)
-    if settings.objective == "doa_wise":
-        return _doa_wise_loss(audio, visual, temperature, asked, directions, settings)
-    if settings.objective == "recording_wise":
-        audio, visual, count = standardise(audio), standardise(visual), audio.shape[1]
-        rotated = visual[:, count:].unflatten(1, (-1, count)) if visual.shape[1] > count else None
-        return recording_wise_loss(audio, visual[:, :count], temperature, rotated_visual=rotated)
-    assert_never(settings.objective)
-
-
-def _cameras(vectors: Tensor, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
-    """Cameras (batch, K × (1 + rotations), 3, 3) at directions (batch, K, 3).
-
-    Those of the rotated negatives, which only ``recording_wise`` has, come after the K.
-    """
-    cameras = camera_matrices(vectors)
-    if settings.objective != "recording_wise":
-        return cameras
-    views = [cameras]
-    for _ in range(settings.rotated_negatives):
-        turn = random_rotations(
-            len(vectors),
-            axes=settings.negative_axes,
-            generator=generator,
-            minimum_angle_deg=settings.minimum_rotation_deg,
-        ).to(vectors.device)
-        views.append(turn.transpose(1, 2)[:, None] @ cameras)
-    return torch.cat(views, dim=1)
-
-
-def _doa_wise_loss(
-    audio: Tensor,
-    visual: Tensor,
-    temperature: Tensor,
-    asked: Tensor,
-    directions: Directions,
-    settings: PretrainSettings,
-) -> Tensor:
-    """The DOA-wise loss of all windows, and of each window alone where that has a share.
-
-    Args:
-        audio: (N, K + L, embedding) of all ranks, at the L listening directions too.
-        visual: (N, K, embedding) of all ranks.
-        temperature: scalar.
-        asked: (windows of this rank, K + L, 3): where ``audio`` was asked.
-        directions: of this rank's windows.
-        settings: all choices.
-    """
-
-    def of_all_segments(tensor: Tensor) -> Tensor:
-        return gather_with_gradients(tensor.repeat_interleave(settings.segments, dim=0))
-
-    count = visual.shape[1]
-    seen, heard_only = audio[:, :count], audio[:, count:]
-    heard_only = standardise(heard_only, like=seen)
-    seen, visual = standardise(seen), standardise(visual)
-    weights, excluded = of_all_segments(directions.weights), of_all_segments(directions.excluded)
-    loss = doa_wise_loss(seen, visual, temperature, weights=weights, exclude=excluded)
-    if settings.own_window_share == 0.0:
-        return loss
-    vectors = of_all_segments(asked)
-    own = own_window_loss(
-        seen,
-        visual,
-        temperature,
-        weights=weights,
-        exclude=excluded,
-        heard_only=heard_only,
-        near=near_directions(vectors[:, :count], vectors[:, count:], settings.directions),
-    )
-    return (1.0 - settings.own_window_share) * loss + settings.own_window_share * own
 
 
 def audio_encoder_of(state: TrainState) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
 from seld.geometry import unit_vectors
 from seld.spatial_spectra import spatial_spectra
 from trainables.clips import PairReader, WindowSchedule
+from trainables.contrast import PretrainNetworks
 from trainables.jobs import ShardFolder
-from trainables.pretrain import PretrainNetworks, PretrainSettings
+from trainables.pretrain import PretrainSettings
 from trainables.probes import ProbeWindows, probe_pretraining
 from trainables.steps import Metrics
 

@@ -23,7 +23,8 @@ from trainables.directions import choose_directions
 from trainables.steps import Metrics, network_precision
 
 if TYPE_CHECKING:
-    from trainables.pretrain import PretrainNetworks, PretrainSettings
+    from trainables.contrast import PretrainNetworks
+    from trainables.pretrain import PretrainSettings
 
 #: Directions without a sound, against which the true one must win.
 _OTHER_DIRECTIONS = DoaGrid(kind="fibonacci", count=16)

@@ -30,7 +30,8 @@ class BestState(TypedDict):
 class TrainState(TypedDict):
     """All that a run needs to continue bit for bit; plain tensors, loads with weights_only.
 
-    ``probes`` are those of the networks at this step, where pretraining was probed.
+    ``probes`` are those of the networks at this step, where pretraining was probed; ``earlier`` are
+    the embeddings that its next steps have as negatives.
     """
 
     step: int
@@ -38,6 +39,7 @@ class TrainState(TypedDict):
     optimizer: dict[str, Any]
     best: NotRequired[BestState]
     probes: NotRequired[Metrics]
+    earlier: NotRequired[dict[str, Tensor]]
 
 
 #: ``report(step, metrics, state)``; ``state`` is None where no checkpoint is due. It may raise to

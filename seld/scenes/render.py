@@ -143,6 +143,10 @@ def plan_recordings(settings: SceneSettings) -> tuple[PlannedRecording, ...]:
 def corpus_fingerprint(settings: SceneSettings, bank: SoundBank) -> str:
     """Equal exactly where settings, sounds and renderer are; not where the bank's folder is."""
     mapping = to_mapping(replace(settings, sound_bank=None))
+    for part in PART_NAMES:
+        # What was rendered before parts could say it is not rendered again.
+        if mapping[part]["max_overlap"] is None:
+            del mapping[part]["max_overlap"]
     text = json.dumps([RENDERER_VERSION, mapping, bank.digest, bank.class_names], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

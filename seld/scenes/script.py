@@ -98,10 +98,11 @@ def write_script(
     class_names: tuple[str, ...],
     generator: np.random.Generator,
 ) -> Script:
-    """Draw a recording's script. At most ``settings.max_overlap`` sources sound at once."""
+    """Draw a recording's script. At most ``max_overlap`` sources sound at once."""
+    voices = settings.max_overlap if part.max_overlap is None else part.max_overlap
     class_weights = _class_weights(part, class_names)
     sources: list[Source] = []
-    for voice in range(settings.max_overlap):
+    for voice in range(voices):
         pause_s = _MEAN_PAUSES_S[voice]
         time_s = generator.exponential(pause_s)
         while time_s < settings.recording_s - _EVENT_S[0]:

@@ -28,6 +28,7 @@ class PartSettings:
         unseen_share: share of the sounding sources that have no picture.
         silent_share: objects seen but never heard, per sounding source.
         background_music_share: share of recordings with music from everywhere, not annotated.
+        max_overlap: most sources that sound at once (None: the corpus's).
     """
 
     minutes: float
@@ -38,6 +39,7 @@ class PartSettings:
     unseen_share: float = 0.1
     silent_share: float = 0.1
     background_music_share: float = 0.0
+    max_overlap: int | None = None
 
     def __post_init__(self) -> None:
         where = "scenes.part"
@@ -50,6 +52,8 @@ class PartSettings:
         for name in ("unseen_share", "silent_share", "background_music_share"):
             share = getattr(self, name)
             _check(0 <= share <= 1, where, name, share, "0 to 1")
+        if self.max_overlap is not None:
+            _check(1 <= self.max_overlap <= 5, where, "max_overlap", self.max_overlap, "1 to 5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class SceneSettings:
     Args:
         seed: of everything that is drawn.
         recording_s: length of each recording, a multiple of the 100 ms label frame.
-        max_overlap: most annotated sources that sound at once.
+        max_overlap: most annotated sources that sound at once, in parts that do not say their own.
         moving_share: share of the sources that move.
         ambient_noise_dbfs: mean level of the diffuse noise; each recording lies within ±6 dB.
             Sources are at about -26 dBFS in 1 m distance.
