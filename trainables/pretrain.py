@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import attrgetter
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,11 @@ class PretrainSettings:
     state_every: int = 500
 
     def __post_init__(self) -> None:
-        where = f"pretraining ({self.objective})"
+        self._check_ranges()
+        self._check_directions()
+        self._check_pieces()
+
+    def _check_ranges(self) -> None:
         for name in (
             "steps",
             "batch_size",
@@ -129,45 +134,10 @@ class PretrainSettings:
             "state_every",
         ):
             if getattr(self, name) < 1:
-                raise InputError(where, name, getattr(self, name), "at least 1")
+                self._refuse(name, "at least 1")
         for name in ("window_s", "learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0.0:
-                raise InputError(where, name, getattr(self, name), "more than 0")
-        if not self.temperature >= LOWEST_TEMPERATURE:
-            expected = f"at least {LOWEST_TEMPERATURE:g}"
-            raise InputError(where, "temperature", self.temperature, expected)
-        if self.windows_per_clip < 1 or self.batch_size % self.windows_per_clip:
-            raise InputError(
-                where, "windows_per_clip", self.windows_per_clip, f"a divisor of {self.batch_size}"
-            )
-        if not 0.0 < self.field_of_view_deg < 180.0:
-            raise InputError(where, "field_of_view_deg", self.field_of_view_deg, "0 to 180")
-        fixed_grid = self.directions.sampling == "grid" and self.directions.grid_rotation == "none"
-        if self.objective != "avc" and self.head == "grid" and not fixed_grid:
-            raise InputError(
-                where,
-                "head",
-                self.head,
-                "'direction_conditioned' where directions are sampled or turned at random",
-            )
-        if self.objective == "recording_wise" and self.directions.sampling != "grid":
-            raise InputError(
-                where,
-                "directions.sampling",
-                self.directions.sampling,
-                "'grid': recordings are compared at the same directions",
-            )
-        if self.projection.embedding_dim != self.visual.embedding_dim:
-            raise InputError(
-                where,
-                "projection.embedding_dim",
-                self.projection.embedding_dim,
-                f"the visual encoder's, {self.visual.embedding_dim}",
-            )
-        if not 0.0 <= self.own_window_share <= 1.0:
-            raise InputError(where, "own_window_share", self.own_window_share, "0 to 1")
-        if not 0.0 <= self.visual_warmup_share < 1.0:
-            raise InputError(where, "visual_warmup_share", self.visual_warmup_share, "0 to below 1")
+                self._refuse(name, "more than 0")
         for name in (
             "rotated_negatives",
             "listening_directions",
@@ -176,41 +146,65 @@ class PretrainSettings:
             "warmup_steps",
         ):
             if getattr(self, name) < 0:
-                raise InputError(where, name, getattr(self, name), "0 or more")
+                self._refuse(name, "0 or more")
+        if not self.temperature >= LOWEST_TEMPERATURE:
+            self._refuse("temperature", f"at least {LOWEST_TEMPERATURE:g}")
+        if not 0.0 < self.field_of_view_deg < 180.0:
+            self._refuse("field_of_view_deg", "0 to 180")
+        if not 0.0 <= self.own_window_share <= 1.0:
+            self._refuse("own_window_share", "0 to 1")
+        if not 0.0 <= self.visual_warmup_share < 1.0:
+            self._refuse("visual_warmup_share", "0 to below 1")
+        if not 0.0 <= self.minimum_rotation_deg < 180.0:
+            self._refuse("minimum_rotation_deg", "0 to below 180")
+
+    def _check_directions(self) -> None:
+        """Objectives and heads that cannot have every way of drawing directions."""
+        fixed_grid = self.directions.sampling == "grid" and self.directions.grid_rotation == "none"
+        if self.objective != "avc" and self.head == "grid" and not fixed_grid:
+            self._refuse(
+                "head", "'direction_conditioned' where directions are sampled or turned at random"
+            )
+        if self.objective == "recording_wise" and self.directions.sampling != "grid":
+            self._refuse(
+                "directions.sampling", "'grid': recordings are compared at the same directions"
+            )
         if self.objective == "recording_wise" and self.memory_steps:
             # Its grid is turned at every step, and recordings are compared at the same directions.
-            raise InputError(
-                where,
-                "memory_steps",
-                self.memory_steps,
-                "0: recordings of earlier steps were heard at other directions",
+            self._refuse(
+                "memory_steps", "0: recordings of earlier steps were heard at other directions"
             )
         if self.objective == "doa_wise" and self.head == "grid" and self.listening_directions:
             # It would answer with the nearest direction's embedding: that of a crop there is.
-            raise InputError(
-                where,
+            self._refuse(
                 "listening_directions",
-                self.listening_directions,
                 "0 with the 'grid' head, which answers for its own directions only",
             )
-        if not 0.0 <= self.minimum_rotation_deg < 180.0:
-            raise InputError(
-                where, "minimum_rotation_deg", self.minimum_rotation_deg, "0 to below 180"
+
+    def _check_pieces(self) -> None:
+        """What has to go into something else a whole number of times, or to be as large."""
+        if self.projection.embedding_dim != self.visual.embedding_dim:
+            self._refuse(
+                "projection.embedding_dim", f"the visual encoder's, {self.visual.embedding_dim}"
             )
-        if self.segment_s is not None:
-            label_frames = round(self.window_s / LABEL_FRAME_S)
-            pieces = [n for n in range(1, label_frames + 1) if label_frames % n == 0]
-            pieces = [n for n in pieces if self.frame_count % n == 0]
-            lengths_s = [self.window_s / n for n in pieces]
-            if not any(math.isclose(self.segment_s, length_s) for length_s in lengths_s):
-                expected = " or ".join(f"{length_s:g}" for length_s in lengths_s)
-                raise InputError(
-                    where,
-                    "segment_s",
-                    self.segment_s,
-                    f"{expected}: a whole part of {label_frames} label frames and of"
-                    f" frame_count = {self.frame_count}",
-                )
+        if self.windows_per_clip < 1 or self.batch_size % self.windows_per_clip:
+            self._refuse("windows_per_clip", f"a divisor of {self.batch_size}")
+        if self.segment_s is None:
+            return
+        label_frames = round(self.window_s / LABEL_FRAME_S)
+        pieces = [n for n in range(1, label_frames + 1) if label_frames % n == 0]
+        lengths_s = [self.window_s / n for n in pieces if self.frame_count % n == 0]
+        if not any(math.isclose(self.segment_s, length_s) for length_s in lengths_s):
+            expected = " or ".join(f"{length_s:g}" for length_s in lengths_s)
+            self._refuse(
+                "segment_s",
+                f"{expected}: a whole part of {label_frames} label frames and of"
+                f" frame_count = {self.frame_count}",
+            )
+
+    def _refuse(self, name: str, expected: str) -> NoReturn:
+        where = f"pretraining ({self.objective})"
+        raise InputError(where, name, attrgetter(name)(self), expected)
 
     def rank_batch_size(self, world_size: int) -> int:
         """Windows per step of one of ``world_size`` ranks.
@@ -219,12 +213,10 @@ class PretrainSettings:
         """
         share, rest = divmod(self.batch_size, world_size)
         if rest or share % self.windows_per_clip:
-            wanted = f"a multiple of {world_size * self.windows_per_clip} ({world_size} workers"
-            raise InputError(
-                f"pretraining ({self.objective})",
+            self._refuse(
                 "batch_size",
-                self.batch_size,
-                f"{wanted} × {self.windows_per_clip} windows per clip)",
+                f"a multiple of {world_size * self.windows_per_clip} ({world_size} workers"
+                f" × {self.windows_per_clip} windows per clip)",
             )
         return share
 
