@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from ablations.places import ROOT
 from search_spaces.studies import Study
-from seld.errors import InputError
+from seld.errors import InputError, first_line
 from trainables.resources import Placement, plan_placement
 
 OUR_PACKAGES = ("seld", "trainables", "search_spaces", "ablations", "analysis")
@@ -211,7 +211,7 @@ def _connect(address: str) -> None:
             logging_level=logging.WARNING,
         )
     except (ValueError, OSError, RayError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         expected = f"the address of a running cluster that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error
 

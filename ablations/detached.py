@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ablations.cluster import OUR_PACKAGES
 from ablations.places import ROOT, results_uri
-from seld.errors import InputError
+from seld.errors import InputError, first_line
 from seld.storage import is_local
 from trainables.provenance import COMMIT_VARIABLE, current_provenance
 
@@ -205,6 +205,6 @@ def job_client(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (ValueError, ConnectionError, RuntimeError, RayError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         expected = f"the address of a cluster's dashboard that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error

@@ -41,6 +41,8 @@ from seld.records import (
     StudyRecord,
     TrialRecord,
     read_record,
+    read_study,
+    readable_records,
     trial_folder,
     write_study,
 )
@@ -206,9 +208,8 @@ def report_on(study_folder: Path, console: Console) -> int:
     """
     # What draws takes a second to import, and plans draw nothing.
     from analysis import Analysis
-    from analysis.load import read_plan, readable_records
 
-    planned = [cell["trial_id"] for cell in read_plan(study_folder).cells]
+    planned = [cell["trial_id"] for cell in read_study(study_folder).cells]
     place = {trial_id: number for number, trial_id in enumerate(planned)}
     records = readable_records(study_folder)
     records.sort(key=lambda record: place.get(record.trial_id, len(planned)))
@@ -274,8 +275,6 @@ def plans_before(study: Study, study_folder: Path, kept: str | None) -> list[Stu
 
     Other machines may have added to the kept one.
     """
-    from analysis.load import read_plan
-
     plans: list[StudyRecord] = []
     with ExitStack() as stack:
         folders = [study_folder]
@@ -284,7 +283,7 @@ def plans_before(study: Study, study_folder: Path, kept: str | None) -> list[Stu
                 folders.append(stack.enter_context(local_copy(join(kept, STUDY_FILE))).parent)
         for folder in folders:
             with suppress(InputError):  # the first command, or a file that the new plan replaces
-                plans.append(read_plan(folder))
+                plans.append(read_study(folder))
     same = (study.name, study.scale.name)
     return [plan for plan in plans if (plan.name, plan.scale) == same and plan.cells]
 

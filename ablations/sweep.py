@@ -72,6 +72,7 @@ from seld.records import (
     StudyRecord,
     TrialRecord,
     read_record,
+    readable_records,
     trial_folder,
     write_atomically,
     write_study,
@@ -468,7 +469,6 @@ def report_on(
 ) -> int:
     """Write the tables and the report; print the best trials and how to test them."""
     from analysis import Analysis
-    from analysis.load import readable_records
 
     records = readable_records(folder)
     write_tables(records, folder)

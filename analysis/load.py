@@ -6,11 +6,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis.scores import SELD_ERROR
-from seld.errors import InputError
+from seld.errors import InputError, first_line
 from seld.metrics import COUNT_COLUMNS
 from seld.records import (
     COUNTS_FILE,
@@ -27,10 +25,9 @@ from seld.records import (
     SCORE_COLUMNS,
     STUDY_FILE,
     TRIALS_FOLDER,
-    Status,
     StudyRecord,
     TrialRecord,
-    read_record,
+    read_record_of,
     read_study,
     trials_table,
 )
@@ -43,12 +40,6 @@ _READERS = 4
 
 #: As trials are named: doa_wise-1.5min-seed0-93a1f0.
 _TRIAL_ID = re.compile(r"(?P<arm>.+)-(?P<minutes>\d+(\.\d+)?)min-seed(?P<seed>\d+)\b")
-
-#: Fields of a record that tables sort by or list.
-_TEXTS = (
-    *("study", "git_commit", "data_fingerprint", "test_fingerprint", "code_fingerprint"),
-    *("metric_version", "started_at", "finished_at"),
-)
 
 
 @dataclass(frozen=True)
@@ -243,9 +234,9 @@ def _read_folder(folder: Path) -> _Contents:
     """The study in a folder, its trials sorted by what may be said of them."""
     trials, broken = _read_trials(folder)
     try:
-        plan = read_plan(folder)
+        plan = read_study(folder)
     except InputError as error:
-        reason = Unreadable(folder / STUDY_FILE, _reason(error))
+        reason = Unreadable(folder / STUDY_FILE, first_line(error))
         return _Contents(
             study=StudyFolder(folder, None), trials=trials, unreadable=[reason, *broken]
         )
@@ -266,43 +257,12 @@ def _read_folder(folder: Path) -> _Contents:
     )
 
 
-def read_plan(folder: Path) -> StudyRecord:
-    """Read ``study.json``, whose cells have all that tables rely on.
-
-    Raises:
-        InputError: it is missing, of another schema, or holds what it should not.
-    """
-    study, path = read_study(folder), folder / STUDY_FILE
-    number = (int, float)
-    lists: dict[str, type | tuple[type, ...]] = {
-        "arms": str,
-        "budgets_minutes": number,
-        "seeds": int,
-        "cells": dict,
-        "goals": str,
-        "notes": str,
-    }
-    for name, kind in lists.items():
-        value = getattr(study, name)
-        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise InputError(path, name, value, f"a list of {in_words(kind)}")
-    for name in ("name", "question", "baseline", "scale", "command"):
-        if not isinstance(getattr(study, name), str):
-            raise InputError(path, name, getattr(study, name), "text")
-    wanted = {"trial_id": str, "arm": str, "seed": int, "annotation_minutes": number}
-    for cell in study.cells:
-        for name, kind in wanted.items():
-            if not isinstance(cell.get(name), kind):
-                raise InputError(path, f"cells, {name}", cell.get(name), in_words(kind))
-    return study
-
-
 def read_counts(path: Path, class_count: int) -> Counts:
     """Read ``counts.parquet``; a recording without rows of a class has zeros there."""
     try:
         table = pq.read_table(path).to_pydict()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(path, "content", _reason(error), "metric counts as Parquet") from error
+        raise InputError(path, "content", first_line(error), "metric counts as Parquet") from error
     lacking = sorted({"recording", "class_id", *COUNT_COLUMNS} - set(table))
     if lacking:
         raise InputError(path, "columns", lacking, "to be there")
@@ -351,7 +311,7 @@ def _read_trials(folder: Path) -> tuple[list[Trial], list[Unreadable]]:
 
 def _read_trial(folder: Path) -> Trial | Unreadable:
     try:
-        record = _checked_record(folder)
+        record = read_record_of(folder)
         counts = None
         if record.status == "finished":
             lacking = [name for name in SCORE_COLUMNS if record.metrics.get(name) is None]
@@ -359,79 +319,8 @@ def _read_trial(folder: Path) -> Trial | Unreadable:
                 raise InputError(folder / RECORD_FILE, "metrics", lacking, "to be there")
             counts = read_counts(folder / COUNTS_FILE, len(record.class_names))
     except (InputError, OSError) as error:
-        return Unreadable(folder, _reason(error))
+        return Unreadable(folder, first_line(error))
     return Trial(study_folder=folder.parent.parent, arm=record.arm, record=record, counts=counts)
-
-
-def readable_records(study_folder: Path) -> list[TrialRecord]:
-    """The records of a study that can be read, in order of id; a report names the others."""
-    records = []
-    for folder in sorted((study_folder / TRIALS_FOLDER).glob(f"*/{RECORD_FILE}")):
-        with suppress(InputError):
-            records.append(_checked_record(folder.parent))
-    return records
-
-
-def _checked_record(folder: Path) -> TrialRecord:
-    # A record written by a newer or broken program can fail in ways its reader does not foresee
-    # (a list where a mapping belongs).
-    try:
-        record = read_record(folder)
-        _check_types(record)
-    except (TypeError, AttributeError, KeyError, OSError) as error:
-        raise InputError(
-            folder / RECORD_FILE, "content", _reason(error), "a trial record"
-        ) from error
-    if record.trial_id != folder.name:  # a copy would count twice
-        raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
-    return record
-
-
-def _check_types(record: TrialRecord) -> None:
-    """JSON holds what it likes; refuse what tables and figures would stumble over."""
-    expected: dict[str, type | tuple[type, ...]] = {
-        "arm": str,
-        "trial_id": str,
-        "seed": int,
-        "annotation_minutes": (int, float),
-        "config": dict,
-        "parameters": dict,
-        "metrics": dict,
-        "probes": dict,
-        "smaller_batches": dict,
-        "durations_s": dict,
-        "versions": dict,
-        "per_class": list,
-        "per_room": list,
-        "class_names": list,
-        **dict.fromkeys(_TEXTS, str),
-    }
-    for name, kind in expected.items():
-        value = getattr(record, name)
-        if not isinstance(value, kind):
-            raise InputError(RECORD_FILE, name, value, in_words(kind))
-    if record.status not in get_args(Status):
-        known = ", ".join(get_args(Status))
-        raise InputError(RECORD_FILE, "status", record.status, f"one of {known}")
-    for number, row in enumerate(record.per_room):
-        error = row.get(SELD_ERROR.name) if isinstance(row, dict) and "room" in row else None
-        if not isinstance(error, (int, float)):
-            wanted = f"a room and its {SELD_ERROR.name}"
-            raise InputError(RECORD_FILE, f"per_room[{number}]", row, wanted)
-    for name, numbers in (("metrics", record.metrics), ("probes", record.probes)):
-        for key, value in numbers.items():
-            if not isinstance(value, (int, float)):
-                raise InputError(RECORD_FILE, f"{name}.{key}", value, "a number")
-
-
-def in_words(kind: type | tuple[type, ...]) -> str:
-    """What a file's author calls the type: JSON's words, not Python's."""
-    words = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
-    return "a number" if isinstance(kind, tuple) else words[kind]
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _is_under_way(folder: Path, study: StudyRecord) -> bool:

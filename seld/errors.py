@@ -31,6 +31,12 @@ class InputError(ValueError):
         return f"{self.where}: {self.field} is {self.value!r}, expected {self.expected}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like every other input error.
 

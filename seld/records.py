@@ -28,13 +28,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from seld.errors import InputError
+from seld.errors import InputError, first_line
 from seld.storage import written_whole
 
 SCHEMA_VERSION = 1
@@ -193,12 +194,18 @@ def write_study(study: StudyRecord, study_folder: Path) -> None:
 
 
 def read_study(study_folder: Path) -> StudyRecord:
-    """Read ``study.json``; :class:`InputError` where it is missing or not of this schema."""
+    """Read ``study.json``, whose cells have all that plans and tables rely on.
+
+    Raises:
+        InputError: it is missing, of another schema, or holds what it should not.
+    """
     path = study_folder / STUDY_FILE
     try:
-        return StudyRecord(**_read_json(path, StudyRecord))
+        study = StudyRecord(**_read_json(path, StudyRecord))
     except TypeError as error:
         raise InputError(path, "record", str(error), "a study record") from error
+    _check_study(study, path)
+    return study
 
 
 def write_record(record: TrialRecord, study_folder: Path) -> None:
@@ -207,15 +214,44 @@ def write_record(record: TrialRecord, study_folder: Path) -> None:
 
 
 def read_record(folder: Path) -> TrialRecord:
-    """Read one trial's ``record.json``; :class:`InputError` says what is wrong with it."""
-    values = _read_json(folder / RECORD_FILE, TrialRecord)
+    """Read one trial's ``record.json``.
+
+    Raises:
+        InputError: it is missing, of another schema, or holds what it should not.
+    """
+    path = folder / RECORD_FILE
+    values = _read_json(path, TrialRecord)
+    # One written by a newer or broken program can fail in ways that nothing here foresees (a list
+    # where a mapping belongs).
     try:
         if values.get("failure") is not None:
             values["failure"] = Failure(**values["failure"])
         values["stages"] = [StageUse(**stage) for stage in values.get("stages", [])]
-        return TrialRecord(**values)
-    except TypeError as error:
-        raise InputError(folder / RECORD_FILE, "record", str(error), "a trial record") from error
+        record = TrialRecord(**values)
+        _check_record(record, path)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise InputError(path, "record", first_line(error), "a trial record") from error
+    return record
+
+
+def read_record_of(folder: Path) -> TrialRecord:
+    """The record of the trial that the folder is named after: a copied folder would count twice."""
+    try:
+        record = read_record(folder)
+    except OSError as error:
+        raise InputError(folder / RECORD_FILE, "file", first_line(error), "readable") from error
+    if record.trial_id != folder.name:
+        raise InputError(folder, "trial_id", record.trial_id, "the folder's name")
+    return record
+
+
+def readable_records(study_folder: Path) -> list[TrialRecord]:
+    """The records of a study that can be read, in order of id; a report names the others."""
+    records = []
+    for path in sorted((study_folder / TRIALS_FOLDER).glob(f"*/{RECORD_FILE}")):
+        with suppress(InputError):
+            records.append(read_record_of(path.parent))
+    return records
 
 
 def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
@@ -288,3 +324,75 @@ def _read_json(path: Path, kind: type) -> dict[str, Any]:
     if unknown:
         raise InputError(path, "keys", unknown, f"only the fields of {kind.__name__}")
     return values
+
+
+_NUMBER = (int, float)
+
+#: What JSON's author calls the types of a record's fields.
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    dict: "an object",
+    list: "a list",
+    _NUMBER: "a number",
+}
+
+#: JSON holds what it likes; what plans, tables and figures would stumble over is refused.
+_RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "annotation_minutes": _NUMBER,
+    "seed": int,
+    **dict.fromkeys(
+        ("config", "parameters", "metrics", "probes", "smaller_batches", "durations_s", "versions"),
+        dict,
+    ),
+    **dict.fromkeys(("per_class", "per_room", "class_names"), list),
+    **dict.fromkeys(("arm", "trial_id", "study", "git_commit", "metric_version"), str),
+    **dict.fromkeys(("data_fingerprint", "test_fingerprint", "code_fingerprint"), str),
+    **dict.fromkeys(("started_at", "finished_at"), str),
+}
+_STUDY_LISTS: dict[str, type | tuple[type, ...]] = {
+    "arms": str,
+    "budgets_minutes": _NUMBER,
+    "seeds": int,
+    "cells": dict,
+    "goals": str,
+    "notes": str,
+}
+_CELL_TYPES: dict[str, type | tuple[type, ...]] = {
+    "trial_id": str,
+    "arm": str,
+    "seed": int,
+    "annotation_minutes": _NUMBER,
+}
+
+
+def _check_record(record: TrialRecord, path: Path) -> None:
+    for name, kind in _RECORD_TYPES.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind):
+            raise InputError(path, name, value, _WORDS[kind])
+    if record.status not in get_args(Status):
+        raise InputError(path, "status", record.status, f"one of {', '.join(get_args(Status))}")
+    score = SCORE_COLUMNS[0]
+    for number, row in enumerate(record.per_room):
+        value = row.get(score) if isinstance(row, dict) and "room" in row else None
+        if not isinstance(value, _NUMBER):
+            raise InputError(path, f"per_room[{number}]", row, f"a room and its {score}")
+    for name, numbers in (("metrics", record.metrics), ("probes", record.probes)):
+        for key, value in numbers.items():
+            if not isinstance(value, _NUMBER):
+                raise InputError(path, f"{name}.{key}", value, _WORDS[_NUMBER])
+
+
+def _check_study(study: StudyRecord, path: Path) -> None:
+    for name, kind in _STUDY_LISTS.items():
+        value = getattr(study, name)
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise InputError(path, name, value, f"a list of {_WORDS[kind]}")
+    for name in ("name", "question", "baseline", "scale", "command"):
+        if not isinstance(getattr(study, name), str):
+            raise InputError(path, name, getattr(study, name), "text")
+    for cell in study.cells:
+        for name, kind in _CELL_TYPES.items():
+            if not isinstance(cell.get(name), kind):
+                raise InputError(path, f"cells, {name}", cell.get(name), _WORDS[kind])

@@ -31,7 +31,7 @@ from ablations.grid import (
     run_missing_trials,
 )
 from ablations.run_grid import with_assignments
-from analysis.load import load_studies, read_plan
+from analysis.load import load_studies
 from search_spaces.studies import Study, find_study
 from seld.classes import STARSS_CLASSES
 from seld.decoding import Rejected
@@ -104,7 +104,7 @@ def test_a_further_arm_seed_and_budget_add_to_what_is_there(tmp_path: Path) -> N
     assert code == 0
     assert "Differences to scratch" in printed
     run(replace(only(VARIANTS, "avc"), seeds=(2,), budgets_minutes=(3.0,)), folder)
-    plan = read_plan(folder)
+    plan = read_study(folder)
     assert (plan.baseline, plan.arms) == ("scratch", ["scratch", "doa_wise", "avc"])
     assert (plan.seeds, plan.budgets_minutes) == ([0, 1, 2], [1.5, 3.0])
     table = pd.read_csv(folder / "trials.csv")
@@ -314,7 +314,7 @@ def test_commands_that_begin_at_once_both_stay_planned(
     monkeypatch.setattr(grid, "plan_of", slowly_planned)
     with ThreadPoolExecutor(2) as threads:
         ((first,), (second,)) = threads.map(command, [0, 1])
-    planned = {cell["trial_id"] for cell in read_plan(run.study_folder).cells}
+    planned = {cell["trial_id"] for cell in read_study(run.study_folder).cells}
     assert planned == {first.trial_id, second.trial_id}
 
 

@@ -13,7 +13,7 @@ import ray.exceptions
 import torch
 from ray.train.v2._internal import exceptions as train_exceptions
 
-from seld.errors import InputError
+from seld.errors import InputError, first_line
 from seld.records import FAILURE_KINDS, Failure
 from trainables.steps import NonFiniteLossError
 
@@ -232,7 +232,7 @@ def describe_failure(error: BaseException, *, stage: str, attempts: int) -> Fail
     retries = max(attempts - 1, 0)
     return Failure(
         kind=kind,
-        message=str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__,
+        message=first_line(first),
         traceback="".join(traceback.format_exception(error)),
         stage=stage,
         policy={0: "not tried again", 1: "tried once more"}.get(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from seld.errors import InputError
+from seld.errors import InputError, first_line
 
 #: Mean and deviation of RGB in [0, 1] that torchvision's Kinetics-400 weights were trained with.
 RGB_MEAN = (0.43216, 0.394666, 0.37645)
@@ -222,9 +222,9 @@ def _load_local(trunk: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        found = str(error).splitlines()[0]
+        found = first_line(error)
         raise InputError(path, "content", found, "r2plus1d_18's state dict") from error
     try:
         trunk.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError(path, "state dict", str(error).splitlines()[0], "r2plus1d_18's") from error
+        raise InputError(path, "state dict", first_line(error), "r2plus1d_18's") from error
