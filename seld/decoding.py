@@ -296,7 +296,13 @@ def _read_sound(recording: Recording) -> NDArray[np.int16]:
 
 def _read_table(path: str, class_count: int | None) -> pd.DataFrame:
     with local_copy(path) as table:
-        return read_annotations(table, class_count)
+        try:
+            return read_annotations(table, class_count)
+        except InputError as error:
+            # Of a bucket's file, the copy is gone by the time that anyone looks.
+            where = error.where.replace(str(table), path)
+            found = InputError(where, error.field, error.value, error.expected)
+            raise found from error.__cause__
 
 
 def clip_spans(sample_count: int, settings: ShardSettings) -> list[tuple[int, int]]:

@@ -1294,6 +1294,19 @@ def test_memory_uris_work_throughout(starss23: Path, shards: Path) -> None:
     assert all(np.array_equal(remote[name], local[name]) for name in local)
 
 
+@pytest.mark.usefixtures("temporary_files")
+def test_bad_annotations_in_a_bucket_are_called_by_its_address(tmp_path: Path) -> None:
+    """And not by that of the copy which was looked at, and is gone."""
+    names = [f"dev-train-sony/fold3_room1_mix00{number}" for number in (1, 2)]
+    root = writers.write_starss(tmp_path, names, duration_s=3.0)
+    writers.break_starss(root, names[0], "words in csv")
+    fsspec.filesystem("memory").put(str(root), "/mistyped", recursive=True)
+    _, (rejected,) = build("starss22", "memory://mistyped", tmp_path / "out", max_bad_share=0.9)
+    table = f"memory://mistyped/metadata_dev/{names[0]}.csv"
+    assert rejected.path == table
+    assert rejected.detail.startswith(f"{table}, line ")
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URI of an S3 bucket that lives in this process."""
