@@ -2,7 +2,8 @@
 
 Misplaced sounds, encoders without directions and losses in unseen classes and at small budgets are
 the paper's own list (2410.22803: failure signatures, background music and small annotation
-budgets), elevation comes from this platform's own runs, the rest is contrastive practice. Probes of
+budgets), elevation and lost classes come from this platform's own runs, the rest is contrastive
+practice. Probes of
 the pretrained encoder that are read from a trial record (``TrialRecord.probes``), all optional:
 
 - ``participation_ratio``: effective number of dimensions of the latents
@@ -27,6 +28,7 @@ from analysis.scores import F20, LE_CD, LR_CD, SELD_ERROR
 from analysis.tables import Entry, Table, minutes
 from seld.metrics import COUNT_COLUMNS
 
+_REFERENCES = COUNT_COLUMNS.index("references")
 _TRUE = COUNT_COLUMNS.index("true_positives")
 _SPATIAL = COUNT_COLUMNS.index("spatial_false_positives")
 
@@ -107,6 +109,22 @@ DEAF_TO_ELEVATION = Signature(
     reason=(
         "below 0.3 less than a tenth of the elevation's variance is heard; seeds that hear it have "
         "0.55 and more, the others say nearly the same elevation always"
+    ),
+)
+LOST_CLASS = Signature(
+    name="lost_class",
+    title="Never finds a class",
+    meaning="A network that finds the other classes never has one of them right. Its LE_CD is 180° "
+    "there by definition and its SELD error near 1, which can be most of a difference of means.",
+    number="classes without a single rightly classified track, of the seed with most, where LR_CD "
+    "≥ 50 % and the test holds 60 tracks of the class",
+    threshold=0.0,
+    above=True,
+    unit="",
+    decimals=0,
+    reason=(
+        "one of ten classes adds 3 to 5 points to the mean SELD error; with fewer than 60 tracks "
+        "(one a second, whatever their direction) a class may be lost by chance"
     ),
 )
 BLIND_ENCODER = Signature(
@@ -193,6 +211,7 @@ EMPTY_DIRECTIONS = Signature(
 SIGNATURES: tuple[Signature, ...] = (
     MISPLACED,
     DEAF_TO_ELEVATION,
+    LOST_CLASS,
     BLIND_ENCODER,
     UNSEEN_CLASSES,
     SMALL_BUDGETS,
@@ -202,6 +221,7 @@ SIGNATURES: tuple[Signature, ...] = (
 )
 
 _GOOD_RECALL = 0.5
+_ENOUGH_TRACKS = 60
 _CLASS_GAIN = 0.1
 _RETRIEVAL_GAIN = 0.05
 
@@ -213,6 +233,7 @@ def find_signatures(comparison: Comparison, baseline: str) -> list[Finding]:
     for arm in comparison.results.arms:
         found += _misplaced(comparison, arm)
         found += _deaf_to_elevation(comparison, arm)
+        found += _lost_class(comparison, arm)
         for signature, measure in _PROBE_MEASURES:
             found += _from_probes(probed.get(arm, []), arm, signature, measure)
         if arm != baseline:
@@ -326,6 +347,36 @@ def _deaf_to_elevation(comparison: Comparison, arm: str) -> list[Finding]:
                 value=min(heard.values()),
                 triggered=bool(deaf),
                 evidence=f"at {minutes(budget)}: {len(deaf)} of {len(heard)} seeds; {values}",
+            )
+        )
+    return found
+
+
+def _lost_class(comparison: Comparison, arm: str) -> list[Finding]:
+    found = []
+    for (name, budget), cell in comparison.cells.items():
+        if name != arm or not cell.estimates or cell.estimates[LR_CD.name].mean < _GOOD_RECALL:
+            continue
+        lost: dict[int, list[str]] = {}
+        for trial in _finished(comparison, arm, budget):
+            assert trial.counts is not None
+            counted = trial.counts.values.sum(axis=0)  # (class, column)
+            right = counted[:, _TRUE] + counted[:, _SPATIAL]
+            never = (right == 0) & (counted[:, _REFERENCES] >= _ENOUGH_TRACKS)
+            names = [trial.record.class_names[number] for number in np.flatnonzero(never)]
+            lost[trial.record.seed] = names
+        seeds = {seed: names for seed, names in lost.items() if names}
+        listed = "; ".join(f"{', '.join(names)} (seed {seed})" for seed, names in seeds.items())
+        of_all = f"at {minutes(budget)}: {len(seeds)} of {len(lost)} seeds"
+        most = float(max(map(len, lost.values())))
+        found.append(
+            Finding(
+                signature=LOST_CLASS,
+                arm=arm,
+                budget_minutes=budget,
+                value=most,
+                triggered=LOST_CLASS.crossed(most),
+                evidence=f"{of_all}; {listed}" if listed else of_all,
             )
         )
     return found

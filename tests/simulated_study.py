@@ -33,7 +33,7 @@ class ArmTruth:
         found: chance that a reference track is detected.
         near: chance that a detected track is within 20°.
         gain_per_doubling: what each doubling of the budget adds to ``found``.
-        class_shift: added to ``found`` for single classes.
+        class_shift: added to ``found`` for single classes; by -1, a class is never found.
         probes: as in a trial's record; None where the arm is not pretrained.
         elevation_correlation: of each seed but the first, and of the first.
     """
@@ -196,7 +196,7 @@ def simulated_counts(
     near: float,
 ) -> NDArray[np.float64]:
     """Counts (recording, class, column) of ``load`` (recording, class) reference tracks."""
-    detected = generator.binomial(load, np.clip(found, 0.02, 0.98))
+    detected = generator.binomial(load, np.clip(found, 0.02, 0.98) * (found > -0.1))
     placed = generator.binomial(detected, near)
     missed = load - detected
     invented = generator.poisson(0.25 * load)

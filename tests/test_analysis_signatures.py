@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
@@ -17,6 +18,7 @@ from analysis.signatures import (
     DEAF_TO_ELEVATION,
     DIRECTION_IGNORED,
     EMPTY_DIRECTIONS,
+    LOST_CLASS,
     MISPLACED,
     SIGNATURES,
     SMALL_BUDGETS,
@@ -39,6 +41,7 @@ def with_probes(**probes: float) -> ArmTruth:
 PLANTED: dict[Signature, ArmTruth] = {
     MISPLACED: replace(HEALTHY, near=0.35),
     DEAF_TO_ELEVATION: replace(HEALTHY, elevation_correlation=(0.7, -0.1)),
+    LOST_CLASS: replace(HEALTHY, class_shift={"laughter": -1.0}),
     BLIND_ENCODER: with_probes(linear_doa_error_deg=78.0),
     UNSEEN_CLASSES: replace(HEALTHY, class_shift=dict.fromkeys(UNSEEN, -0.3)),
     SMALL_BUDGETS: replace(HEALTHY, found=0.45, gain_per_doubling=0.14),
@@ -117,7 +120,7 @@ def test_a_pretraining_counts_once_however_many_budgets_have_finished(tmp_path: 
         for finding in find_signatures(Comparison(results), "scratch")
         if finding.signature is COLLAPSE
     ]
-    (row,) = probes_table(results).values
+    (row,) = probes_table(results).values  # noqa: PD011 - a Table of ours
     assert found.value == pytest.approx(4.5)
     assert found.value == row["participation_ratio"]
     assert found.evidence.endswith("mean of 2 seeds")
@@ -142,3 +145,30 @@ def test_one_deaf_seed_is_named_and_a_network_that_classifies_badly_is_not_asked
     ]
     assert (found.arm, found.value) == ("arm", -0.1)
     assert found.evidence == "at 20 min: 1 of 3 seeds; −0.10 (seed 0), 0.70 (seed 1), 0.70 (seed 2)"
+
+
+def test_a_lost_class_is_named_with_its_seeds_and_rare_ones_are_not_asked(tmp_path: Path) -> None:
+    """Two classes are lost, one of them with too few tracks to say so."""
+    study = SimulatedStudy(
+        arms={
+            "scratch": HEALTHY,
+            "arm": replace(HEALTHY, class_shift={"laughter": -1.0, "bell": -1.0}),
+        },
+        budgets_minutes=(20.0,),
+        seeds=(0, 1),
+        predictions=False,
+    )
+    folder = write_simulated_study(tmp_path / "s", study)
+    bell = STARSS_CLASSES.index("bell")
+    for path in folder.glob("trials/arm-*/counts.parquet"):
+        counts = pd.read_parquet(path)
+        few = counts["references"].where(counts["class_id"] != bell, 2.0)
+        counts.assign(references=few).to_parquet(path)
+    by_arm = {
+        finding.arm: finding
+        for finding in find_signatures(Comparison(load_studies([folder])), "scratch")
+        if finding.signature is LOST_CLASS
+    }
+    assert (by_arm["scratch"].value, by_arm["arm"].value) == (0, 1)
+    assert by_arm["scratch"].evidence == "at 20 min: 0 of 2 seeds"
+    assert by_arm["arm"].evidence == "at 20 min: 2 of 2 seeds; laughter (seed 0); laughter (seed 1)"
