@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as ScreenTable
@@ -186,13 +187,27 @@ class Table:
         """
         full = self._screen(intervals=frozenset(range(len(self.columns))))
         unlimited = console.options.update(max_width=10_000)
-        if not self.grouped or console.measure(full, options=unlimited).maximum <= console.width:
+
+        def natural_width(table: ScreenTable) -> int:
+            return console.measure(table, options=unlimited).maximum
+
+        if not self.grouped or natural_width(full) <= console.width:
             return full
+        folded = self._longest_name - self._name_width
         for left_out in range(len(self.columns) - 3):
             narrow = self._screen(intervals=frozenset({2}), left_out=left_out)
-            if console.measure(narrow, options=unlimited).minimum <= console.width:
+            if natural_width(narrow) - folded <= console.width:
                 return narrow
         return full
+
+    @property
+    def _name_width(self) -> int:
+        """Below which the names of arms are not folded."""
+        return min(_NAME_WIDTH, self._longest_name)
+
+    @property
+    def _longest_name(self) -> int:
+        return max((cell_len(row[1].text) for row in self.rows), default=0)
 
     def _screen(self, *, intervals: frozenset[int], left_out: int = 0) -> ScreenTable:
         columns, rows, caption = self.columns, self.shown_rows, self.note
@@ -220,7 +235,7 @@ class Table:
                 justify="right" if numeric else "left",
                 # Of a table of numbers, only names may be folded.
                 no_wrap=self.grouped and place != 1,
-                min_width=_NAME_WIDTH if self.grouped and place == 1 else None,
+                min_width=self._name_width if self.grouped and place == 1 else None,
                 overflow="fold",
             )
         for number, row in enumerate(rows):

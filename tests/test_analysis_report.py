@@ -174,6 +174,26 @@ def test_no_number_is_cut_off_on_a_terminal(study_folder: Path, width: int) -> N
     assert max(line.count("[") for line in rows) == (5 if width == 200 else 1)
 
 
+def test_at_any_width_a_column_is_there_in_full_or_not_at_all(tmp_path: Path) -> None:
+    """With names shorter than what they would be folded to, and the remarks below in full."""
+    study = SimulatedStudy(
+        arms={name: VARIANTS[name] for name in ("scratch", "avc")}, predictions=False
+    )
+    analysis = Analysis.of([write_simulated_study(tmp_path / "s", study)])
+    for width in range(60, 130, 3):
+        console = Console(width=width)
+        for table in (analysis.scores, analysis.differences):
+            with console.capture() as capture:
+                console.print(table.screen(console))
+            printed = capture.get()
+            assert " ".join(table.note.split()) in " ".join(printed.split()), width
+            texts = [entry.text for entry in table.rows[0][2:] if entry.text]
+            row = next(line for line in printed.splitlines() if f" {texts[0]} " in line)
+            shown = row[row.index(texts[0]) :].split()
+            assert shown == texts[: len(shown)], width
+            assert len(shown) >= 3, width
+
+
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_narrow_terminal_still_names_the_arms(study_folder: Path, width: int) -> None:
     """Names as long as ``recording_wise_unrotated`` fold; they once left no room for themselves."""
