@@ -24,6 +24,11 @@ CHANNEL_OF_AXIS = (3, 1, 2)
 #: Along which axis the dipoles point, in the order of their channels Y, Z, X.
 AXIS_OF_DIPOLE = (1, 2, 0)
 
+#: Log-mel of the four channels, then the intensity vector.
+LOG_MEL_CHANNELS = 4
+INTENSITY_CHANNELS = 3
+FEATURE_CHANNELS = LOG_MEL_CHANNELS + INTENSITY_CHANNELS
+
 
 def plane_wave_gains(directions: NDArray[Any]) -> NDArray[Any]:
     """Gains (..., 4) of plane waves from unit vectors (..., 3)."""

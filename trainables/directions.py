@@ -18,9 +18,10 @@ from seld.errors import InputError
 from seld.geometry import DoaGrid, random_rotations
 from trainables.steps import of_first_rank
 
-#: Directions among which energy peaks are looked for (about 24° apart, about what first-order
-#: ambisonics resolves).
+#: Directions near which energy peaks are looked for, some 24° apart.
 _SEARCH_GRID = DoaGrid(kind="fibonacci", count=64)
+#: Of the lobe exp(sharpness (cos - 1)) within which a direction hears; 8 halves it at 24°.
+_LOBE_SHARPNESS = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class DirectionSettings:
         grid_rotation: turns the whole grid at random at every step, about the vertical axis or
             any; the ``grid`` projection head needs ``none``, because its outputs belong to fixed
             directions.
+        refinements: how often a peak, at first the loudest of 64 directions, moves to the mean of
+            what arrives around it; with 0 a source's is 10° off.
         suppression_deg: a peak closer than this to a stronger one is not taken.
         jitter_deg: standard deviation of the error added to each peak, so that crops are not
             always centred.
@@ -51,6 +54,7 @@ class DirectionSettings:
     grid_rotation: Literal["none", "vertical", "any"] = "none"
     peak_count: int = 2
     random_count: int = 1
+    refinements: int = 2
     suppression_deg: float = 40.0
     jitter_deg: float = 6.0
     weighting: Literal["uniform", "energy"] = "energy"
@@ -65,6 +69,8 @@ class DirectionSettings:
                 (self.peak_count, self.random_count),
                 "at least one peak and no negative count",
             )
+        if self.refinements < 0:
+            raise InputError("directions", "refinements", self.refinements, "0 or more")
         if not 0.0 <= self.random_weight_share < 1.0:
             raise InputError(
                 "directions", "random_weight_share", self.random_weight_share, "0 to below 1"
@@ -145,9 +151,7 @@ def random_directions(batch: int, count: int, generator: torch.Generator) -> Ten
     return torch.nn.functional.normalize(drawn, dim=-1)
 
 
-def arriving_amplitude(
-    intensity: Tensor, level: Tensor, directions: Tensor, *, sharpness: float = 8.0
-) -> Tensor:
+def arriving_amplitude(intensity: Tensor, level: Tensor, directions: Tensor) -> Tensor:
     """Amplitude that arrives from each direction, by where the intensity vectors point.
 
     A first-order beam is too wide to tell two sources apart. Instead each time-frequency cell
@@ -159,18 +163,30 @@ def arriving_amplitude(
         intensity: (batch, 3, frames, bands).
         level: (batch, frames, bands) natural logarithm of the energy.
         directions: (batch, K, 3) or (K, 3).
-        sharpness: of the lobe exp(sharpness (cos - 1)); 8 halves it at 24°.
 
     Returns:
         (batch, K), positive, in the unit of the square root of the energy.
     """
+    return _amplitude_towards(directions, *_cells(intensity, level))
+
+
+def _cells(intensity: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Where sound comes from, unit vectors (batch, 3, cell), and its amplitude (batch, 1, cell)."""
     amplitude = torch.exp(0.5 * level)[:, None]
     # Cells of 100 ms and four bands: a twentieth of the work, and still mostly one source each.
     pooled = torch.nn.functional.avg_pool2d(intensity * amplitude, (5, 4), ceil_mode=True)
-    cells = pooled.flatten(2)  # (batch, 3, cells)
+    cells = pooled.flatten(2)
     length = (cells.square().sum(dim=1, keepdim=True) + 1e-12).sqrt()
-    lobe = torch.exp(sharpness * (directions @ (cells / length) - 1.0))  # (batch, K, cells)
-    return (lobe * length).mean(dim=2) + 1e-12
+    return cells / length, length
+
+
+def _lobes(directions: Tensor, origins: Tensor) -> Tensor:
+    """How much of each cell a direction hears: (batch, K, cell)."""
+    return torch.exp(_LOBE_SHARPNESS * (directions @ origins - 1.0))
+
+
+def _amplitude_towards(directions: Tensor, origins: Tensor, amplitude: Tensor) -> Tensor:
+    return (_lobes(directions, origins) * amplitude).mean(dim=2) + 1e-12
 
 
 def _peaks_and_random(
@@ -179,16 +195,23 @@ def _peaks_and_random(
     """Directions (batch, K, 3), the peaks first, and the amplitude at the peaks (batch, peak)."""
     batch, device = intensity.shape[0], intensity.device
     search = torch.from_numpy(_SEARCH_GRID.vectors()).to(device)
-    remaining = arriving_amplitude(intensity, level, search)
-    closeness = search @ search.T
-    suppressed = closeness > math.cos(math.radians(settings.suppression_deg))
+    origins, amplitude = _cells(intensity, level)
+    remaining = _amplitude_towards(search, origins, amplitude)
+    near = math.cos(math.radians(settings.suppression_deg))
     peaks, amplitudes = [], []
     for _ in range(settings.peak_count):
-        amplitude, best = remaining.max(dim=1)
-        peaks.append(search[best])
-        amplitudes.append(amplitude)
-        remaining = remaining.masked_fill(suppressed[best], 0.0)
-    vectors = torch.stack(peaks, dim=1)
+        loudest, best = remaining.max(dim=1)
+        peak = search[best][:, None]  # (batch, 1, 3)
+        for _ in range(settings.refinements):
+            # Mean shift (Comaniciu and Meer, 2002) on the sphere; a silent window's peak stays.
+            heard = (_lobes(peak, origins) * amplitude) @ origins.transpose(1, 2)
+            peak = torch.nn.functional.normalize(heard + 1e-9 * peak, dim=-1)
+        peaks.append(peak)
+        amplitudes.append(loudest)
+        remaining = remaining.masked_fill((peak @ search.T).squeeze(1) > near, 0.0)
+        # What a stronger peak is of would draw the next ones to it.
+        amplitude = amplitude.masked_fill(peak @ origins > near, 0.0)
+    vectors = torch.cat(peaks, dim=1)
     jitter = torch.randn(vectors.shape, generator=generator).to(device)
     vectors = vectors + torch.deg2rad(torch.tensor(settings.jitter_deg)) * jitter
     uniform = random_directions(batch, settings.random_count, generator).to(device)

@@ -20,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seld.ambisonics import FeatureSettings, FoaFeatures
+from seld.ambisonics import (
+    FEATURE_CHANNELS,
+    INTENSITY_CHANNELS,
+    LOG_MEL_CHANNELS,
+    FeatureSettings,
+    FoaFeatures,
+)
 from seld.clips import LABEL_FRAME_S, SAMPLE_RATE_HZ
 from seld.errors import InputError
-
-#: Log-mel of the four channels, then the intensity vector.
-LOG_MEL_CHANNELS = 4
-INTENSITY_CHANNELS = 3
-FEATURE_CHANNELS = LOG_MEL_CHANNELS + INTENSITY_CHANNELS
 
 #: Feature frames (20 ms) in one label frame (100 ms).
 FRAMES_PER_LABEL = 5
@@ -197,7 +198,7 @@ class FeatureNormalisation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, 7, frame, mel) → the same shape."""
-        return (features - self.mean) / self.deviation
+        return torch.addcmul(-self.mean / self.deviation, features, 1.0 / self.deviation)
 
 
 class ResNetConformer(nn.Module):
