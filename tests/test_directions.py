@@ -82,3 +82,51 @@ def test_peaks_err_by_the_jitter_and_random_directions_do_not() -> None:
     # Of the three axes that are jittered, two turn the direction.
     assert error_deg[:, :2].square().mean().sqrt() == pytest.approx(6.0 * math.sqrt(2.0), rel=0.1)
     assert error_deg[:, :2].max() < 5 * 6.0
+
+
+def peaks_of(waveform: Tensor, **settings: int) -> Tensor:
+    """Two peaks of each window (window, 2, 3), without jitter."""
+    spectra = spatial_spectra(waveform, FoaFeatures(TINY.audio.features))
+    chosen = DirectionSettings(peak_count=2, random_count=0, jitter_deg=0.0, **settings)
+    generator = torch.Generator().manual_seed(0)
+    return choose_directions(spectra[:, 8:], spectra[:, 0], chosen, generator).vectors
+
+
+def random_places(count: int, seed: int) -> Tensor:
+    drawn = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(drawn, dim=-1)
+
+
+def test_refined_peaks_are_where_the_sound_comes_from() -> None:
+    places, generator = random_places(60, seed=1), torch.Generator().manual_seed(0)
+    sound = encode(0.1 * torch.randn(60, 9600, generator=generator), places)
+    sound = sound + 0.02 * torch.randn(sound.shape, generator=generator)
+    searched, refined = (
+        angular_distance_deg(peaks_of(sound, refinements=refinements)[:, 0], places)
+        for refinements in (0, 2)
+    )
+    assert searched.mean() > 6.0  # the nearest of 64 directions
+    assert refined.max() < 3.0
+
+
+def test_sounds_that_take_turns_are_both_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = PLACES[:1].expand(20, 3), random_places(20, seed=2)
+    apart = angular_distance_deg(first, second) > 50.0
+    first, second = first[apart], second[apart]
+    sound = 0.1 * torch.randn(2, len(first), 9600, generator=generator)
+    sound[0, :, 4800:] = 0.0
+    sound[1, :, :4800] = 0.0
+    peaks = peaks_of(encode(sound[0], first) + encode(0.5 * sound[1], second))
+    for place, peak in ((first, peaks[:, 0]), (second, peaks[:, 1])):
+        assert angular_distance_deg(peak, place).max() < 5.0
+
+
+def test_the_second_peak_of_one_sound_is_not_drawn_to_the_first() -> None:
+    peaks = peaks_of(encode(0.1 * torch.randn(20, 9600), random_places(20, seed=3)))
+    assert angular_distance_deg(peaks[:, 0], peaks[:, 1]).min() > 30.0
+
+
+def test_a_silent_windows_peaks_are_directions() -> None:
+    peaks = peaks_of(torch.zeros(1, 4, 9600))
+    torch.testing.assert_close(peaks.norm(dim=-1), torch.ones(1, 2))
