@@ -78,9 +78,9 @@ class ClusterOptions:
 
 
 def placement_of(
-    study: Study, machines: Sequence[Mapping[str, float]], cluster: ClusterOptions
+    study: Study, machines: Sequence[Mapping[str, float]], cluster: ClusterOptions, *, trials: int
 ) -> Placement:
-    """How the study's trials are laid out on these machines.
+    """How the study's trials, so many, are laid out on these machines.
 
     Raises:
         InputError: one trial does not fit, or its batch cannot be shared out to the workers.
@@ -91,7 +91,7 @@ def placement_of(
         fewest_workers=cluster.fewest_workers,
         gpus_per_worker=cluster.gpus_per_worker,
         most_lanes=cluster.most_trials_at_once,
-    )
+    ).for_trials(trials)
     for arm in study.arms:
         for workers in range(placement.fewest_workers, placement.train_workers + 1):
             if arm.pretrain is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class StagePlan:
 def plan_study(
     study: Study,
     *,
-    cells: Sequence[Cell] | None = None,
+    trials: Sequence[Sequence[Cell]] | None = None,
     heading: str | None = None,
     data: DataOptions,
     cluster: ClusterOptions,
@@ -67,8 +68,9 @@ def plan_study(
     needs.
 
     Args:
-        cells: what is run, where it is not all of the study's.
-        heading: how many trials that is, where each cell is not one.
+        trials: what is run, where it is not each of the study's cells: of a trial the cells that
+            it trains one after the other.
+        heading: how many trials that is, where more is to be said of them.
     """
     data.check(study)
     console = Console()
@@ -76,13 +78,17 @@ def plan_study(
     if calibrate and cluster.address is None:
         (here,) = machines
         machines *= machines_of_a_trial(here.get("GPU", 0.0), cluster)
-    placement = placement_of(study, machines, cluster)
+    if trials is None:
+        trials = [[cell] for cell in study.cells()]
+    placement = placement_of(study, machines, cluster, trials=len(trials))
     prepared = data_for_plan(data, study)
     for known in prepared.values():
         if known.trainable_minutes:
             check_budgets(study, known)
-    if cells is None:
-        cells = study.cells()
+    store = StageStore(stages_root(storage, results))
+    committed = {name: store.committed(name) for name in STAGE_NAMES}
+    to_run = sum(not is_done(trial, prepared, committed["evaluate"]) for trial in trials)
+    placement = placement.for_trials(max(1, to_run))
     scale = study.scale
     device = "cuda" if placement.worker_gpus else "cpu"
     if calibrate and device == "cuda" and not torch.cuda.is_available():
@@ -99,15 +105,26 @@ def plan_study(
             device=device,
         )
 
-    store = StageStore(stages_root(storage, results))
-    plans = plan_stages(cells, prepared, store, measure if calibrate else None)
-    heading = heading or f"{len(cells)} trials"
+    cells = list(itertools.chain.from_iterable(trials))
+    plans = plan_stages(cells, prepared, committed, measure if calibrate else None)
+    heading = heading or f"{len(trials)} trials"
     if len(machines) > 1 and cluster.address is None:
         heading += f", on {len(machines)} machines like this one"
     console.print(f"{study.name}: {heading}; {placement.describe()}", highlight=False)
     console.print(finetuning_lengths(study), highlight=False)
     print_plan(plans, placement, console)
     return 0
+
+
+def is_done(
+    trial: Sequence[Cell], data: Mapping[str, PreparedData], evaluated: Container[str]
+) -> bool:
+    """Whether all that the trial computes is stored.
+
+    Args:
+        evaluated: digests of the evaluations that are.
+    """
+    return all(stages_of(cell, data[cell.data]).evaluate.digest in evaluated for cell in trial)
 
 
 def scored_minutes(cell: Cell, data: PreparedData, scale: ScaleSettings) -> float:
@@ -141,13 +158,14 @@ def machines_of_a_trial(gpus: float, cluster: ClusterOptions) -> int:
 def plan_stages(
     cells: Sequence[Cell],
     data: Mapping[str, PreparedData],
-    store: StageStore,
+    committed: Mapping[str, Mapping[str, Mapping[str, Any]]],
     calibrate: Callable[[Cell], Mapping[str, float]] | None = None,
 ) -> list[StagePlan]:
     """Stages of all cells after sharing, and the time of those that are missing.
 
     Args:
         data: the data sets by name; where one is not prepared yet, nothing made from it is done.
+        committed: what is known of finished stages, by their name and digest.
         calibrate: gives a cell's durations by stage where no earlier run does.
     """
     keys = [stages_of(cell, data[cell.data]) for cell in cells]
@@ -155,7 +173,7 @@ def plan_stages(
     plans = []
     for name in STAGE_NAMES:
         stage_keys = [getattr(key, name) for key in keys]
-        plans.append(_plan_stage(name, stage_keys, store.committed(name), calibration))
+        plans.append(_plan_stage(name, stage_keys, committed[name], calibration))
     return plans
 
 

@@ -20,8 +20,9 @@ from ablations import plan as planning
 from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, autoscaled_machines
 from ablations.data import DataOptions, data_for_plan
-from ablations.places import ROOT
+from ablations.places import ROOT, stages_root
 from ablations.plan import (
+    STAGE_NAMES,
     StagePlan,
     finetuning_lengths,
     plan_stages,
@@ -29,7 +30,7 @@ from ablations.plan import (
     print_plan,
     scored_minutes,
 )
-from ablations.sweep import Sweep, as_study, expected_cells
+from ablations.sweep import Sweep, as_study, expected_trials
 from search_spaces.scales import find_scale
 from search_spaces.studies import Study, find_study, variants
 from seld.clips import ShardIndex
@@ -47,6 +48,11 @@ STUDY = replace(variants(find_scale("demo")), budgets_minutes=(1.0, 2.0), seeds=
 SECONDS = {"pretrain": 100.0, "finetune": 10.0, "evaluate": 1.0}
 
 
+def committed(store: StageStore) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """What the store knows of finished stages, by name and digest."""
+    return {name: store.committed(name) for name in STAGE_NAMES}
+
+
 def planned(
     study: Study, folder: Path, measured: list[str] | None = None
 ) -> Mapping[str, StagePlan]:
@@ -58,8 +64,8 @@ def planned(
         return SECONDS
 
     data = data_for_plan(DataOptions(folder=folder / "data"), study)
-    store = StageStore(folder / "stages")
-    plans = plan_stages(study.cells(), data, store, None if measured is None else measure)
+    stored = committed(StageStore(folder / "stages"))
+    plans = plan_stages(study.cells(), data, stored, None if measured is None else measure)
     return {plan.name: plan for plan in plans}
 
 
@@ -101,7 +107,9 @@ def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> No
         trials=9,
         rungs=3,
     )
-    cells = expected_cells(sweep)
+    trials = expected_trials(sweep)
+    assert len(trials) == 9
+    cells = [cell for trial in trials for cell in trial]
     full = max(cell.finetune.steps for cell in cells)
     of_full = Counter(round(full / cell.finetune.steps) for cell in cells)
     assert of_full == {9: 9, 3: 3, 1: 1}
@@ -112,7 +120,8 @@ def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> No
         return SECONDS
 
     data = data_for_plan(DataOptions(folder=tmp_path / "data"), as_study(sweep))
-    plans = {p.name: p for p in plan_stages(cells, data, StageStore(tmp_path / "stages"), measure)}
+    stored = committed(StageStore(tmp_path / "stages"))
+    plans = {plan.name: plan for plan in plan_stages(cells, data, stored, measure)}
     assert plans["finetune"].unique == 13
     steps = sum(cell.finetune.steps for cell in cells)
     assert plans["finetune"].expected_s == pytest.approx(SECONDS["finetune"] * steps / first)
@@ -314,3 +323,22 @@ def test_a_run_counts_on_all_that_the_autoscaler_may_bring_at_once(
     found = autoscaled_machines(config, with_gpus=with_gpus)
     assert [(machine["CPU"], machine.get("GPU", 0)) for machine in found] == machines
     assert plan_placement(*found).lanes == lanes
+
+
+def test_a_plan_divides_the_machine_among_the_trials_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "machines_of", lambda cluster: [{"CPU": 8.0}])
+    own, results = DataOptions(folder=tmp_path / "data"), tmp_path / "results"
+    study = replace(STUDY, arms=STUDY.arms[:2], seeds=(0,))
+
+    def plan() -> str:
+        plan_study(study, data=own, cluster=ClusterOptions(), results=results)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "4 trials; 8 CPUs: 4 trials at once, each with 1 train worker (1 CPU)" in plan()
+    data = data_for_plan(own, study)
+    store = StageStore(stages_root(None, results))
+    for cell in study.cells()[:3]:
+        store.obtain(stages_of(cell, data[cell.data]).evaluate, lambda folder: {})
+    assert "4 trials; 8 CPUs: 1 trial at once, each with 1 train worker (4 CPU)" in plan()

@@ -176,3 +176,21 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
         plan_placement({"CPU": 8, "GPU": 2}, train_workers=4)
     with pytest.raises(InputError, match="CPUs is '0'"):
         plan_placement({"CPU": 0})
+
+
+@pytest.mark.parametrize(("trials", "lanes", "threads"), [(9, 8, 1), (3, 3, 2), (1, 1, 8)])
+def test_fewer_trials_than_lanes_have_more_of_the_machines_each(
+    trials: int, lanes: int, threads: int
+) -> None:
+    placement = plan_placement({"CPU": 8}).for_trials(trials)
+    assert (placement.lanes, placement.worker_threads) == (lanes, threads)
+    assert placement.for_trials(lanes) is placement
+
+
+def test_fewer_trials_keep_the_workers_asked_for() -> None:
+    machines = [{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 8]
+    placement = plan_placement(*machines, train_workers=2, fewest_workers=1)
+    fewer = placement.for_trials(1)
+    assert (placement.lanes, fewer.lanes) == (4, 1)
+    assert (fewer.train_workers, fewer.fewest_workers, fewer.worker_gpus) == (2, 1, 1.0)
+    assert fewer.data_cpus > placement.data_cpus

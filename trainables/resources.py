@@ -24,8 +24,6 @@ SMALLEST_CPU_SHARE = 0.1
 #: a CPU, however small: beside it a stage that needs a whole one would never fit one CPU.
 TRIAL_SHARE = 0.001
 
-_KINDS = ("CPU", "GPU")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -36,8 +34,12 @@ class Placement:
     fine-tunes, one task holds ``finetune_cpus`` and ``worker_gpus``. Where machines were lost, a
     pretraining goes on with as few as ``fewest_workers`` until there are more again. A worker
     process computes with ``worker_threads`` threads.
+
+    Attributes:
+        machines: resources of each that was divided.
     """
 
+    machines: tuple[Mapping[str, float], ...]
     lanes: int
     train_workers: int
     fewest_workers: int
@@ -46,13 +48,33 @@ class Placement:
     data_cpus: float
     finetune_cpus: float
     worker_threads: int
-    cluster_cpus: float
-    cluster_gpus: float
 
     @property
     def is_elastic(self) -> bool:
         """Whether a pretraining may go on with fewer workers."""
         return self.fewest_workers < self.train_workers
+
+    @property
+    def cluster_cpus(self) -> float:
+        """CPUs of all machines."""
+        return _total(self.machines, "CPU")
+
+    @property
+    def cluster_gpus(self) -> float:
+        """GPUs of all machines."""
+        return _total(self.machines, "GPU")
+
+    def for_trials(self, trials: int) -> Placement:
+        """The same machines for so many trials: of fewer than lanes, each has more of them."""
+        if trials >= self.lanes:
+            return self
+        return plan_placement(
+            *self.machines,
+            train_workers=self.train_workers,
+            fewest_workers=self.fewest_workers,
+            gpus_per_worker=self.worker_gpus,
+            most_lanes=trials,
+        )
 
     def describe(self) -> str:
         """One line for the person who started the run."""
@@ -93,7 +115,7 @@ def plan_placement(
     Raises:
         InputError: where one lane does not fit, saying what would.
     """
-    cpus, gpus = _totals(machines)
+    cpus, gpus = _total(machines, "CPU"), _total(machines, "GPU")
     fewest_workers = train_workers if fewest_workers is None else fewest_workers
     worker_gpus = (1.0 if gpus >= 1 else 0.0) if gpus_per_worker is None else gpus_per_worker
     _refuse_impossible_workers(train_workers, fewest_workers, worker_gpus)
@@ -114,6 +136,7 @@ def plan_placement(
     if _slots(machines, finetune_cpus, worker_gpus) < lanes:
         finetune_cpus = worker_cpus
     return Placement(
+        machines=tuple(machines),
         lanes=lanes,
         train_workers=train_workers,
         fewest_workers=fewest_workers,
@@ -122,15 +145,12 @@ def plan_placement(
         data_cpus=data_cpus,
         finetune_cpus=finetune_cpus,
         worker_threads=max(1, math.floor(min(lane_cpus / train_workers, largest_cpus))),
-        cluster_cpus=cpus,
-        cluster_gpus=gpus,
     )
 
 
-def _totals(machines: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    """CPUs and GPUs of all machines."""
-    cpus, gpus = (sum(float(machine.get(name, 0)) for machine in machines) for name in _KINDS)
-    return cpus, gpus
+def _total(machines: Sequence[Mapping[str, float]], kind: str) -> float:
+    """So many of this kind all machines have together."""
+    return sum(float(machine.get(kind, 0)) for machine in machines)
 
 
 def _fitting_lanes(
@@ -141,7 +161,7 @@ def _fitting_lanes(
     Raises:
         InputError: not even one has.
     """
-    cpus, gpus = _totals(machines)
+    cpus, gpus = _total(machines, "CPU"), _total(machines, "GPU")
     # A worker and its feeding need room even on one CPU; then both take fractions of it.
     smallest_lane = SMALLEST_CPU_SHARE * train_workers / CPU_WORKER_SHARE
     slots = _slots(machines, 0.0, worker_gpus) if worker_gpus else train_workers
@@ -202,7 +222,7 @@ def _slots(machines: Sequence[Mapping[str, float]], worker_cpus: float, worker_g
     """How many workers have room, each on one machine; a fraction is of one GPU, never of two."""
     slots = 0
     for machine in machines:
-        cpus, gpus = (float(machine.get(name, 0)) for name in _KINDS)
+        cpus, gpus = float(machine.get("CPU", 0)), float(machine.get("GPU", 0))
         own = math.inf if worker_cpus == 0 else math.floor(cpus / worker_cpus + 1e-9)
         if worker_gpus >= 1:
             own = min(own, math.floor(gpus / worker_gpus))
