@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import torch
 import yaml
+from ray._common.utils import get_system_memory  # psutil's total, or a container's limit
 from ray.exceptions import RayError
 
 from ablations.places import ROOT
@@ -105,14 +106,17 @@ def machines_of(cluster: ClusterOptions) -> list[Mapping[str, float]]:
         with ray_cluster(cluster):
             return connected_machines(cluster)
     cpus = float(cluster.cpus or os.cpu_count() or 1)
-    return [{"CPU": cpus, "GPU": float(torch.cuda.device_count())}]
+    gpus = float(torch.cuda.device_count())
+    return [{"CPU": cpus, "GPU": gpus, "memory": get_system_memory()}]
 
 
 def connected_machines(cluster: ClusterOptions) -> list[Mapping[str, float]]:
     """Resources of each machine of the connected cluster, or that its autoscaler may bring."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if cluster.address is None:
-        return alive
+        # All of this machine's, as its plan counts it: Ray says what was free at its start, less
+        # the object store's part.
+        return [{**machine, "memory": get_system_memory()} for machine in alive]
     on_head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
     config = ray.get(on_head(_autoscaling_config).remote(ray.get_runtime_context().gcs_address))
     if config is None:

@@ -3,7 +3,8 @@
 Ray Data's tasks and Ray Train's workers draw on the same CPUs. A run whose trials hold them all
 waits for ever (Ray issues #54305, #24304), so every lane is given its CPUs once, split between
 the train workers and the data tasks that feed them, and all lanes together never exceed the
-cluster, nor what has to be on one machine a machine.
+cluster, nor what has to be on one machine a machine. Memory bounds lanes likewise: a machine with
+more CPUs than memory would have Ray's memory monitor kill them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ SMALLEST_CPU_SHARE = 0.1
 #: What a trial's own process holds of its machine while its stages compute elsewhere; no share of
 #: a CPU, however small: beside it a stage that needs a whole one would never fit one CPU.
 TRIAL_SHARE = 0.001
+#: Memory of a pretraining without GPUs, measured at the scale ``evidence`` (2.1 to 2.6 GB in all):
+#: of its trial, the trial's process and the one where workers meet; of each of its workers, the
+#: worker's, its successor's and its reader's, and what they pass on in shared memory.
+TRIAL_BYTES = 0.5e9
+WORKER_BYTES = 2.0e9
+#: What the driver takes of its machine.
+DRIVER_BYTES = 1.0e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,7 @@ class Placement:
 
     Attributes:
         machines: resources of each that was divided.
+        memory_is_short: whether their CPUs would have had room for more lanes.
     """
 
     machines: tuple[Mapping[str, float], ...]
@@ -48,6 +57,7 @@ class Placement:
     data_cpus: float
     finetune_cpus: float
     worker_threads: int
+    memory_is_short: bool = False
 
     @property
     def is_elastic(self) -> bool:
@@ -88,9 +98,14 @@ class Placement:
         workers = "1 train worker" if self.train_workers == 1 else f"{self.train_workers} workers"
         if self.is_elastic:
             workers = f"{self.fewest_workers} to {workers}"
+        short = ""
+        if self.memory_is_short:
+            memory = _total(self.machines, "memory") / 1e9
+            lane = _lane_bytes(self.train_workers) / 1e9
+            short = f"; {memory:.0f} GB of memory hold no more, at {lane:g} GB a trial"
         return (
             f"{cluster}: {trials} at once, each with {workers} ({worker}) "
-            f"and {self.data_cpus:g} CPU for Ray Data"
+            f"and {self.data_cpus:g} CPU for Ray Data{short}"
         )
 
 
@@ -104,8 +119,9 @@ def plan_placement(
     """Divide a cluster into lanes so that Ray Data always has its share.
 
     Args:
-        machines: resources (``CPU``, ``GPU``) of each that the cluster has, or that an
-            autoscaling one may grow to have.
+        machines: resources (``CPU``, ``GPU``, ``memory`` in bytes) of each that the cluster has,
+            or that an autoscaling one may grow to have. A lane without GPUs needs memory, too,
+            where all of them tell how much they have.
         train_workers: workers of one pretraining.
         fewest_workers: how few it may shrink to; by default none fewer.
         gpus_per_worker: GPUs of one worker, fractions allowed; by default 1 where the cluster
@@ -120,7 +136,10 @@ def plan_placement(
     worker_gpus = (1.0 if gpus >= 1 else 0.0) if gpus_per_worker is None else gpus_per_worker
     _refuse_impossible_workers(train_workers, fewest_workers, worker_gpus)
     fitting = _fitting_lanes(machines, train_workers, worker_gpus)
-    lanes = max(1, min(fitting, most_lanes or fitting))
+    wanted_lanes = min(fitting, most_lanes or fitting)
+    # Beside a GPU, machines have memory for its trial and more.
+    lanes_in_memory = math.inf if worker_gpus else _lanes_in_memory(machines, train_workers)
+    lanes = max(1, int(min(wanted_lanes, lanes_in_memory)))
     lane_cpus = cpus / lanes
     workers = lanes * train_workers
     largest_cpus = max(float(machine.get("CPU", 0)) for machine in machines)
@@ -145,6 +164,7 @@ def plan_placement(
         data_cpus=data_cpus,
         finetune_cpus=finetune_cpus,
         worker_threads=max(1, math.floor(min(lane_cpus / train_workers, largest_cpus))),
+        memory_is_short=lanes_in_memory < wanted_lanes,
     )
 
 
@@ -183,6 +203,21 @@ def _fitting_lanes(
     if not worker_gpus:
         return max(1, math.floor(cpus / train_workers))
     return min(slots // train_workers, max(1, math.floor(cpus / smallest_lane)))
+
+
+def _lanes_in_memory(machines: Sequence[Mapping[str, float]], train_workers: int) -> float:
+    """For how many lanes, whose workers may be on several machines, there is memory."""
+    if not all("memory" in machine for machine in machines):
+        return math.inf
+    left = sorted(machine["memory"] for machine in machines)
+    left[-1] -= DRIVER_BYTES  # it may be on any; it would not be on one without room for it
+    worker_bytes = _lane_bytes(train_workers) / train_workers
+    workers = sum(max(0, math.floor(memory / worker_bytes)) for memory in left)
+    return workers // train_workers
+
+
+def _lane_bytes(train_workers: int) -> float:
+    return TRIAL_BYTES + WORKER_BYTES * train_workers
 
 
 def _refuse_impossible_workers(train_workers: int, fewest_workers: int, worker_gpus: float) -> None:
