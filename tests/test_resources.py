@@ -225,3 +225,21 @@ def test_what_memory_leaves_no_lane_for_is_computed_with() -> None:
         "8 GB of memory hold no more, at 2.5 GB a trial"
     )
     assert placement.worker_threads == 4
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "data_cpus"),
+    [
+        ([{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 24], {}, 7.0),
+        # Of a cluster, one trial has the CPUs beside its worker.
+        ([{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 24], {"most_lanes": 1}, 7.0),
+        ([{"CPU": 8}] * 3, {"most_lanes": 1}, 4.0),
+        ([{"CPU": 8}] * 3, {"most_lanes": 1, "train_workers": 3}, 12.0),
+        ([{"CPU": 64}, {"CPU": 16, "GPU": 4}], {}, 3.0),
+        ([{"CPU": 32}, {"CPU": 4, "GPU": 8}], {}, SMALLEST_CPU_SHARE),
+    ],
+)
+def test_data_are_read_with_cpus_of_the_machine_that_trains(
+    machines: list[dict[str, float]], options: dict[str, Any], data_cpus: float
+) -> None:
+    assert plan_placement(*machines, **options).data_cpus == data_cpus

@@ -98,11 +98,7 @@ class Train:
             (folder / name).write_bytes(content)
         return ray.train.Checkpoint.from_directory(str(folder))
 
-    def stream(
-        self, read_step: Any, *, batch_size: int, cpus: float, holds_cpus: bool, **steps: int
-    ) -> Any:
-        assert holds_cpus  # the group does not shrink
-
+    def stream(self, read_step: Any, *, batch_size: int, cpus: float, **steps: int) -> Any:
         def read(step: int) -> dict[str, Any]:
             self.read.append(step)
             arrays = read_step(step)

@@ -2,7 +2,7 @@
 
 Ray Data's tasks and Ray Train's workers draw on the same CPUs. A run whose trials hold them all
 waits for ever (Ray issues #54305, #24304), so every lane is given its CPUs once, split between
-the train workers and the data tasks that feed them, and all lanes together never exceed the
+the train workers, who hold theirs, and the data tasks that feed them, whose number is bounded, and all lanes together never exceed the
 cluster, nor what has to be on one machine a machine. Memory bounds lanes likewise: a machine with
 more CPUs than memory would have Ray's memory monitor kill them.
 """
@@ -149,7 +149,10 @@ def plan_placement(
         # Half a machine at most: all of one would hardly ever be free of other lanes' data tasks.
         wanted = min(lane_cpus / train_workers, largest_cpus) * CPU_WORKER_SHARE
     worker_cpus = _fitting(machines, workers, wanted, worker_gpus)
-    data_cpus = _whole_or_share(lane_cpus - worker_cpus * train_workers)
+    # A worker's data are read beside it: CPUs of other machines are no use to it.
+    beside = _cpus_of_own(machines, workers, worker_gpus) - worker_cpus
+    data_cpus = min(lane_cpus - worker_cpus * train_workers, beside * train_workers)
+    data_cpus = max(SMALLEST_CPU_SHARE, _whole_or_share(data_cpus))
     # A train worker's CPUs; from the data share up to one, where every lane can have it at once.
     finetune_cpus = min(worker_cpus + data_cpus, max(1.0, worker_cpus))
     if _slots(machines, finetune_cpus, worker_gpus) < lanes:
@@ -267,6 +270,21 @@ def _slots(machines: Sequence[Mapping[str, float]], worker_cpus: float, worker_g
     return int(slots)
 
 
+def _cpus_of_own(
+    machines: Sequence[Mapping[str, float]], workers: int, worker_gpus: float
+) -> float:
+    """The most CPUs that a worker has, with what feeds it, on a machine that it may be on.
+
+    Workers on GPUs are where these are, as many on one machine as it has GPUs for.
+    """
+    shares = [0.0]
+    for machine in machines:
+        slots = _slots([machine], 0.0, worker_gpus) if worker_gpus else 1
+        if slots:
+            shares.append(float(machine.get("CPU", 0)) / min(slots, workers))
+    return max(shares)
+
+
 def _whole_or_share(cpus: float) -> float:
     """Ray schedules requests above one CPU only as whole numbers."""
-    return float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 100 + 1e-6) / 100
+    return float(math.floor(cpus + 1e-9)) if cpus >= 1 else math.floor(cpus * 100 + 1e-6) / 100

@@ -170,7 +170,6 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             steps=settings.steps,
             batch_size=settings.rank_batch_size(world_size),
             cpus=placement.data_cpus / placement.train_workers,
-            holds_cpus=not placement.is_elastic,
         )
         pretrain(
             settings,
