@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event, local
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -402,6 +403,39 @@ def test_a_lease_elsewhere_expires_once_its_heart_stands_still(
     lease["heartbeat"] += 5
     assert not is_free()
     assert is_free()
+
+
+@pytest.mark.parametrize(("outage_s", "beats_before_s"), [(60.0, None), (700.0, 690.0)])
+def test_a_heart_that_nobody_could_look_at_has_not_stood_still(
+    outage_s: float,
+    beats_before_s: float | None,
+    store: StageStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its owner's beats may have failed as the looks did; it has some seconds to beat again."""
+    folder = tmp_path / "stages" / KEY.path
+    folder.mkdir(parents=True)
+    lease = {"owner": "x", "host": "another-host", "pid": 1, "heartbeat": time.time()}
+    clock_s = 0.0
+    clocks = SimpleNamespace(time=time.time, monotonic=lambda: clock_s)
+
+    def is_free(after_s: float) -> bool:
+        nonlocal clock_s
+        clock_s += after_s
+        (folder / "lease-00000.json").write_text(json.dumps(lease))
+        with monkeypatch.context() as patched:
+            patched.setattr(stages, "time", clocks)
+            with store._lease(KEY) as held:
+                return held
+
+    assert not is_free(0.0)
+    assert not is_free(stages.REMOTE_POLL_S)
+    if beats_before_s is not None:  # the last one before the outage has not been seen yet
+        lease["heartbeat"] -= beats_before_s
+    assert not is_free(outage_s)
+    looks = [is_free(stages.REMOTE_POLL_S) for _ in range(10)]
+    assert looks == [False] * 9 + [True]
 
 
 def test_what_is_held_is_refused_while_its_holder_lives(

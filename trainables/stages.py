@@ -32,7 +32,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,17 @@ from trainables.provenance import SOURCE_PACKAGES
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
+#: Between looks further apart a heart has not been seen to stand still: what kept one from looking,
+#: a network disk that hangs, may have kept its owner from beating. A few of the slowest polls.
+LOOKS_APART_S = 15.0
 #: No two machines' clocks differ by more.
 CLOCKS_DIFFER_S = 600.0
 HEARTBEAT_S = 5.0
 POLL_S = 0.5
 #: A bucket takes money for every look.
 REMOTE_POLL_S = 5.0
+#: The heartbeat of a lease whose owner has let go of it.
+LET_GO = 0.0
 LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 
 #: What a computation goes on from.
@@ -210,6 +215,21 @@ class StageFiles:
         return result.folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """The last successful look at a lease, in seconds of our clock.
+
+    Attributes:
+        beat: the heartbeat that was there.
+        still_since_s: since when it has been seen unchanged, without a gap.
+        at_s: when this look was.
+    """
+
+    beat: float
+    still_since_s: float
+    at_s: float
+
+
 class StageStore:
     """Where finished stages are kept.
 
@@ -228,7 +248,7 @@ class StageStore:
         self._files, self._base = file_system(self.root)
         self._local = is_local(self.root)
         self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / f"seld-stages-{os.getuid()}")
-        self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
+        self._looks: dict[str, _Look] = {}  # by lease, the last one
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_open_store, (self.root, str(self._cache)))
@@ -469,7 +489,7 @@ class StageStore:
             beating.join()
             # The block's outcome counts, error or not; a lease not let go of expires by itself.
             with contextlib.suppress(Exception):
-                self._write_json(path, content | {"heartbeat": 0.0})
+                self._write_json(path, content | {"heartbeat": LET_GO})
 
     def _keep_beating(self, path: str, content: dict[str, Any], done: threading.Event) -> None:
         while not done.wait(HEARTBEAT_S):
@@ -481,16 +501,21 @@ class StageStore:
         """Whether the owner has let go of the lease, has died or has not been heard of.
 
         Clocks of machines differ: what counts is for how long, by our own, its heart has stood
-        still. Only a beat further back than clocks can differ needs no waiting for.
+        still, in looks that were never far apart. Only a beat further back than clocks can differ
+        needs no waiting for.
         """
-        if lease["host"] == socket.gethostname() and not _process_runs(lease["pid"]):
-            return True
         beat = lease["heartbeat"]
-        seen, since = self._beats.get(path, (None, 0.0))
-        if seen != beat:
-            self._beats[path] = (beat, time.monotonic())
-            return time.time() - beat > CLOCKS_DIFFER_S
-        return time.monotonic() - since > LEASE_EXPIRY_S
+        if beat == LET_GO or (
+            lease["host"] == socket.gethostname() and not _process_runs(lease["pid"])
+        ):
+            return True
+        now, last = time.monotonic(), self._looks.get(path)
+        if last is None or last.beat != beat or now - last.at_s > LOOKS_APART_S:
+            self._looks[path] = _Look(beat=beat, still_since_s=now, at_s=now)
+            # Of one that has been watched it is known that it beat, however long ago by now.
+            return last is None and time.time() - beat > CLOCKS_DIFFER_S
+        self._looks[path] = replace(last, at_s=now)
+        return now - last.still_since_s > LEASE_EXPIRY_S
 
     def _latest_lease(self, key: StageKey) -> tuple[int, dict[str, Any] | None]:
         folder = f"{self._base}/{key.path}"
