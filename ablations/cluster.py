@@ -15,6 +15,7 @@ import ray
 import torch
 import yaml
 from ray._common.utils import get_system_memory  # psutil's total, or a container's limit
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.exceptions import RayError
 
 from ablations.places import ROOT
@@ -218,6 +219,10 @@ def _connect(address: str) -> None:
         reason = first_line(error)
         expected = f"the address of a running cluster that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error
+    # Whoever runs Ray Data first starts this actor, which stays on its node until the cluster ends:
+    # where all is decoded already, on a node of train workers, which then never counts as idle
+    # (Ray issue #42253).
+    get_or_create_stats_actor()
 
 
 @contextmanager
