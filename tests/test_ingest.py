@@ -67,9 +67,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, cpus: float) -> dict[str, Any]:
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(ray.data, "from_blocks", lambda blocks: Blocks())
     monkeypatch.setattr(ingest, "_set_up_streaming", lambda cpus: None)
-    batches = list(
-        stream_batches(lambda step: {}, start_step=0, steps=1, batch_size=1, cpus=cpus)
-    )
+    batches = list(stream_batches(lambda step: {}, start_step=0, steps=1, batch_size=1, cpus=cpus))
     assert [batch.keys() for batch in batches] == [{"value"}]
     return asked
 

@@ -25,6 +25,7 @@ from ablations.plan import (
     STAGE_NAMES,
     StagePlan,
     finetuning_lengths,
+    longest_trial_s,
     plan_stages,
     plan_study,
     print_plan,
@@ -190,7 +191,37 @@ def test_hours_are_those_of_all_lanes_together(tmp_path: Path) -> None:
     with console.capture() as capture:
         print_plan([replace(plan, expected_s=3600.0 * n) for n, plan in enumerate(stages)],
                    placement, console)  # fmt: skip
-    assert "about 0.75 h, 4 trials at a time: 6.00 GPU hours, 12.00 CPU hours" in capture.get()
+    # Nothing is pretrained, and the other stages hold one GPU.
+    assert "about 0.75 h, 4 trials at a time: 3.00 GPU hours, 12.00 CPU hours" in capture.get()
+
+
+def test_hours_are_not_fewer_than_those_of_one_trial(tmp_path: Path) -> None:
+    """Twelve pretrainings of 57 h are not done in 28 h, however many machines wait for them."""
+    study = replace(STUDY, arms=STUDY.arms[1:2], seeds=tuple(range(12)))
+    data = data_for_plan(DataOptions(folder=tmp_path / "data"), study)
+    durations_s = {"pretrain": 57 * 3600.0, "finetune": 3600.0, "evaluate": 360.0}
+
+    def planned_hours(trials: list[list[Cell]]) -> str:
+        cells = [cell for trial in trials for cell in trial]
+        stored = committed(StageStore(tmp_path / "stages"))
+        plans = plan_stages(cells, data, stored, lambda cell: durations_s)
+        console = Console(width=200)
+        with console.capture() as capture:
+            print_plan(plans, placement, console, longest_s=longest_trial_s(trials, plans))
+        return capture.get()
+
+    placement = plan_placement(*[{"CPU": 8.0, "GPU": 2.0}] * 24, train_workers=2)
+    trials = [[cell] for cell in study.cells()]
+    assert (len(trials), placement.lanes) == (24, 24)
+    # Two GPUs for each pretraining, one for each of the others.
+    gpu_hours = f"{12 * 57 * 2 + 24 * 1.1:.2f} GPU hours"
+    hours = "about 58.10 h, as long as one trial needs, 24 trials at a time"
+    assert f"{hours}: {gpu_hours}" in planned_hours(trials)
+    # A sweep's trial trains one length after the other.
+    pairs = [[*one, *other] for one, other in zip(trials[0::4], trials[2::4], strict=True)]
+    assert "about 116.20 h, as long" in planned_hours(pairs)
+    placement = placement.for_trials(2)
+    assert f"about {(12 * 57 + 24 * 1.1) / 2:.2f} h, 2 trials at a time" in planned_hours(trials)
 
 
 def test_a_worker_is_timed_on_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

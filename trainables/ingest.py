@@ -78,10 +78,10 @@ def stream_batches(
     """
     _set_up_streaming(cpus)
     # Ray Data divides what Train leaves of each machine by the streams of the whole cluster, in
-    # whole CPUs (Ray 2.60): beside a few pretrainings every stream has none, and would read one step
-    # at a time. Tasks that hold none pass; what keeps them to this stream's CPUs is their number,
-    # which the placement has divided already. Nor do they wait for ever where a group of workers
-    # that shrinks, as machines are lost, has taken every CPU that is left.
+    # whole CPUs (Ray 2.60): beside a few pretrainings every stream has none, and would read one
+    # step at a time. Tasks that hold none pass; what keeps them to this stream's CPUs is their
+    # number, which the placement has divided already. Nor do they wait for ever where a group of
+    # workers that shrinks, as machines are lost, has taken every CPU that is left.
     most_tasks = ray.data.TaskPoolStrategy(size=max(1, math.floor(cpus)))
 
     # Else every task would receive the reader, whose index may take megabytes, and open its shards.
@@ -92,9 +92,7 @@ def stream_batches(
         return _kept(reader)(step) | {"step": np.full(batch_size, step)}
 
     # Where its batches are used and its shards are kept.
-    here = NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=True
-    )
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
     def prepared(stretch: range) -> ray.data.Dataset:
         blocks = [pd.DataFrame({"step": [step]}) for step in stretch]

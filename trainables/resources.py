@@ -2,9 +2,9 @@
 
 Ray Data's tasks and Ray Train's workers draw on the same CPUs. A run whose trials hold them all
 waits for ever (Ray issues #54305, #24304), so every lane is given its CPUs once, split between
-the train workers, who hold theirs, and the data tasks that feed them, whose number is bounded, and all lanes together never exceed the
-cluster, nor what has to be on one machine a machine. Memory bounds lanes likewise: a machine with
-more CPUs than memory would have Ray's memory monitor kill them.
+the train workers, who hold theirs, and the data tasks that feed them, whose number is bounded. All
+lanes together never exceed the cluster, nor what has to be on one machine a machine. Memory bounds
+lanes likewise: a machine with more CPUs than memory would have Ray's memory monitor kill them.
 """
 
 from __future__ import annotations
