@@ -5,7 +5,7 @@ of the code that matters to it. Its folder in the store::
 
     <root>/<stage>/<key>/
       lease-00000.json       who computes it, with a heartbeat (numbered: a takeover adds one)
-      partial/...            checkpoints of the computation under way, and when it began
+      partial/...            checkpoints of the computation under way
       attempt-<id>/...       the files of one attempt
       committed.json         the attempt that counts: the first that was done. Written after its
                              files, so seeing it is seeing all
@@ -68,8 +68,8 @@ LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 
 #: What a computation goes on from.
 STATE_FILE = "state.pt"
-#: Beside it: written when a computation begins, with the seconds of those it goes on from.
-BEGAN_FILE = "began.json"
+#: Beside a state, and among a stage's files: for how long was worked on it.
+SECONDS_FILE = "seconds.json"
 
 #: Modules that carry bytes and words from one place to another: no outcome depends on them.
 CARRIERS = ("seld.errors", "seld.records", "seld.storage", "trainables.stages")
@@ -215,6 +215,42 @@ class StageFiles:
         return result.folder
 
 
+class WorkClock:
+    """For how long a computation has worked.
+
+    It starts when its process does the work itself: that a stage has waited for machines, or for
+    room on them, says nothing of its settings. Killed computations write nothing at their end, so
+    the seconds are kept with each state; what comes after it is done again, and counts then.
+
+    Args:
+        before_s: what went into the state that is gone on from.
+    """
+
+    def __init__(self, before_s: float = 0.0) -> None:
+        self._before_s = before_s
+        self._started_s = time.monotonic()
+
+    @classmethod
+    def going_on(cls, folder: Path) -> WorkClock:
+        """That of the state in a folder."""
+        return cls(seconds_worked(folder) or 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before_s + time.monotonic() - self._started_s
+
+    def write(self, folder: Path) -> None:
+        """Keep them beside a state, or in the folder of a stage that is done."""
+        (folder / SECONDS_FILE).write_text(json.dumps({"worked_s": self.seconds}), encoding="utf-8")
+
+
+def seconds_worked(folder: Path) -> float | None:
+    """What a :class:`WorkClock` has written there; None where none has."""
+    path = folder / SECONDS_FILE
+    return json.loads(path.read_bytes())["worked_s"] if path.exists() else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Look:
     """The last successful look at a lease, in seconds of our clock.
@@ -282,7 +318,8 @@ class StageStore:
 
         Args:
             key: which stage.
-            compute: fills the folder it is given and returns a JSON-ready summary.
+            compute: fills the folder it is given and returns a JSON-ready summary. The stage lasted
+                as long as a :class:`WorkClock` says there; without one, as long as this call.
             waiting: told, at intervals, who is being waited for.
 
         Returns:
@@ -355,34 +392,14 @@ class StageStore:
     def _compute_and_commit(
         self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
     ) -> StageResult:
-        kept_s = self._seconds_kept(key)
-        self._write_json(f"{key.path}/partial/{BEGAN_FILE}", {"kept_s": kept_s})
         started = time.monotonic()
         with scratch_folder() as folder:
             summary = dict(compute(folder))
-            duration_s = kept_s + time.monotonic() - started
+            waited_too_s = time.monotonic() - started
+            worked_s = seconds_worked(folder)
+            duration_s = waited_too_s if worked_s is None else worked_s
             commit, is_ours = self._commit(key, folder, summary, duration_s)
         return self._result(key, commit, computed=is_ours)
-
-    def _seconds_kept(self, key: StageKey) -> float:
-        """What went into the state that a computation goes on from, if it does.
-
-        Whatever came after that state is computed again, and counts then. Killed computations
-        write nothing at their end, and clocks of machines differ: both times are the store's own.
-        """
-        partial = f"{self._base}/{key.path}/partial"
-        kept_at = []
-        for name in self._states(key):
-            with contextlib.suppress(FileNotFoundError):  # it was the last but one
-                kept_at.append(self._files.modified(f"{partial}/{name}"))
-        try:
-            began = self._read_json(f"{key.path}/partial/{BEGAN_FILE}")
-        except ValueError:  # left by a disk that was full or lost power
-            began = None
-        if began is None or not kept_at:
-            return 0.0
-        began_at = self._files.modified(f"{partial}/{BEGAN_FILE}")
-        return began["kept_s"] + max(0.0, (max(kept_at) - began_at).total_seconds())
 
     def _result(self, key: StageKey, commit: Mapping[str, Any], *, computed: bool) -> StageResult:
         return StageResult(
