@@ -14,6 +14,8 @@ from typing import Any
 import ray
 import torch
 import yaml
+from ray._common.utils import get_system_memory  # psutil's total, or a container's limit
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.exceptions import RayError
 
 from ablations.places import ROOT
@@ -78,9 +80,9 @@ class ClusterOptions:
 
 
 def placement_of(
-    study: Study, machines: Sequence[Mapping[str, float]], cluster: ClusterOptions
+    study: Study, machines: Sequence[Mapping[str, float]], cluster: ClusterOptions, *, trials: int
 ) -> Placement:
-    """How the study's trials are laid out on these machines.
+    """How the study's trials, so many, are laid out on these machines.
 
     Raises:
         InputError: one trial does not fit, or its batch cannot be shared out to the workers.
@@ -91,7 +93,7 @@ def placement_of(
         fewest_workers=cluster.fewest_workers,
         gpus_per_worker=cluster.gpus_per_worker,
         most_lanes=cluster.most_trials_at_once,
-    )
+    ).for_trials(trials)
     for arm in study.arms:
         for workers in range(placement.fewest_workers, placement.train_workers + 1):
             if arm.pretrain is not None:
@@ -105,14 +107,17 @@ def machines_of(cluster: ClusterOptions) -> list[Mapping[str, float]]:
         with ray_cluster(cluster):
             return connected_machines(cluster)
     cpus = float(cluster.cpus or os.cpu_count() or 1)
-    return [{"CPU": cpus, "GPU": float(torch.cuda.device_count())}]
+    gpus = float(torch.cuda.device_count())
+    return [{"CPU": cpus, "GPU": gpus, "memory": get_system_memory()}]
 
 
 def connected_machines(cluster: ClusterOptions) -> list[Mapping[str, float]]:
     """Resources of each machine of the connected cluster, or that its autoscaler may bring."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if cluster.address is None:
-        return alive
+        # All of this machine's, as its plan counts it: Ray says what was free at its start, less
+        # the object store's part.
+        return [{**machine, "memory": get_system_memory()} for machine in alive]
     on_head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
     config = ray.get(on_head(_autoscaling_config).remote(ray.get_runtime_context().gcs_address))
     if config is None:
@@ -214,6 +219,10 @@ def _connect(address: str) -> None:
         reason = first_line(error)
         expected = f"the address of a running cluster that takes your token ({reason})"
         raise InputError("command line", "--address", address, expected) from error
+    # Whoever runs Ray Data first starts this actor, which stays on its node until the cluster ends:
+    # where all is decoded already, on a node of train workers, which then never counts as idle
+    # (Ray issue #42253).
+    get_or_create_stats_actor()
 
 
 @contextmanager

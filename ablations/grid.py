@@ -67,7 +67,11 @@ def run_study(study: Study, **options: Unpack[RunOptions]) -> int:
     if (folder / JOURNAL_FILE).exists():
         raise InputError(folder, "study", study.name, "another --name: this is a sweep's folder")
     return run_and_report(
-        study, run_trials=partial(run_missing_trials, study), report=report_on, **options
+        study,
+        trials=len(study.cells()),
+        run_trials=partial(run_missing_trials, study),
+        report=report_on,
+        **options,
     )
 
 
@@ -99,6 +103,8 @@ def run_missing_trials(
                 run_trial,
                 run,
                 name=study.name,
+                trials=len(missing),
+                console=console,
                 param_space={"cell": tune.grid_search(missing)},
                 deadline=deadline,
                 callbacks=[progress, *callbacks],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class StagePlan:
         done: of those, how many are in the store.
         expected_s: time of one lane for what is missing; None where nothing like it has run and
             it was not calibrated.
+        of_cells_s: how long each cell's will take, 0 where nothing is missing; as ``expected_s``.
         result_bytes: size of what will be stored; None where nothing like it has run.
     """
 
@@ -47,13 +49,14 @@ class StagePlan:
     unique: int
     done: int
     expected_s: float | None
+    of_cells_s: tuple[float, ...] | None
     result_bytes: float | None
 
 
 def plan_study(
     study: Study,
     *,
-    cells: Sequence[Cell] | None = None,
+    trials: Sequence[Sequence[Cell]] | None = None,
     heading: str | None = None,
     data: DataOptions,
     cluster: ClusterOptions,
@@ -67,8 +70,9 @@ def plan_study(
     needs.
 
     Args:
-        cells: what is run, where it is not all of the study's.
-        heading: how many trials that is, where each cell is not one.
+        trials: what is run, where it is not each of the study's cells: of a trial the cells that
+            it trains one after the other.
+        heading: how many trials that is, where more is to be said of them.
     """
     data.check(study)
     console = Console()
@@ -76,13 +80,17 @@ def plan_study(
     if calibrate and cluster.address is None:
         (here,) = machines
         machines *= machines_of_a_trial(here.get("GPU", 0.0), cluster)
-    placement = placement_of(study, machines, cluster)
+    if trials is None:
+        trials = [[cell] for cell in study.cells()]
+    placement = placement_of(study, machines, cluster, trials=len(trials))
     prepared = data_for_plan(data, study)
     for known in prepared.values():
         if known.trainable_minutes:
             check_budgets(study, known)
-    if cells is None:
-        cells = study.cells()
+    store = StageStore(stages_root(storage, results))
+    committed = {name: store.committed(name) for name in STAGE_NAMES}
+    to_run = sum(not is_done(trial, prepared, committed["evaluate"]) for trial in trials)
+    placement = placement.for_trials(max(1, to_run))
     scale = study.scale
     device = "cuda" if placement.worker_gpus else "cpu"
     if calibrate and device == "cuda" and not torch.cuda.is_available():
@@ -99,15 +107,26 @@ def plan_study(
             device=device,
         )
 
-    store = StageStore(stages_root(storage, results))
-    plans = plan_stages(cells, prepared, store, measure if calibrate else None)
-    heading = heading or f"{len(cells)} trials"
+    cells = list(itertools.chain.from_iterable(trials))
+    plans = plan_stages(cells, prepared, committed, measure if calibrate else None)
+    heading = heading or f"{len(trials)} trials"
     if len(machines) > 1 and cluster.address is None:
         heading += f", on {len(machines)} machines like this one"
     console.print(f"{study.name}: {heading}; {placement.describe()}", highlight=False)
     console.print(finetuning_lengths(study), highlight=False)
-    print_plan(plans, placement, console)
+    print_plan(plans, placement, console, longest_s=longest_trial_s(trials, plans))
     return 0
+
+
+def is_done(
+    trial: Sequence[Cell], data: Mapping[str, PreparedData], evaluated: Container[str]
+) -> bool:
+    """Whether all that the trial computes is stored.
+
+    Args:
+        evaluated: digests of the evaluations that are.
+    """
+    return all(stages_of(cell, data[cell.data]).evaluate.digest in evaluated for cell in trial)
 
 
 def scored_minutes(cell: Cell, data: PreparedData, scale: ScaleSettings) -> float:
@@ -141,13 +160,14 @@ def machines_of_a_trial(gpus: float, cluster: ClusterOptions) -> int:
 def plan_stages(
     cells: Sequence[Cell],
     data: Mapping[str, PreparedData],
-    store: StageStore,
+    committed: Mapping[str, Mapping[str, Mapping[str, Any]]],
     calibrate: Callable[[Cell], Mapping[str, float]] | None = None,
 ) -> list[StagePlan]:
     """Stages of all cells after sharing, and the time of those that are missing.
 
     Args:
         data: the data sets by name; where one is not prepared yet, nothing made from it is done.
+        committed: what is known of finished stages, by their name and digest.
         calibrate: gives a cell's durations by stage where no earlier run does.
     """
     keys = [stages_of(cell, data[cell.data]) for cell in cells]
@@ -155,7 +175,7 @@ def plan_stages(
     plans = []
     for name in STAGE_NAMES:
         stage_keys = [getattr(key, name) for key in keys]
-        plans.append(_plan_stage(name, stage_keys, store.committed(name), calibration))
+        plans.append(_plan_stage(name, stage_keys, committed[name], calibration))
     return plans
 
 
@@ -199,13 +219,14 @@ def _plan_stage(
     durations: dict[str, list[float]] = {}
     for commit in committed.values():
         durations.setdefault(commit["alike"], []).append(commit["duration_s"])
-    expected = [
-        statistics.median(durations[key.alike])
+    expected = {
+        key: statistics.median(durations[key.alike])
         if key.alike in durations
         else calibration.duration_s(position_of[key], name)
         for key in missing
-    ]
-    known = [duration_s for duration_s in expected if duration_s is not None]
+    }
+    known = {key: duration_s for key, duration_s in expected.items() if duration_s is not None}
+    all_known = len(known) == len(missing)
     sizes = [sum(commit["files"].values()) for commit in committed.values()]
     result_bytes = len(missing) * statistics.median(sizes) if sizes else None
     return StagePlan(
@@ -213,13 +234,34 @@ def _plan_stage(
         uses=sum(key is not None for key in keys),
         unique=len(position_of),
         done=len(position_of) - len(missing),
-        expected_s=sum(known) if len(known) == len(missing) else None,
+        expected_s=sum(known.values()) if all_known else None,
+        of_cells_s=tuple(known.get(key, 0.0) if key else 0.0 for key in keys)
+        if all_known
+        else None,
         result_bytes=result_bytes if missing else 0.0,
     )
 
 
-def print_plan(plans: Sequence[StagePlan], placement: Placement, console: Console) -> None:
-    """The plan as a table, and the hours it comes to."""
+def longest_trial_s(trials: Sequence[Sequence[Cell]], plans: Sequence[StagePlan]) -> float:
+    """How long the longest of the trials takes: its missing stages one after the other.
+
+    Args:
+        trials: of each its cells, in the order of the plans' ``of_cells_s``.
+        plans: of all stages; those whose times are unknown are left out.
+    """
+    of_stages_s = [plan.of_cells_s for plan in plans if plan.of_cells_s is not None]
+    of_cells_s = map(sum, zip(*of_stages_s, strict=True))
+    return max(sum(itertools.islice(of_cells_s, len(trial))) for trial in trials)
+
+
+def print_plan(
+    plans: Sequence[StagePlan], placement: Placement, console: Console, *, longest_s: float = 0.0
+) -> None:
+    """The plan as a table, and the hours it comes to.
+
+    Args:
+        longest_s: of a trial: however many lanes there are, nothing is sooner done.
+    """
     table = Table(title="plan")
     hours_alone = "hours, one\ntrial at a time"
     for column in ("stage", "trials", "unique", "done", "to do", hours_alone, "disk"):
@@ -231,18 +273,24 @@ def print_plan(plans: Sequence[StagePlan], placement: Placement, console: Consol
         counts = (plan.uses, plan.unique, plan.done, todo)
         table.add_row(plan.name, *map(str, counts), hours, disk)
     console.print(table)
-    known = [plan.expected_s for plan in plans if plan.expected_s is not None]
+    known = {plan.name: plan.expected_s for plan in plans if plan.expected_s is not None}
     if len(known) < len(plans):
         console.print(
             "Times are unknown until such a stage has run once here; --calibrate measures a few "
             "steps of each now."
         )
         return
-    lane_hours = sum(known) / 3600
+    lane_hours = sum(known.values()) / 3600
+    shared_out = lane_hours / placement.lanes
+    longest = longest_s / 3600
+    why = ", as long as one trial needs" if longest > shared_out else ""
+    # Fine-tuning and evaluation are a single task each.
+    gpu_workers = {"pretrain": placement.train_workers}
+    gpu_hours = sum(known[name] * gpu_workers.get(name, 1) for name in known) / 3600
     trials = "1 trial" if placement.lanes == 1 else f"{placement.lanes} trials"
     console.print(
-        f"about {lane_hours / placement.lanes:.2f} h, {trials} at a time: "
-        f"{lane_hours * placement.worker_gpus * placement.train_workers:.2f} GPU hours, "
+        f"about {max(shared_out, longest):.2f} h{why}, {trials} at a time: "
+        f"{gpu_hours * placement.worker_gpus:.2f} GPU hours, "
         f"{lane_hours * placement.cluster_cpus / placement.lanes:.2f} CPU hours",
         highlight=False,
     )

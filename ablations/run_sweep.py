@@ -35,7 +35,7 @@ from ablations.options import (
 )
 from ablations.plan import plan_study
 from ablations.searcher import REDUCTION
-from ablations.sweep import GOALS, Sweep, as_study, expected_cells, run_sweep
+from ablations.sweep import GOALS, Sweep, as_study, expected_trials, run_sweep
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import LEARN_TEMPERATURE, OBJECTIVE, OBJECTIVES, TEMPERATURE
 from search_spaces.studies import STUDIES
@@ -49,10 +49,10 @@ def main() -> int:
     sweep = sweep_of(arguments)
 
     def plan(**options: Any) -> int:
-        cells = expected_cells(sweep)
-        trainings = f", about {len(cells)} trainings of {sweep.rungs} lengths"
+        trials = expected_trials(sweep)
+        trainings = f", about {sum(map(len, trials))} trainings of {sweep.rungs} lengths"
         heading = f"{sweep.trials} trials" + (trainings if sweep.rungs > 1 else "")
-        return plan_study(as_study(sweep), cells=cells, heading=heading, **options)
+        return plan_study(as_study(sweep), trials=trials, heading=heading, **options)
 
     return carry_out(
         arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +53,7 @@ class RunsTrials(Protocol):
 def run_and_report(
     study: Study,
     *,
+    trials: int,
     run_trials: RunsTrials,
     report: Callable[[Path, Console], int],
     data: DataOptions,
@@ -64,6 +66,7 @@ def run_and_report(
     """Prepare the study's data on its cluster, run its trials, report on its folder.
 
     Args:
+        trials: how many there are, finished ones included.
         data, cluster, results, storage, budget_hours, track: see
             :class:`ablations.options.RunOptions`.
 
@@ -81,7 +84,7 @@ def run_and_report(
         tracking = trackers(study.name, study_folder, also=track)
         console.print(Text(study.question, "bold"))
         with ray_cluster(cluster):
-            placement = placement_of(study, connected_machines(cluster), cluster)
+            placement = placement_of(study, connected_machines(cluster), cluster, trials=trials)
             console.print(placement.describe(), highlight=False)
             try:
                 prepared = prepare_data(data, study, placement, console, deadline)
@@ -99,8 +102,7 @@ def run_and_report(
                 provenance=current_provenance(),
                 kept_in=results_uri(storage, study.name),
             )
-            watchdog = Watchdog(placement, partial(console.print, markup=False))
-            run_trials(run, console, deadline=deadline, callbacks=[*tracking, watchdog])
+            run_trials(run, console, deadline=deadline, callbacks=tracking)
             if deadline.is_over:
                 console.print("the hours given are over; the same command goes on from here")
         exit_code = report(study_folder, console)
@@ -113,6 +115,8 @@ def let_tune_run(
     run: StudyRun,
     *,
     name: str,
+    trials: int,
+    console: Console,
     param_space: Mapping[str, Any],
     deadline: Deadline,
     callbacks: Sequence[tune.Callback],
@@ -123,19 +127,27 @@ def let_tune_run(
 
     Args:
         trainable: what Tune runs, on the driver's machine; trials write their records there.
+        run: what all trials share; where they are fewer than it has lanes, each gets more.
+        trials: how many there are to run.
+        console: is told how they are laid out, where not as the run is, and of stalls.
         stop: called with a trial's id and each of its reports.
         tune_settings: of :class:`ray.tune.TuneConfig`.
 
     Returns:
         Whether Ray's memory monitor has killed a trial, and with it the run of all.
     """
+    placement = run.placement.for_trials(trials)
+    if placement != run.placement:
+        console.print(placement.describe(), highlight=False)
+        run = replace(run, placement=placement)
+    watchdog = Watchdog(placement, partial(console.print, markup=False))
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
         param_space={**param_space, "run": run},
         tune_config=tune.TuneConfig(
             # One more, and its train worker could take the CPU that Ray Data feeds another from:
             # on one CPU both would wait for ever.
-            max_concurrent_trials=run.placement.lanes,
+            max_concurrent_trials=placement.lanes,
             time_budget_s=deadline.seconds_left(),
             reuse_actors=True,
             **tune_settings,
@@ -143,7 +155,7 @@ def let_tune_run(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(run.study_folder / "logs" / "tune"),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, watchdog],
             stop=stop,
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,

@@ -173,17 +173,21 @@ class Sweep:
         )
 
 
-def expected_cells(sweep: Sweep) -> list[Cell]:
-    """What a sweep would run, for its plan: random proposals, each rung passed by one in three."""
+def expected_trials(sweep: Sweep) -> list[list[Cell]]:
+    """What a sweep would run, for its plan: random proposals, each rung passed by one in three.
+
+    Returns:
+        Of each trial the rungs that it gets to.
+    """
     sampler = optuna.samplers.RandomSampler(seed=sweep.seed % SAMPLER_SEEDS)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler)
-    cells: list[Cell] = []
+    trials: list[list[Cell]] = []
     for number in range(sweep.trials):
         rungs = sweep.cells(sweep.propose(study.ask()))
         passed = [number % REDUCTION**rung == 0 for rung in range(len(rungs))]
-        cells += itertools.compress(rungs, passed)
-    return cells
+        trials.append(list(itertools.compress(rungs, passed)))
+    return trials
 
 
 def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
@@ -278,6 +282,7 @@ def run_sweep(
         refuse_what_cannot_go_on(sweep, folder, mix_code=mix_code)
         return run_and_report(
             as_study(sweep),
+            trials=sweep.trials,
             run_trials=partial(run_missing_trials, sweep),
             report=partial(report_on, sweep, grid_options=grid_options),
             **options,
@@ -374,16 +379,19 @@ def run_missing_trials(
         for _ in range(ROUNDS):
             propose_again(study, but=put_off)
             searcher = searcher_for(sweep, study, run, console)
+            to_run = sweep.trials - done - len(put_off)
             memory_was_short = let_tune_run(
                 run_sweep_trial,
                 run,
                 name=sweep.name,
+                trials=to_run,
+                console=console,
                 param_space={},
                 deadline=deadline,
                 callbacks=[progress, *callbacks],
                 stop=searcher.should_stop,
                 search_alg=searcher,
-                num_samples=sweep.trials - done - len(put_off),
+                num_samples=to_run,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             )
             put_off |= searcher.put_off

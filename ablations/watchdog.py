@@ -42,7 +42,7 @@ def stall_reason(situation: Situation, placement: Placement) -> str:
     lane_cpus = placement.train_workers * placement.worker_cpus + placement.data_cpus
     lane_gpus = placement.train_workers * placement.worker_gpus
     # Fine-tuning and evaluation hold their CPUs by themselves.
-    needs_reading = any(
+    needs_workers = any(
         not said.startswith(("finetune", "evaluate")) for said in situation.trials.values()
     )
     for name, lane in (("CPU", lane_cpus), ("GPU", lane_gpus)):
@@ -53,11 +53,11 @@ def stall_reason(situation: Situation, placement: Placement) -> str:
                 f"the cluster has {total:g} {name}{lost} and a trial needs {lane:g}: "
                 "add nodes, or start again on what is left"
             )
-        smallest = min(placement.data_cpus / 2, placement.worker_cpus)
-        if name == "CPU" and needs_reading and free + 1e-6 < smallest:
+        if name == "CPU" and needs_workers and free + 1e-6 < placement.worker_cpus:
+            # What reads for workers holds none, so there are some left while only trials run.
             return (
-                f"all {total:g} CPUs are held and none is left to read data: something else runs "
-                "on this cluster, or a worker hangs; a lower --trials-at-once leaves more"
+                f"all {total:g} CPUs are held and none is left for train workers: something else "
+                "runs on this cluster, or a worker hangs; a lower --trials-at-once leaves more"
             )
     waiting = [trial for trial, said in situation.trials.items() if said.startswith("waits for")]
     if waiting and len(waiting) == len(situation.trials):

@@ -133,11 +133,12 @@ def run_plain(
 ) -> dict[str, float]:
     """SELD error by trial."""
     with ray_cluster(cluster), tempfile.TemporaryDirectory() as storage:
-        placement = plan_placement(*connected_machines(cluster))
+        cells = study.cells()
+        placement = plan_placement(*connected_machines(cluster)).for_trials(len(cells))
         results = tune.Tuner(
             tune.with_resources(plain_trial, {"CPU": 0, driver_resource(): TRIAL_SHARE}),
             param_space={
-                "cell": tune.grid_search(study.cells()),
+                "cell": tune.grid_search(cells),
                 "data": data,
                 "placement": placement,
                 "provenance": current_provenance(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,9 @@ from tests import corpus_writers as writers
 from tests.test_finetune import SETTINGS
 from trainables.clips import AnnotatedReader, WindowSchedule
 from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss, scored_clips
-from trainables.finetune_job import FinetuneJob
+from trainables.finetune_job import FinetuneJob, Unfinished
 from trainables.jobs import ENCODER_FILE, NETWORK_FILE, ShardFolder
+from trainables.stages import WorkClock, seconds_worked
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 TEST_NAME = "dev-test-sony/fold4_room4_mix001"
@@ -100,10 +102,17 @@ def test_an_interrupted_finetuning_ends_like_a_whole_one(
         "__call__",
         lambda reader, step: (read.append(step), read_step(reader, step))[1],
     )
+    kept = Unfinished(str(unfinished))
+    if (before := kept.read()) is not None:
+        kept.write(before[0], before[1], WorkClock(1000.0))  # it was a long one
+    began_s = time.monotonic()
     summary = job(shards, unfinished).run(resumed, device="cpu", report=lambda progress: None)
     last_kept = killed_at // 2 * 2
     assert read == list(range(last_kept, TRAINING.steps))
     assert summary == expected
+    worked_s = seconds_worked(resumed)
+    assert worked_s is not None
+    assert 0.0 < worked_s - (1000.0 if last_kept else 0.0) < time.monotonic() - began_s
     for key, tensor in load_file(whole / NETWORK_FILE).items():
         assert tensor.equal(load_file(resumed / NETWORK_FILE)[key]), key
     pd.testing.assert_frame_equal(

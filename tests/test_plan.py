@@ -20,16 +20,18 @@ from ablations import plan as planning
 from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, autoscaled_machines
 from ablations.data import DataOptions, data_for_plan
-from ablations.places import ROOT
+from ablations.places import ROOT, stages_root
 from ablations.plan import (
+    STAGE_NAMES,
     StagePlan,
     finetuning_lengths,
+    longest_trial_s,
     plan_stages,
     plan_study,
     print_plan,
     scored_minutes,
 )
-from ablations.sweep import Sweep, as_study, expected_cells
+from ablations.sweep import Sweep, as_study, expected_trials
 from search_spaces.scales import find_scale
 from search_spaces.studies import Study, find_study, variants
 from seld.clips import ShardIndex
@@ -47,6 +49,11 @@ STUDY = replace(variants(find_scale("demo")), budgets_minutes=(1.0, 2.0), seeds=
 SECONDS = {"pretrain": 100.0, "finetune": 10.0, "evaluate": 1.0}
 
 
+def committed(store: StageStore) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """What the store knows of finished stages, by name and digest."""
+    return {name: store.committed(name) for name in STAGE_NAMES}
+
+
 def planned(
     study: Study, folder: Path, measured: list[str] | None = None
 ) -> Mapping[str, StagePlan]:
@@ -58,8 +65,8 @@ def planned(
         return SECONDS
 
     data = data_for_plan(DataOptions(folder=folder / "data"), study)
-    store = StageStore(folder / "stages")
-    plans = plan_stages(study.cells(), data, store, None if measured is None else measure)
+    stored = committed(StageStore(folder / "stages"))
+    plans = plan_stages(study.cells(), data, stored, None if measured is None else measure)
     return {plan.name: plan for plan in plans}
 
 
@@ -101,7 +108,9 @@ def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> No
         trials=9,
         rungs=3,
     )
-    cells = expected_cells(sweep)
+    trials = expected_trials(sweep)
+    assert len(trials) == 9
+    cells = [cell for trial in trials for cell in trial]
     full = max(cell.finetune.steps for cell in cells)
     of_full = Counter(round(full / cell.finetune.steps) for cell in cells)
     assert of_full == {9: 9, 3: 3, 1: 1}
@@ -112,7 +121,8 @@ def test_a_sweep_is_planned_with_its_rungs_and_their_steps(tmp_path: Path) -> No
         return SECONDS
 
     data = data_for_plan(DataOptions(folder=tmp_path / "data"), as_study(sweep))
-    plans = {p.name: p for p in plan_stages(cells, data, StageStore(tmp_path / "stages"), measure)}
+    stored = committed(StageStore(tmp_path / "stages"))
+    plans = {plan.name: plan for plan in plan_stages(cells, data, stored, measure)}
     assert plans["finetune"].unique == 13
     steps = sum(cell.finetune.steps for cell in cells)
     assert plans["finetune"].expected_s == pytest.approx(SECONDS["finetune"] * steps / first)
@@ -181,7 +191,37 @@ def test_hours_are_those_of_all_lanes_together(tmp_path: Path) -> None:
     with console.capture() as capture:
         print_plan([replace(plan, expected_s=3600.0 * n) for n, plan in enumerate(stages)],
                    placement, console)  # fmt: skip
-    assert "about 0.75 h, 4 trials at a time: 6.00 GPU hours, 12.00 CPU hours" in capture.get()
+    # Nothing is pretrained, and the other stages hold one GPU.
+    assert "about 0.75 h, 4 trials at a time: 3.00 GPU hours, 12.00 CPU hours" in capture.get()
+
+
+def test_hours_are_not_fewer_than_those_of_one_trial(tmp_path: Path) -> None:
+    """Twelve pretrainings of 57 h are not done in 28 h, however many machines wait for them."""
+    study = replace(STUDY, arms=STUDY.arms[1:2], seeds=tuple(range(12)))
+    data = data_for_plan(DataOptions(folder=tmp_path / "data"), study)
+    durations_s = {"pretrain": 57 * 3600.0, "finetune": 3600.0, "evaluate": 360.0}
+
+    def planned_hours(trials: list[list[Cell]]) -> str:
+        cells = [cell for trial in trials for cell in trial]
+        stored = committed(StageStore(tmp_path / "stages"))
+        plans = plan_stages(cells, data, stored, lambda cell: durations_s)
+        console = Console(width=200)
+        with console.capture() as capture:
+            print_plan(plans, placement, console, longest_s=longest_trial_s(trials, plans))
+        return capture.get()
+
+    placement = plan_placement(*[{"CPU": 8.0, "GPU": 2.0}] * 24, train_workers=2)
+    trials = [[cell] for cell in study.cells()]
+    assert (len(trials), placement.lanes) == (24, 24)
+    # Two GPUs for each pretraining, one for each of the others.
+    gpu_hours = f"{12 * 57 * 2 + 24 * 1.1:.2f} GPU hours"
+    hours = "about 58.10 h, as long as one trial needs, 24 trials at a time"
+    assert f"{hours}: {gpu_hours}" in planned_hours(trials)
+    # A sweep's trial trains one length after the other.
+    pairs = [[*one, *other] for one, other in zip(trials[0::4], trials[2::4], strict=True)]
+    assert "about 116.20 h, as long" in planned_hours(pairs)
+    placement = placement.for_trials(2)
+    assert f"about {(12 * 57 + 24 * 1.1) / 2:.2f} h, 2 trials at a time" in planned_hours(trials)
 
 
 def test_a_worker_is_timed_on_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,3 +354,22 @@ def test_a_run_counts_on_all_that_the_autoscaler_may_bring_at_once(
     found = autoscaled_machines(config, with_gpus=with_gpus)
     assert [(machine["CPU"], machine.get("GPU", 0)) for machine in found] == machines
     assert plan_placement(*found).lanes == lanes
+
+
+def test_a_plan_divides_the_machine_among_the_trials_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "machines_of", lambda cluster: [{"CPU": 8.0}])
+    own, results = DataOptions(folder=tmp_path / "data"), tmp_path / "results"
+    study = replace(STUDY, arms=STUDY.arms[:2], seeds=(0,))
+
+    def plan() -> str:
+        plan_study(study, data=own, cluster=ClusterOptions(), results=results)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "4 trials; 8 CPUs: 4 trials at once, each with 1 train worker (1 CPU)" in plan()
+    data = data_for_plan(own, study)
+    store = StageStore(stages_root(None, results))
+    for cell in study.cells()[:3]:
+        store.obtain(stages_of(cell, data[cell.data]).evaluate, lambda folder: {})
+    assert "4 trials; 8 CPUs: 1 trial at once, each with 1 train worker (4 CPU)" in plan()

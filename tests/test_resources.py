@@ -176,3 +176,70 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
         plan_placement({"CPU": 8, "GPU": 2}, train_workers=4)
     with pytest.raises(InputError, match="CPUs is '0'"):
         plan_placement({"CPU": 0})
+
+
+@pytest.mark.parametrize(("trials", "lanes", "threads"), [(9, 8, 1), (3, 3, 2), (1, 1, 8)])
+def test_fewer_trials_than_lanes_have_more_of_the_machines_each(
+    trials: int, lanes: int, threads: int
+) -> None:
+    placement = plan_placement({"CPU": 8}).for_trials(trials)
+    assert (placement.lanes, placement.worker_threads) == (lanes, threads)
+    assert placement.for_trials(lanes) is placement
+
+
+def test_fewer_trials_keep_the_workers_asked_for() -> None:
+    machines = [{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 8]
+    placement = plan_placement(*machines, train_workers=2, fewest_workers=1)
+    fewer = placement.for_trials(1)
+    assert (placement.lanes, fewer.lanes) == (4, 1)
+    assert (fewer.train_workers, fewer.fewest_workers, fewer.worker_gpus) == (2, 1, 1.0)
+    assert fewer.data_cpus > placement.data_cpus
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "lanes", "is_short"),
+    [
+        ([{"CPU": 8, "memory": 16e9}], {}, 6, True),
+        ([{"CPU": 8, "memory": 64e9}], {}, 8, False),
+        ([{"CPU": 8, "memory": 16e9}], {"most_lanes": 6}, 6, False),
+        ([{"CPU": 8, "memory": 1e9}], {}, 1, True),
+        ([{"CPU": 8, "memory": 16e9}], {"train_workers": 2}, 3, True),
+        # What is left of one machine is no use on another, and one that does not tell has enough.
+        ([{"CPU": 8, "memory": 4e9}] * 3, {}, 3, True),
+        ([{"CPU": 8}, {"CPU": 8, "memory": 4e9}], {}, 16, False),
+        ([{"CPU": 8, "GPU": 4, "memory": 4e9}], {}, 4, False),
+    ],
+)
+def test_memory_bounds_the_trials_at_once(
+    machines: list[dict[str, float]], options: dict[str, Any], lanes: int, is_short: bool
+) -> None:
+    placement = plan_placement(*machines, **options)
+    assert (placement.lanes, placement.memory_is_short) == (lanes, is_short)
+    assert ("of memory hold no more" in placement.describe()) == is_short
+
+
+def test_what_memory_leaves_no_lane_for_is_computed_with() -> None:
+    placement = plan_placement({"CPU": 8, "memory": 8e9})
+    assert placement.describe() == (
+        "8 CPUs: 2 trials at once, each with 1 train worker (2 CPU) and 2 CPU for Ray Data; "
+        "8 GB of memory hold no more, at 2.5 GB a trial"
+    )
+    assert placement.worker_threads == 4
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "data_cpus"),
+    [
+        ([{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 24], {}, 7.0),
+        # Of a cluster, one trial has the CPUs beside its worker.
+        ([{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 24], {"most_lanes": 1}, 7.0),
+        ([{"CPU": 8}] * 3, {"most_lanes": 1}, 4.0),
+        ([{"CPU": 8}] * 3, {"most_lanes": 1, "train_workers": 3}, 12.0),
+        ([{"CPU": 64}, {"CPU": 16, "GPU": 4}], {}, 3.0),
+        ([{"CPU": 32}, {"CPU": 4, "GPU": 8}], {}, SMALLEST_CPU_SHARE),
+    ],
+)
+def test_data_are_read_with_cpus_of_the_machine_that_trains(
+    machines: list[dict[str, float]], options: dict[str, Any], data_cpus: float
+) -> None:
+    assert plan_placement(*machines, **options).data_cpus == data_cpus

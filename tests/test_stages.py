@@ -17,14 +17,22 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event, local
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from seld.errors import InputError
-from seld.storage import join, written_whole
 from trainables import stages
-from trainables.stages import StageKey, StageStore, _code_of, code_fingerprint, stage_key
+from trainables.stages import (
+    StageKey,
+    StageStore,
+    WorkClock,
+    _code_of,
+    code_fingerprint,
+    seconds_worked,
+    stage_key,
+)
 
 #: Audit events of everything that the store does to files.
 FILE_EVENTS = {
@@ -221,58 +229,35 @@ def test_checkpoints_that_cannot_be_removed_do_not_undo_the_commit(
 
 
 @pytest.mark.parametrize("root", ["{tmp_path}/stages", "memory://{tmp_path.name}"])
-def test_an_interrupted_computation_counts_as_long_as_all_that_went_into_it(
-    tmp_path: Path, root: str
-) -> None:
-    """Up to the state that is gone on from: what comes after it is done again, and counts then."""
+def test_a_stage_lasts_as_long_as_was_worked_on_it(tmp_path: Path, root: str) -> None:
+    """Up to the state that is gone on from, and from there; not the waiting for machines."""
     store = StageStore(root.format(tmp_path=tmp_path), cache_dir=tmp_path / "cache")
-    state = join(store.partial_uri(KEY), "train/checkpoint/state.pt")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "seconds.json").write_text('{"worked_s": 1000.0}')
 
-    def interrupted(before_s: float, after_s: float = 0.0, *, keeps: bool) -> tuple[float, float]:
-        """At least and at most how many seconds went into the state of a computation."""
-        began: list[float] = []
-        kept: list[float] = []
+    def compute(folder: Path) -> Mapping[str, Any]:
+        time.sleep(0.5)  # until there is a machine
+        began_s = time.monotonic()
+        clock = WorkClock.going_on(kept)
+        clock.write(folder)
+        worked_s.append(1000.0 + time.monotonic() - began_s)
+        time.sleep(0.5)  # until what it has made is brought here
+        return _write_result(folder)
 
-        def compute(folder: Path) -> Mapping[str, Any]:
-            began.append(time.monotonic())
-            time.sleep(before_s)
-            kept.append(time.monotonic())
-            if keeps:
-                with written_whole(state) as path:
-                    path.write_bytes(b"state")
-            kept.append(time.monotonic())
-            time.sleep(after_s)
-            raise KeyboardInterrupt
-
-        asked = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            store.obtain(KEY, compute)
-        return kept[0] - began[0], kept[1] - asked
-
-    interrupted(0.5, keeps=False)  # nothing is left of it
-    first = interrupted(0.4, after_s=0.5, keeps=True)
-    interrupted(0.5, keeps=False)  # the state is still that of before
-    second = interrupted(0.4, keeps=True)
-    started = time.monotonic()
-    result = store.obtain(KEY, _write_result)
-    last_s = time.monotonic() - started
-    clocks_s = 0.05  # a file system's may be coarse
-    assert first[0] + second[0] - clocks_s <= result.duration_s
-    assert result.duration_s <= first[1] + second[1] + last_s + clocks_s
+    worked_s: list[float] = []
+    result = store.obtain(KEY, compute)
+    assert 1000.0 <= result.duration_s <= worked_s[0]
     assert store.committed(KEY.name)[KEY.digest]["duration_s"] == result.duration_s
-    assert store.progress_of(KEY) == {}
 
 
-@pytest.mark.parametrize("left", [b"", b'{"kept_s"', None])
-def test_a_computation_that_does_not_tell_when_it_began_counts_for_nothing(
-    store: StageStore, left: bytes | None
-) -> None:
-    partial = Path(store.partial_uri(KEY))
-    partial.mkdir(parents=True)
-    (partial / "state.pt").write_bytes(b"state")
-    if left is not None:
-        (partial / "began.json").write_bytes(left)
-    assert store.obtain(KEY, _write_result).duration_s < 60
+def test_a_stage_that_does_not_say_lasts_as_long_as_the_call(store: StageStore) -> None:
+    def compute(folder: Path) -> Mapping[str, Any]:
+        time.sleep(0.2)
+        return _write_result(folder)
+
+    assert store.obtain(KEY, compute).duration_s >= 0.2
+    assert seconds_worked(store.obtain(KEY, compute).folder) is None
 
 
 def _obtain_counting(root: Path, tally: Path, start: Any) -> None:
@@ -402,6 +387,39 @@ def test_a_lease_elsewhere_expires_once_its_heart_stands_still(
     lease["heartbeat"] += 5
     assert not is_free()
     assert is_free()
+
+
+@pytest.mark.parametrize(("outage_s", "beats_before_s"), [(60.0, None), (700.0, 690.0)])
+def test_a_heart_that_nobody_could_look_at_has_not_stood_still(
+    outage_s: float,
+    beats_before_s: float | None,
+    store: StageStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its owner's beats may have failed as the looks did; it has some seconds to beat again."""
+    folder = tmp_path / "stages" / KEY.path
+    folder.mkdir(parents=True)
+    lease = {"owner": "x", "host": "another-host", "pid": 1, "heartbeat": time.time()}
+    clock_s = 0.0
+    clocks = SimpleNamespace(time=time.time, monotonic=lambda: clock_s)
+
+    def is_free(after_s: float) -> bool:
+        nonlocal clock_s
+        clock_s += after_s
+        (folder / "lease-00000.json").write_text(json.dumps(lease))
+        with monkeypatch.context() as patched:
+            patched.setattr(stages, "time", clocks)
+            with store._lease(KEY) as held:
+                return held
+
+    assert not is_free(0.0)
+    assert not is_free(stages.REMOTE_POLL_S)
+    if beats_before_s is not None:  # the last one before the outage has not been seen yet
+        lease["heartbeat"] -= beats_before_s
+    assert not is_free(outage_s)
+    looks = [is_free(stages.REMOTE_POLL_S) for _ in range(10)]
+    assert looks == [False] * 9 + [True]
 
 
 def test_what_is_held_is_refused_while_its_holder_lives(

@@ -28,7 +28,7 @@ from ablations.places import only_run
 from ablations.searcher import OptunaSearcher, ask, done_trials, propose_again
 from ablations.sweep import (
     Sweep,
-    expected_cells,
+    expected_trials,
     grid_command,
     open_study,
     recipe_settings,
@@ -128,7 +128,7 @@ def test_a_continued_study_proposes_what_an_uninterrupted_one_does(tmp_path: Pat
 @pytest.mark.parametrize("seed", [4295, 5_000_000_000])
 def test_a_seed_may_be_large(seed: int, tmp_path: Path) -> None:
     sweep = replace(SWEEP, seed=seed)
-    assert {cell.seed for cell in expected_cells(sweep)} == {seed}
+    assert {cell.seed for trial in expected_trials(sweep) for cell in trial} == {seed}
     assert sweep.propose(ask(open_study(sweep, tmp_path), seed))
 
 

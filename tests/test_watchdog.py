@@ -21,7 +21,7 @@ BUSY = Situation(
     ("situation", "words"),
     [
         (replace(BUSY, total={"CPU": 0.5}, lost_nodes=1), "0.5 CPU (1 nodes lost) and a trial"),
-        (replace(BUSY, free={}), "none is left to read data"),
+        (replace(BUSY, free={}), "none is left for train workers"),
         (replace(BUSY, free={}, trials={"a": "finetune 20"}), "last heard: a: finetune 20"),
         (replace(BUSY, trials={"a": "waits for pretrain by vm"}), "every trial waits"),
         (BUSY, "last heard: a: pretrain 20; b: started"),

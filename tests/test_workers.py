@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainables.jobs import ENCODER_FILE, ShardFolder
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
+from trainables.stages import SECONDS_FILE
 from trainables.workers import reports_of
 
 SETTINGS = replace(TINY, steps=6, batch_size=4, report_every=1, state_every=2)
@@ -98,11 +100,7 @@ class Train:
             (folder / name).write_bytes(content)
         return ray.train.Checkpoint.from_directory(str(folder))
 
-    def stream(
-        self, read_step: Any, *, batch_size: int, cpus: float, holds_cpus: bool, **steps: int
-    ) -> Any:
-        assert holds_cpus  # the group does not shrink
-
+    def stream(self, read_step: Any, *, batch_size: int, cpus: float, **steps: int) -> Any:
         def read(step: int) -> dict[str, Any]:
             self.read.append(step)
             arrays = read_step(step)
@@ -157,11 +155,15 @@ def test_a_worker_goes_on_from_the_last_checkpoint_to_the_same_encoder(
         run_worker(resumed, job, tmp_path, monkeypatch)
     resumed.reports.clear()
     resumed.read.clear()
+    assert resumed.checkpoint is not None
+    resumed.checkpoint[SECONDS_FILE] = b'{"worked_s": 1000.0}'  # it was a long one
+    began_s = time.monotonic()
     run_worker(resumed, job, tmp_path, monkeypatch)
+    worked_s = json.loads(resumed.checkpoint[SECONDS_FILE])["worked_s"]
+    assert 1000.0 < worked_s < 1000.0 + time.monotonic() - began_s
     assert [report["step"] for report in resumed.reports] == [5, 6]
     assert resumed.read == [4, 5]
     assert whole.checkpoint is not None
-    assert resumed.checkpoint is not None
     assert resumed.checkpoint[HISTORY_FILE] == whole.checkpoint[HISTORY_FILE]
     # Metadata of a safetensors file have no fixed order.
     expected = safetensors.torch.load(whole.checkpoint[ENCODER_FILE])

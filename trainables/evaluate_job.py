@@ -23,7 +23,7 @@ from seld.models.heads import OutputFormat
 from seld.predict import PredictionSettings, events_of, predict_vectors
 from seld.records import COUNTS_FILE, PREDICTIONS_FOLDER, REFERENCE_FOLDER
 from trainables.jobs import NETWORK_FILE, Progress, ShardFolder
-from trainables.stages import StageFiles
+from trainables.stages import StageFiles, WorkClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,12 @@ class EvaluateJob:
     def run(
         self, folder: Path, *, device: torch.device | str, report: Callable[[Progress], None]
     ) -> dict[str, Any]:
-        """Score; ``folder`` receives predictions, references and the metric's counts.
+        """Score; ``folder`` receives predictions, references, counts and how long it took.
 
         Returns:
             ``metrics``, ``per_class`` and ``per_room`` as a trial record holds them.
         """
+        clock = WorkClock()
         index = scored_clips(self.shards.index(), self.rooms)
         checkpoint = load_checkpoint(
             self.network.folder / NETWORK_FILE, class_names=self.class_names
@@ -77,6 +78,7 @@ class EvaluateJob:
         heard = elevation_correlation(references, predictions)
         if heard is not None:
             metrics["elevation_correlation"] = heard
+        clock.write(folder)
         return {
             "metrics": metrics,
             "per_class": per_class.to_dict("records"),

@@ -22,7 +22,7 @@ from seld.storage import join, local_copy, written_whole
 from trainables.clips import AnnotatedReader, WindowSchedule, local_batches
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.jobs import ENCODER_FILE, NETWORK_FILE, History, Progress, ShardFolder
-from trainables.stages import STATE_FILE, StageFiles
+from trainables.stages import STATE_FILE, StageFiles, WorkClock
 from trainables.steps import Metrics, TrainState
 
 
@@ -46,7 +46,8 @@ class FinetuneJob:
     def run(
         self, folder: Path, *, device: torch.device | str, report: Callable[[Progress], None]
     ) -> Metrics:
-        """Train; ``folder`` receives the network and the history."""
+        """Train; ``folder`` receives the network, the history and how long it took."""
+        clock = WorkClock()
         settings = self.settings
         index = self.shards.index()
         rooms = set(index.clips["room"]) - set(self.validation_rooms)
@@ -65,12 +66,14 @@ class FinetuneJob:
             store=self.shards.store(settings.audio.features),
         )
         unfinished = Unfinished(self.unfinished_uri) if self.unfinished_uri else None
-        start, history = (unfinished and unfinished.read()) or (None, History("finetune"))
+        start, history = None, History("finetune")
+        if unfinished and (kept := unfinished.read()):
+            start, history, clock = kept
 
         def on_report(step: int, metrics: Metrics, state: TrainState | None) -> None:
             history.add(step, metrics)
             if unfinished and state is not None:
-                unfinished.write(state, history)
+                unfinished.write(state, history, clock)
             report(metrics | {"stage": "finetune", "step": step, "steps": settings.steps})
 
         result = finetune(
@@ -87,6 +90,7 @@ class FinetuneJob:
         )
         save_checkpoint(folder / NETWORK_FILE, result.network, class_names=self.class_names)
         history.write(folder / HISTORY_FILE)
+        clock.write(folder)
         return result.metrics | {"best_step": float(result.best_step)}
 
     def validation(self, device: torch.device | str) -> Callable[[SeldNetwork], Metrics] | None:
@@ -151,21 +155,23 @@ def validation_score(
 class Unfinished:
     """The last state of a fine-tuning under way with its history, in a folder or under a URI.
 
-    Both are in one file, so that a kill at any moment leaves a pair that fits.
+    They are in one file, with the seconds that went into them, so that a kill at any moment leaves
+    what fits together.
     """
 
     uri: str
 
-    def write(self, state: TrainState, history: History) -> None:
+    def write(self, state: TrainState, history: History, clock: WorkClock) -> None:
         """Replace what was kept before."""
+        kept = {"state": state, "history": history.rows, "worked_s": clock.seconds}
         with written_whole(join(self.uri, STATE_FILE)) as path:
-            torch.save({"state": state, "history": history.rows}, path)
+            torch.save(kept, path)
 
-    def read(self) -> tuple[TrainState, History] | None:
+    def read(self) -> tuple[TrainState, History, WorkClock] | None:
         """What was kept last; None where nothing was."""
         try:
             with local_copy(join(self.uri, STATE_FILE)) as path:
                 kept = torch.load(path, weights_only=True)
         except FileNotFoundError:
             return None
-        return kept["state"], History("finetune", kept["history"])
+        return kept["state"], History("finetune", kept["history"]), WorkClock(kept["worked_s"])

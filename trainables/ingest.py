@@ -58,7 +58,6 @@ def stream_batches(
     steps: int,
     batch_size: int,
     cpus: float,
-    holds_cpus: bool = True,
 ) -> Iterator[Batch]:
     """Batches of steps ``start_step`` … ``steps - 1``, read by Ray Data tasks, in order.
 
@@ -74,17 +73,16 @@ def stream_batches(
         start_step: the first step to deliver.
         steps: one past the last step.
         batch_size: windows in every step's batch.
-        cpus: what this stream may use of the cluster, as the placement gives it.
-        holds_cpus: whether its tasks wait until the cluster has these CPUs free. A group of workers
-            that shrinks when machines are lost takes every CPU that is left, and tasks that wait
-            for theirs would wait for ever; they then share the workers' CPUs.
+        cpus: what this stream may use of its machine, as the placement gives it: so many tasks read
+            at once, at least one.
     """
     _set_up_streaming(cpus)
-    # Ray Data divides what Train leaves of the cluster by its streams and runs nothing on a part
-    # smaller than one task. Half of our share is there even beside the stream of a worker that
-    # died a moment ago and is still counted.
-    task_cpus = min(1.0, cpus / 2) if holds_cpus else 0.0
-    most_tasks = None if holds_cpus else ray.data.TaskPoolStrategy(size=max(1, math.floor(cpus)))
+    # Ray Data divides what Train leaves of each machine by the streams of the whole cluster, in
+    # whole CPUs (Ray 2.60): beside a few pretrainings every stream has none, and would read one
+    # step at a time. Tasks that hold none pass; what keeps them to this stream's CPUs is their
+    # number, which the placement has divided already. Nor do they wait for ever where a group of
+    # workers that shrinks, as machines are lost, has taken every CPU that is left.
+    most_tasks = ray.data.TaskPoolStrategy(size=max(1, math.floor(cpus)))
 
     # Else every task would receive the reader, whose index may take megabytes, and open its shards.
     reader = ray.put(read_step)
@@ -93,17 +91,15 @@ def stream_batches(
         step = int(block["step"][0])
         return _kept(reader)(step) | {"step": np.full(batch_size, step)}
 
-    # Where its batches are used and its shards are kept, as long as there are CPUs.
-    here = NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=True, _spill_on_unavailable=True
-    )
+    # Where its batches are used and its shards are kept.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
     def prepared(stretch: range) -> ray.data.Dataset:
         blocks = [pd.DataFrame({"step": [step]}) for step in stretch]
         return ray.data.from_blocks(blocks).map_batches(
             read_block,
             batch_size=1,
-            num_cpus=task_cpus,
+            num_cpus=0,
             compute=most_tasks,
             scheduling_strategy=here,
         )

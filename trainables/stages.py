@@ -5,7 +5,7 @@ of the code that matters to it. Its folder in the store::
 
     <root>/<stage>/<key>/
       lease-00000.json       who computes it, with a heartbeat (numbered: a takeover adds one)
-      partial/...            checkpoints of the computation under way, and when it began
+      partial/...            checkpoints of the computation under way
       attempt-<id>/...       the files of one attempt
       committed.json         the attempt that counts: the first that was done. Written after its
                              files, so seeing it is seeing all
@@ -32,7 +32,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,23 @@ from trainables.provenance import SOURCE_PACKAGES
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
 LEASE_EXPIRY_S = 45.0
+#: Between looks further apart a heart has not been seen to stand still: what kept one from looking,
+#: a network disk that hangs, may have kept its owner from beating. A few of the slowest polls.
+LOOKS_APART_S = 15.0
 #: No two machines' clocks differ by more.
 CLOCKS_DIFFER_S = 600.0
 HEARTBEAT_S = 5.0
 POLL_S = 0.5
 #: A bucket takes money for every look.
 REMOTE_POLL_S = 5.0
+#: The heartbeat of a lease whose owner has let go of it.
+LET_GO = 0.0
 LEASE_NAME = re.compile(r"lease-(\d{5})\.json")
 
 #: What a computation goes on from.
 STATE_FILE = "state.pt"
-#: Beside it: written when a computation begins, with the seconds of those it goes on from.
-BEGAN_FILE = "began.json"
+#: Beside a state, and among a stage's files: for how long was worked on it.
+SECONDS_FILE = "seconds.json"
 
 #: Modules that carry bytes and words from one place to another: no outcome depends on them.
 CARRIERS = ("seld.errors", "seld.records", "seld.storage", "trainables.stages")
@@ -210,6 +215,57 @@ class StageFiles:
         return result.folder
 
 
+class WorkClock:
+    """For how long a computation has worked.
+
+    It starts when its process does the work itself: that a stage has waited for machines, or for
+    room on them, says nothing of its settings. Killed computations write nothing at their end, so
+    the seconds are kept with each state; what comes after it is done again, and counts then.
+
+    Args:
+        before_s: what went into the state that is gone on from.
+    """
+
+    def __init__(self, before_s: float = 0.0) -> None:
+        self._before_s = before_s
+        self._started_s = time.monotonic()
+
+    @classmethod
+    def going_on(cls, folder: Path) -> WorkClock:
+        """That of the state in a folder."""
+        return cls(seconds_worked(folder) or 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before_s + time.monotonic() - self._started_s
+
+    def write(self, folder: Path) -> None:
+        """Keep them beside a state, or in the folder of a stage that is done."""
+        (folder / SECONDS_FILE).write_text(json.dumps({"worked_s": self.seconds}), encoding="utf-8")
+
+
+def seconds_worked(folder: Path) -> float | None:
+    """What a :class:`WorkClock` has written there; None where none has."""
+    path = folder / SECONDS_FILE
+    return json.loads(path.read_bytes())["worked_s"] if path.exists() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """The last successful look at a lease, in seconds of our clock.
+
+    Attributes:
+        beat: the heartbeat that was there.
+        still_since_s: since when it has been seen unchanged, without a gap.
+        at_s: when this look was.
+    """
+
+    beat: float
+    still_since_s: float
+    at_s: float
+
+
 class StageStore:
     """Where finished stages are kept.
 
@@ -228,7 +284,7 @@ class StageStore:
         self._files, self._base = file_system(self.root)
         self._local = is_local(self.root)
         self._cache = Path(cache_dir or Path(tempfile.gettempdir()) / f"seld-stages-{os.getuid()}")
-        self._beats: dict[str, tuple[float, float]] = {}  # lease → last heartbeat, first seen when
+        self._looks: dict[str, _Look] = {}  # by lease, the last one
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_open_store, (self.root, str(self._cache)))
@@ -262,7 +318,8 @@ class StageStore:
 
         Args:
             key: which stage.
-            compute: fills the folder it is given and returns a JSON-ready summary.
+            compute: fills the folder it is given and returns a JSON-ready summary. The stage lasted
+                as long as a :class:`WorkClock` says there; without one, as long as this call.
             waiting: told, at intervals, who is being waited for.
 
         Returns:
@@ -335,34 +392,14 @@ class StageStore:
     def _compute_and_commit(
         self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
     ) -> StageResult:
-        kept_s = self._seconds_kept(key)
-        self._write_json(f"{key.path}/partial/{BEGAN_FILE}", {"kept_s": kept_s})
         started = time.monotonic()
         with scratch_folder() as folder:
             summary = dict(compute(folder))
-            duration_s = kept_s + time.monotonic() - started
+            waited_too_s = time.monotonic() - started
+            worked_s = seconds_worked(folder)
+            duration_s = waited_too_s if worked_s is None else worked_s
             commit, is_ours = self._commit(key, folder, summary, duration_s)
         return self._result(key, commit, computed=is_ours)
-
-    def _seconds_kept(self, key: StageKey) -> float:
-        """What went into the state that a computation goes on from, if it does.
-
-        Whatever came after that state is computed again, and counts then. Killed computations
-        write nothing at their end, and clocks of machines differ: both times are the store's own.
-        """
-        partial = f"{self._base}/{key.path}/partial"
-        kept_at = []
-        for name in self._states(key):
-            with contextlib.suppress(FileNotFoundError):  # it was the last but one
-                kept_at.append(self._files.modified(f"{partial}/{name}"))
-        try:
-            began = self._read_json(f"{key.path}/partial/{BEGAN_FILE}")
-        except ValueError:  # left by a disk that was full or lost power
-            began = None
-        if began is None or not kept_at:
-            return 0.0
-        began_at = self._files.modified(f"{partial}/{BEGAN_FILE}")
-        return began["kept_s"] + max(0.0, (max(kept_at) - began_at).total_seconds())
 
     def _result(self, key: StageKey, commit: Mapping[str, Any], *, computed: bool) -> StageResult:
         return StageResult(
@@ -469,7 +506,7 @@ class StageStore:
             beating.join()
             # The block's outcome counts, error or not; a lease not let go of expires by itself.
             with contextlib.suppress(Exception):
-                self._write_json(path, content | {"heartbeat": 0.0})
+                self._write_json(path, content | {"heartbeat": LET_GO})
 
     def _keep_beating(self, path: str, content: dict[str, Any], done: threading.Event) -> None:
         while not done.wait(HEARTBEAT_S):
@@ -481,16 +518,21 @@ class StageStore:
         """Whether the owner has let go of the lease, has died or has not been heard of.
 
         Clocks of machines differ: what counts is for how long, by our own, its heart has stood
-        still. Only a beat further back than clocks can differ needs no waiting for.
+        still, in looks that were never far apart. Only a beat further back than clocks can differ
+        needs no waiting for.
         """
-        if lease["host"] == socket.gethostname() and not _process_runs(lease["pid"]):
-            return True
         beat = lease["heartbeat"]
-        seen, since = self._beats.get(path, (None, 0.0))
-        if seen != beat:
-            self._beats[path] = (beat, time.monotonic())
-            return time.time() - beat > CLOCKS_DIFFER_S
-        return time.monotonic() - since > LEASE_EXPIRY_S
+        if beat == LET_GO or (
+            lease["host"] == socket.gethostname() and not _process_runs(lease["pid"])
+        ):
+            return True
+        now, last = time.monotonic(), self._looks.get(path)
+        if last is None or last.beat != beat or now - last.at_s > LOOKS_APART_S:
+            self._looks[path] = _Look(beat=beat, still_since_s=now, at_s=now)
+            # Of one that has been watched it is known that it beat, however long ago by now.
+            return last is None and time.time() - beat > CLOCKS_DIFFER_S
+        self._looks[path] = replace(last, at_s=now)
+        return now - last.still_since_s > LEASE_EXPIRY_S
 
     def _latest_lease(self, key: StageKey) -> tuple[int, dict[str, Any] | None]:
         folder = f"{self._base}/{key.path}"

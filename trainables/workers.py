@@ -35,7 +35,7 @@ from trainables.pretrain import audio_encoder_of, pretrain
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
-from trainables.stages import STATE_FILE
+from trainables.stages import SECONDS_FILE, STATE_FILE, WorkClock
 from trainables.steps import Metrics, TrainState
 from trainables.successors import IMPORTS_AHEAD, start_successor
 
@@ -110,7 +110,7 @@ def pretrain_on_workers(
     result = trainer.fit()
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as checkpoint:
-        for name in (ENCODER_FILE, HISTORY_FILE):
+        for name in (ENCODER_FILE, HISTORY_FILE, SECONDS_FILE):
             (folder / name).write_bytes((Path(checkpoint) / name).read_bytes())
         return json.loads((Path(checkpoint) / PROBES_FILE).read_text(encoding="utf-8"))
 
@@ -136,11 +136,13 @@ def pretrain_worker(config: dict[str, Any]) -> None:
 
     start: TrainState | None = None
     history = History("pretrain")
+    clock = WorkClock()
     restored = ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
             start = torch.load(Path(folder) / STATE_FILE, weights_only=True)
             history = History.read("pretrain", Path(folder) / HISTORY_FILE)
+            clock = WorkClock.going_on(Path(folder))
 
     if start is not None and start["step"] == settings.steps:
         return  # the run was lost after its last checkpoint; nothing is left to do
@@ -155,6 +157,7 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             torch.save(state, folder / STATE_FILE)
             save_audio_encoder(folder / ENCODER_FILE, audio_encoder_of(state), settings.audio)
             history.write(folder / HISTORY_FILE)
+            clock.write(folder)
             probes = state.get("probes", {})
             (folder / PROBES_FILE).write_text(json.dumps(probes), encoding="utf-8")
             ray.train.report(progress, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -170,7 +173,6 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             steps=settings.steps,
             batch_size=settings.rank_batch_size(world_size),
             cpus=placement.data_cpus / placement.train_workers,
-            holds_cpus=not placement.is_elastic,
         )
         pretrain(
             settings,

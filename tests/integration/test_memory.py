@@ -58,17 +58,21 @@ def _take_all_memory_once(config: dict[str, Any]) -> None:
 def _run_until_done(folder: Path) -> None:
     import ray
     from ray import tune
+    from rich.console import Console
 
     from ablations.deadline import Deadline
     from ablations.runs import let_tune_run
+    from trainables.resources import plan_placement
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    run: Any = SimpleNamespace(study_folder=folder, placement=SimpleNamespace(lanes=1))
+    run: Any = SimpleNamespace(study_folder=folder, placement=plan_placement({"CPU": 1}))
     while missing := [n for n in range(3) if not (folder / f"{n}.done").exists()]:
         memory_was_short = let_tune_run(
             _take_all_memory_once,
             run,
             name="trials",
+            trials=len(missing),
+            console=Console(quiet=True),
             param_space={"number": tune.grid_search(missing)},
             deadline=Deadline(),
             callbacks=[],
