@@ -27,14 +27,14 @@ from seld.clips import (
 )
 from seld.corpora.recording import Recording
 from seld.errors import InputError
-from seld.media import MediaError, PictureReader, Reason, read_foa
+from seld.media import MediaError, PictureReader, Reason, read_foa, sound_length_s
 from seld.projection import Layout, common_layout, frame_layout
 from seld.settings import to_mapping
 from seld.storage import local_copy
 
 #: Raised when the same files come out as other clips, or are refused for other reasons. Shards have
 #: it in their names, so all is decoded anew.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 
 _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
 #: Below this the sound of a studio recording was not recorded at all.
@@ -203,7 +203,7 @@ def decode_recording(
     path = recording.foa_path
     events = pd.DataFrame(columns=list(POLAR_COLUMNS))
     try:
-        foa = _read_file(path, lambda: _read_sound(recording), readable)
+        foa, sound_s = _read_file(path, lambda: _read_sound(recording), readable)
         _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
         if recording.origin == "web":
@@ -219,7 +219,7 @@ def decode_recording(
     frames: dict[float, bytes] = {}
     fault: Rejected | None = None
     if recording.video_path is not None:
-        path, sound_s = recording.video_path, foa.shape[1] / SAMPLE_RATE_HZ
+        path = recording.video_path
         read = partial(_read_frames, recording, path, spans, sound_s, settings)
         try:
             frames = _read_file(path, read, readable)
@@ -283,15 +283,28 @@ def _read_through(path: str) -> None:
             raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
-def _read_sound(recording: Recording) -> NDArray[np.int16]:
+def _read_sound(recording: Recording) -> tuple[NDArray[np.int16], float]:
+    """The recording's sound, and the length in s which that of its picture must equal."""
     with local_copy(recording.foa_path) as sound:
-        return read_foa(
+        foa = read_foa(
             sound,
             sample_rate_hz=SAMPLE_RATE_HZ,
             channel_map=recording.channel_map,
             start_s=recording.start_s or 0.0,
             duration_s=recording.duration_s,
         )
+        is_part = recording.duration_s is not None and _has_files_of_equal_length(recording)
+        return foa, sound_length_s(sound) if is_part else foa.shape[1] / SAMPLE_RATE_HZ
+
+
+def _has_files_of_equal_length(recording: Recording) -> bool:
+    """Whether sound and picture have a file each and all of them counts, not a part alone.
+
+    Where one is longer they were not cut alike, and may well not begin alike: pictures that are cut
+    without encoding them anew begin at the keyframe before.
+    """
+    apart = recording.video_path not in (None, recording.foa_path)
+    return apart and recording.start_s is None
 
 
 def _read_table(path: str, class_count: int | None) -> pd.DataFrame:
@@ -387,7 +400,11 @@ def _read_frames(
             frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
             screening.see(frame, time_s)
     assert reader.duration_s is not None
-    _check_same_length(sound_s, reader.duration_s - start_s, recording, settings.screening)
+    picture_s = reader.duration_s - start_s
+    if not _has_files_of_equal_length(recording):
+        # Of a recording cut out of a longer file, the rest of the file's picture is unused.
+        picture_s = min(picture_s, recording.duration_s or picture_s)
+    _check_same_length(sound_s, picture_s, settings.screening)
     screening.check(reader.declared_layout, reader.declared_turn)
     return frames
 
@@ -449,11 +466,7 @@ class _PictureScreening:
             raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
-def _check_same_length(
-    sound_s: float, picture_s: float, recording: Recording, screening: ScreeningSettings
-) -> None:
-    # A recording cut out of a longer file leaves the rest of the file's picture unused.
-    picture_s = min(picture_s, recording.duration_s or picture_s)
+def _check_same_length(sound_s: float, picture_s: float, screening: ScreeningSettings) -> None:
     if abs(sound_s - picture_s) > screening.length_tolerance_s:
         detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
         raise MediaError("different length", detail)

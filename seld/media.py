@@ -116,6 +116,15 @@ def read_foa(
     return np.ascontiguousarray(np.concatenate(kept, axis=1)[:, :wanted])
 
 
+def sound_length_s(path: Path) -> float:
+    """How long a file's sound lasts, decoded to its end: what files declare may be a guess.
+
+    Raises:
+        MediaError: with the reason.
+    """
+    return sum(len(block) / rate_hz for rate_hz, block in _sound_blocks(path))
+
+
 def foa_blocks(
     path: Path, *, sample_rate_hz: int, channel_map: Sequence[int] | None = None
 ) -> Iterator[NDArray[np.float32]]:

@@ -1,7 +1,8 @@
-"""Sound from the web that is not ambisonic."""
+"""What makes a readable recording unusable: lengths that differ, sound that is not ambisonic."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,62 @@ RATE_HZ = 48_000
 #: Not white: of noise without any pitch, AAC keeps the level alone.
 LEFT, RIGHT = lfilter([0.05], [1, -0.95], np.random.default_rng(0).normal(size=(2, 4 * RATE_HZ)))
 NOTHING = np.zeros_like(LEFT)
+
+
+SETTINGS = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)
+
+
+def segment(folder: Path, sound: np.ndarray, pictures: np.ndarray) -> Recording:
+    """Ten seconds from the web; sound (time, 4) at 24 kHz and 5 pictures a second, apart."""
+    video = writers.write_media(folder / "a.mp4", pictures=pictures, frame_rate_hz=5)
+    return Recording(
+        recording_id="a",
+        corpus="yt360",
+        split="unannotated",
+        room="a",
+        foa_path=str(writers.write_wav(folder / "a.wav", sound)),
+        video_path=str(video),
+        duration_s=10.0,
+        origin="web",
+    )
+
+
+@pytest.mark.parametrize(
+    ("sound_s", "picture_s", "detail"),
+    [
+        (10.0, 14.0, "sound 10.00 s, picture 14.00 s"),
+        (10.0, 13.2, "sound 10.00 s, picture 13.20 s"),
+        (15.0, 10.0, "sound 15.00 s, picture 10.00 s"),
+        (14.0, 14.4, None),
+    ],
+)
+def test_files_of_one_segment_are_equally_long(
+    tmp_path: Path, sound_s: float, picture_s: float, detail: str | None
+) -> None:
+    """Cut at the keyframe before, pictures are as much too early as their file is too long."""
+    sound, pictures = writers.foa_noise(sound_s), writers.moving_pictures(picture_s, 5)
+    recording = segment(tmp_path, sound, pictures)
+    clips, fault = decode_recording(recording, SETTINGS)
+    assert (fault and (fault.reason, fault.detail)) == (detail and ("different length", detail))
+    assert sum(clip.foa.shape[1] for clip in clips) == (0 if detail else 240_000)
+    # What is cut out of longer files leaves the rest of them unused.
+    assert decode_recording(replace(recording, start_s=0.0), SETTINGS)[1] is None
+
+
+def test_of_one_file_the_rest_is_unused(tmp_path: Path) -> None:
+    path = writers.write_media(
+        tmp_path / "a.webm",
+        pictures=writers.moving_pictures(14.0, 5),
+        frame_rate_hz=5,
+        video_codec="libvpx-vp9",
+        sound=writers.foa_noise(14.0, 48_000) / np.float32(32768),
+        sound_codec="libopus",
+    )
+    recording = segment(tmp_path, writers.foa_noise(0.1), writers.moving_pictures(1.0, 5))
+    both = replace(recording, foa_path=str(path), video_path=str(path))
+    clips, fault = decode_recording(both, SETTINGS)
+    assert fault is None
+    assert sum(clip.foa.shape[1] for clip in clips) == 240_000
 
 
 def fault_of(path: Path, origin: Any = "web") -> tuple[str, str] | None:
