@@ -6,9 +6,10 @@ import errno
 import math
 import socket
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import av.error
@@ -200,17 +201,28 @@ def decode_recording(
     Raises:
         InputError: one of the ``readable`` files cannot be read on this machine.
     """
+    with _Copies(recording) as copies:
+        return _decode(recording, settings, readable, class_count, copies)
+
+
+def _decode(
+    recording: Recording,
+    settings: ShardSettings,
+    readable: Set[str],
+    class_count: int | None,
+    copies: _Copies,
+) -> tuple[list[Clip], Rejected | None]:
     path = recording.foa_path
     events = pd.DataFrame(columns=list(POLAR_COLUMNS))
     try:
-        foa, sound_s = _read_file(path, lambda: _read_sound(recording), readable)
+        foa, sound_s = _read_file(path, partial(_read_sound, recording, copies), readable, copies)
         _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
         if recording.origin == "web":
             _check_ambisonic(foa)
         if recording.annotation_path is not None:
             path = recording.annotation_path
-            events = _read_file(path, partial(_read_table, path, class_count), readable)
+            events = _read_file(path, partial(_read_table, path, class_count), readable, copies)
             _check_within(events, foa, settings.screening)
     except MediaError as error:
         return [], Rejected(recording.recording_id, error.reason, error.detail, path)
@@ -220,9 +232,9 @@ def decode_recording(
     fault: Rejected | None = None
     if recording.video_path is not None:
         path = recording.video_path
-        read = partial(_read_frames, recording, path, spans, sound_s, settings)
+        read = partial(_read_frames, recording, path, spans, sound_s, settings, copies)
         try:
-            frames = _read_file(path, read, readable)
+            frames = _read_file(path, read, readable, copies)
         except MediaError as error:
             lost = "recording" if recording.annotation_path is None else "picture"
             fault = Rejected(recording.recording_id, error.reason, error.detail, path, lost)
@@ -231,7 +243,40 @@ def decode_recording(
     return [_clip(recording, foa, frames, events, span, settings) for span in spans], fault
 
 
-def _read_file(path: str, read: Callable[[], Result], readable: Set[str]) -> Result:
+class _Copies:
+    """A recording's files on this machine: what holds both sound and picture is fetched once."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._shared = recording.foa_path if recording.foa_path == recording.video_path else None
+        self._held = ExitStack()
+        self._copy: Path | None = None
+
+    def __enter__(self) -> _Copies:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.let_go()
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """As :func:`seld.storage.local_copy`."""
+        if path != self._shared:
+            with local_copy(path) as copy:
+                yield copy
+            return
+        if self._copy is None:
+            self._copy = self._held.enter_context(local_copy(path))
+        yield self._copy
+
+    def let_go(self) -> None:
+        """The next that is asked for is fetched anew."""
+        self._held.close()
+        self._copy = None
+
+
+def _read_file(
+    path: str, read: Callable[[], Result], readable: Set[str], copies: _Copies
+) -> Result:
     """What ``read`` makes of the file at ``path``.
 
     Raises:
@@ -246,8 +291,9 @@ def _read_file(path: str, read: Callable[[], Result], readable: Set[str]) -> Res
             raise
     # FFmpeg and libsndfile take a read that failed for the file's end, or say of it what they say
     # of damage. So it is asked for whole, and once more: damage will be there the second time.
+    copies.let_go()
     with _within_reach(path, readable):
-        _read_through(path)
+        _read_through(path, copies)
         return read()
 
 
@@ -273,8 +319,8 @@ def _is_of_the_machine(error: OSError) -> bool:
     return not isinstance(error, av.error.FFmpegError) or error.errno in _OUT_OF_REACH
 
 
-def _read_through(path: str) -> None:
-    with local_copy(path) as local:
+def _read_through(path: str, copies: _Copies) -> None:
+    with copies.local(path) as local:
         try:
             with local.open("rb") as stream:
                 while stream.read(1 << 20):
@@ -283,9 +329,9 @@ def _read_through(path: str) -> None:
             raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
-def _read_sound(recording: Recording) -> tuple[NDArray[np.int16], float]:
+def _read_sound(recording: Recording, copies: _Copies) -> tuple[NDArray[np.int16], float]:
     """The recording's sound, and the length in s which that of its picture must equal."""
-    with local_copy(recording.foa_path) as sound:
+    with copies.local(recording.foa_path) as sound:
         foa = read_foa(
             sound,
             sample_rate_hz=SAMPLE_RATE_HZ,
@@ -382,13 +428,14 @@ def _read_frames(
     spans: Sequence[tuple[int, int]],
     sound_s: float,
     settings: ShardSettings,
+    copies: _Copies,
 ) -> dict[float, bytes]:
     """Encoded frames by their time in the recording, after screening picture and length."""
     start_s = recording.start_s or 0.0
     times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
     frames: dict[float, bytes] = {}
     screening = _PictureScreening(recording, settings.screening)
-    with local_copy(path) as video:
+    with copies.local(path) as video:
         reader = PictureReader(
             video,
             [start_s + time_s for time_s in times_s],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus_writers as writers
+import fsspec
 import numpy as np
 import pytest
 from scipy.signal import lfilter
@@ -60,20 +61,52 @@ def test_files_of_one_segment_are_equally_long(
     assert decode_recording(replace(recording, start_s=0.0), SETTINGS)[1] is None
 
 
-def test_of_one_file_the_rest_is_unused(tmp_path: Path) -> None:
+def webm(folder: Path, duration_s: float) -> Recording:
+    """Of Sphere360: sound and picture in one file."""
     path = writers.write_media(
-        tmp_path / "a.webm",
-        pictures=writers.moving_pictures(14.0, 5),
+        folder / "a.webm",
+        pictures=writers.moving_pictures(duration_s, 5),
         frame_rate_hz=5,
         video_codec="libvpx-vp9",
-        sound=writers.foa_noise(14.0, 48_000) / np.float32(32768),
+        sound=writers.foa_noise(duration_s, 48_000) / np.float32(32768),
         sound_codec="libopus",
     )
-    recording = segment(tmp_path, writers.foa_noise(0.1), writers.moving_pictures(1.0, 5))
-    both = replace(recording, foa_path=str(path), video_path=str(path))
-    clips, fault = decode_recording(both, SETTINGS)
+    recording = segment(folder, writers.foa_noise(0.1), writers.moving_pictures(1.0, 5))
+    return replace(recording, foa_path=str(path), video_path=str(path))
+
+
+def test_of_one_file_the_rest_is_unused(tmp_path: Path) -> None:
+    clips, fault = decode_recording(webm(tmp_path, 14.0), SETTINGS)
     assert fault is None
     assert sum(clip.foa.shape[1] for clip in clips) == 240_000
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_of_both_sound_and_picture_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """But once more where its first copy cannot be read."""
+    recording = webm(tmp_path, 4.0)
+    memory = fsspec.filesystem("memory")
+    memory.put_file(recording.foa_path, "/fetched/a.webm")
+    get_file = type(memory).get_file
+    fetched: list[Path] = []
+
+    def fetch(self: object, path: str, local: str, **options: object) -> None:
+        get_file(self, path, local, **options)
+        if damaged and not fetched:
+            copy = Path(local)
+            copy.write_bytes(copy.read_bytes()[: copy.stat().st_size // 2])
+        fetched.append(Path(local))
+
+    monkeypatch.setattr(type(memory), "get_file", fetch)
+    uri = "memory://fetched/a.webm"
+    remote = replace(recording, foa_path=uri, video_path=uri)
+    clips, fault = decode_recording(remote, SETTINGS, readable={uri})
+    assert fault is None
+    assert all(clip.frames for clip in clips)
+    assert len(fetched) == 1 + damaged
+    assert not any(copy.exists() for copy in fetched)
 
 
 def fault_of(path: Path, origin: Any = "web") -> tuple[str, str] | None:
