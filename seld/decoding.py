@@ -46,6 +46,7 @@ _FROZEN_MSE = 0.01
 _NO_DIPOLES = 1e-4
 #: Shares of W's energy: of its difference from a dipole, where both are one signal but for a lossy
 #: codec; and of the other dipoles. Of plane waves, a difference d leaves these at most 2·√d, 0.35.
+#: The first is also the share of a dipole's energy that W does not explain, whatever their levels.
 _SAME, _HEARD = 0.03, 0.5
 #: What FFmpeg says only where a file is out of reach; EIO and ENOMEM it says of damaged ones too.
 _OUT_OF_REACH = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
@@ -564,3 +565,10 @@ def _check_ambisonic(foa: NDArray[np.int16]) -> None:
         # hear nothing: a source straight ahead gives W = X, but Y = Z = 0.
         if difference < _SAME * w_energy and others > _HEARD * w_energy:
             raise MediaError("not ambisonic", f"W and {'WYZX'[dipole]} are the same")
+        # Left and right before two silent channels. Sound that one dipole alone hears comes from
+        # that dipole's directions, so that it is W's, if weaker or stronger; from both of them at
+        # once, and from nowhere else, it comes in no room.
+        unlike = w_energy * energy - products[0, dipole] ** 2
+        if others < _NO_DIPOLES * w_energy and unlike > _SAME * w_energy * energy:
+            detail = f"only {'WYZX'[dipole]} is heard beside W, and is another signal"
+            raise MediaError("not ambisonic", detail)

@@ -146,8 +146,23 @@ def plane_waves(*directions: tuple[float, float], ambience: float = 0.0) -> np.n
         ((LEFT, RIGHT, LEFT, RIGHT), "W and Z are the same"),
         ((LEFT, LEFT, RIGHT, RIGHT), "W and Y are the same"),
         ((LEFT, RIGHT, RIGHT, -LEFT), "W and X are the same"),
+        ((LEFT, RIGHT, NOTHING, NOTHING), "only Y is heard beside W, and is another signal"),
+        (
+            (LEFT + 0.7 * RIGHT, RIGHT + 0.7 * LEFT, NOTHING, NOTHING),
+            "only Y is heard beside W, and is another signal",
+        ),
+        ((LEFT, NOTHING, NOTHING, RIGHT), "only X is heard beside W, and is another signal"),
     ],
-    ids=["mono", "mono four times", "stereo twice", "pairs", "a channel inverted"],
+    ids=[
+        "mono",
+        "mono four times",
+        "stereo twice",
+        "pairs",
+        "a channel inverted",
+        "stereo",
+        "stereo, much alike",
+        "stereo outside",
+    ],
 )
 def test_mono_and_stereo_in_four_channels(
     tmp_path: Path, channels: tuple[np.ndarray, ...], detail: str, suffix: str, codec: str
