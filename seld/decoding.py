@@ -38,11 +38,12 @@ from seld.storage import local_copy
 DECODER_VERSION = 3
 
 _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
+_MOMENT_SAMPLES = round(SAMPLE_RATE_HZ * 0.02)
 #: Below this the sound of a studio recording was not recorded at all.
 _DIGITAL_SILENCE_DBFS = -90.0
 #: Below this mean squared difference of grey values, frames are one and the same.
 _FROZEN_MSE = 0.01
-#: Dipoles under this share of W's energy tell no directions.
+#: Dipoles under this share of W's energy tell no directions; nor do they without a W.
 _NO_DIPOLES = 1e-4
 #: Shares of W's energy: of its difference from a dipole, where both are one signal but for a lossy
 #: codec; and of the other dipoles. Of plane waves, a difference d leaves these at most 2·√d, 0.35.
@@ -58,14 +59,15 @@ Result = TypeVar("Result")
 class ScreeningSettings:
     """What makes a readable recording unusable.
 
-    The silence and static-picture rules with these numbers are Sphere360's and apply to recordings
+    The silence and static-picture rules with these numbers are Sphere360's (``toolset/clean`` of
+    https://github.com/liuhuadai/OmniAudio) and apply to recordings
     from the web, whose pictures must be equirectangular too (:mod:`seld.projection`) and whose
     sound must not be mono or stereo in four channels. Others (``Recording.origin``) are set aside
     only where nothing was recorded: digital silence, or one frame throughout, which a rendered
     scene may be. Pictures that their file says are to be turned are at wrong directions in any.
     """
 
-    silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
+    silence_dbfs: float = -35.0  #: RMS of the loudest channel in 20 ms under which they are silent
     silent_share: float = 0.9  #: of the moments, above which a recording is silent
     static_mse: float = 5.0  #: MSE of grey frames at least half a second apart that are the same
     static_share: float = 0.85  #: of such pairs, above which the picture is static
@@ -540,13 +542,22 @@ def _check_within(
 def _check_level(
     foa: NDArray[np.int16], recording: Recording, screening: ScreeningSettings
 ) -> None:
-    moments = foa[0, : foa.shape[1] // _LABEL_SAMPLES * _LABEL_SAMPLES].reshape(-1, _LABEL_SAMPLES)
-    power = np.square(moments.astype(np.float32) / 32768).mean(axis=1)
+    # The loudest channel counts of the web's. Of a corpus's own microphones it is W, without which
+    # nothing can be told of directions.
+    channels, limit_dbfs = foa[:1], _DIGITAL_SILENCE_DBFS
+    if recording.origin == "web":
+        channels, limit_dbfs = foa, screening.silence_dbfs
+    power = np.max([_moment_power(channel) for channel in channels], axis=0)
     levels_dbfs = 10 * np.log10(power + 1e-20)
-    limit_dbfs = screening.silence_dbfs if recording.origin == "web" else _DIGITAL_SILENCE_DBFS
     silent = float(np.mean(levels_dbfs < limit_dbfs))
     if silent > screening.silent_share:
         raise MediaError("silent", f"under {limit_dbfs:g} dBFS for {silent:.0%} of the time")
+
+
+def _moment_power(channel: NDArray[np.int16]) -> NDArray[np.float32]:
+    count = len(channel) // _MOMENT_SAMPLES
+    moments = channel[: count * _MOMENT_SAMPLES].reshape(count, _MOMENT_SAMPLES)
+    return np.square(moments.astype(np.float32) / 32768).mean(axis=1)
 
 
 def _check_ambisonic(foa: NDArray[np.int16]) -> None:
@@ -558,6 +569,8 @@ def _check_ambisonic(foa: NDArray[np.int16]) -> None:
     w_energy, *dipole_energies = np.diag(products)
     if sum(dipole_energies) < _NO_DIPOLES * w_energy:
         raise MediaError("not ambisonic", "Y, Z and X are silent beside W")
+    if w_energy < _NO_DIPOLES * sum(dipole_energies):
+        raise MediaError("not ambisonic", "W is silent beside Y, Z and X")
     for dipole, energy in enumerate(dipole_energies, start=1):
         difference = w_energy + energy - 2 * abs(products[0, dipole])
         others = sum(dipole_energies) - energy

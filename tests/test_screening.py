@@ -135,6 +135,40 @@ def plane_waves(*directions: tuple[float, float], ambience: float = 0.0) -> np.n
     return foa
 
 
+def noise_dbfs(*levels_dbfs: float) -> np.ndarray:
+    """(time, channel) int16: 4 s of noises at 24 kHz, of these levels."""
+    noises = np.random.default_rng(2).normal(size=(96_000, len(levels_dbfs)))
+    return np.rint(32768 * 10 ** (np.array(levels_dbfs) / 20) * noises).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("levels_dbfs", "reason"),
+    [
+        ((-36.5, -33, -33, -33), None),
+        ((-36.5, -36.5, -33, -36.5), None),
+        ((-33, -36.5, -36.5, -36.5), None),
+        ((-36.5, -36.5, -36.5, -36.5), "silent"),
+    ],
+)
+def test_the_loudest_channel_is_what_is_heard(
+    tmp_path: Path, levels_dbfs: tuple[float, ...], reason: str | None
+) -> None:
+    fault = fault_of(writers.write_wav(tmp_path / "a.wav", noise_dbfs(*levels_dbfs)))
+    assert (fault and fault[0]) == reason
+
+
+@pytest.mark.parametrize(("loud", "detail"), [(1, "under -35 dBFS for 95% of the time"), (2, None)])
+def test_silence_is_counted_in_moments_of_20_ms(
+    tmp_path: Path, loud: int, detail: str | None
+) -> None:
+    """One or two loud ones in each 400 ms: of moments of 100 ms a quarter would be loud."""
+    sound = noise_dbfs(*[-60] * 4)
+    for start in range(0, len(sound), 9600):
+        sound[start : start + loud * 480] *= 100
+    fault = fault_of(writers.write_wav(tmp_path / "a.wav", sound))
+    assert (fault and fault[1]) == detail
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"), [(".mkv", "pcm_s16le"), (".m4a", "aac"), (".webm", "libopus")]
 )
@@ -152,6 +186,7 @@ def plane_waves(*directions: tuple[float, float], ambience: float = 0.0) -> np.n
             "only Y is heard beside W, and is another signal",
         ),
         ((LEFT, NOTHING, NOTHING, RIGHT), "only X is heard beside W, and is another signal"),
+        ((NOTHING, NOTHING, LEFT, RIGHT), "W is silent beside Y, Z and X"),
     ],
     ids=[
         "mono",
@@ -162,6 +197,7 @@ def plane_waves(*directions: tuple[float, float], ambience: float = 0.0) -> np.n
         "stereo",
         "stereo, much alike",
         "stereo outside",
+        "stereo at the end",
     ],
 )
 def test_mono_and_stereo_in_four_channels(
@@ -171,7 +207,8 @@ def test_mono_and_stereo_in_four_channels(
     path = writers.write_media(tmp_path / f"a{suffix}", sound=sound, sound_codec=codec)
     assert fault_of(path) == ("not ambisonic", detail)
     for origin in ("microphone", "rendered"):
-        assert fault_of(path, origin) is None
+        fault = fault_of(path, origin)
+        assert fault is None or (fault[0] == "silent" and not channels[0].any())
 
 
 @pytest.mark.parametrize(
