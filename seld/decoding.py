@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,9 +26,9 @@ from seld.clips import (
     encode_frame,
     write_shard,
 )
-from seld.corpora.recording import Recording
+from seld.corpora.recording import Origin, Recording
 from seld.errors import InputError
-from seld.media import MediaError, PictureReader, Reason, read_foa, sound_length_s
+from seld.media import MediaError, Picture, PictureReader, Reason, read_foa, sound_length_s
 from seld.projection import Layout, common_layout, frame_layout
 from seld.settings import to_mapping
 from seld.storage import local_copy
@@ -43,6 +43,12 @@ _MOMENT_SAMPLES = round(SAMPLE_RATE_HZ * 0.02)
 _DIGITAL_SILENCE_DBFS = -90.0
 #: Below this mean squared difference of grey values, frames are one and the same.
 _FROZEN_MSE = 0.01
+#: Pictures are looked at twice a second as Sphere360 does, and in one size [ours] whatever is
+#: stored: fine motion goes where pictures are averaged to fewer rows, and so does what a codec
+#: makes of one frame throughout.
+_SCREENED_EVERY_S = 0.5
+_SCREENED_ROWS: Mapping[Origin, int] = {"web": 256, "microphone": 64}
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
 #: Dipoles under this share of W's energy tell no directions; nor do they without a W.
 _NO_DIPOLES = 1e-4
 #: Shares of W's energy: of its difference from a dipole, where both are one signal but for a lossy
@@ -69,8 +75,10 @@ class ScreeningSettings:
 
     silence_dbfs: float = -35.0  #: RMS of the loudest channel in 20 ms under which they are silent
     silent_share: float = 0.9  #: of the moments, above which a recording is silent
-    static_mse: float = 5.0  #: MSE of grey frames at least half a second apart that are the same
-    static_share: float = 0.85  #: of such pairs, above which the picture is static
+    static_mse: float = 5.0  #: MSE of grey frames half a second apart under which they are the same
+    #: of the frames, the same as the one before, above which the picture is static; if all are, it
+    #: is static anyway (the first of few is a large share)
+    static_share: float = 0.85
     #: difference of sound, picture and annotations that is put up with [ours]
     length_tolerance_s: float = 1.0
 
@@ -435,20 +443,20 @@ def _read_frames(
 ) -> dict[float, bytes]:
     """Encoded frames by their time in the recording, after screening picture and length."""
     start_s = recording.start_s or 0.0
-    times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
+    kept_s = {time_s for span in spans for time_s in _frame_times_s(span, settings)}
     frames: dict[float, bytes] = {}
-    screening = _PictureScreening(recording, settings.screening)
+    screening = _PictureScreening(recording.origin, settings.screening)
+    screened_s = screening.times_s(spans[-1][1] / SAMPLE_RATE_HZ)
+    times_s = sorted(kept_s | screened_s)
     with copies.local(path) as video:
-        reader = PictureReader(
-            video,
-            [start_s + time_s for time_s in times_s],
-            height_px=settings.frame_height_px,
-            width_px=settings.frame_width_px,
-        )
+        reader = PictureReader(video, [start_s + time_s for time_s in times_s])
         # The reader first: exhausted, it knows how long the video lasts.
-        for frame, time_s in zip(reader, times_s, strict=True):
-            frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
-            screening.see(frame, time_s)
+        for picture, time_s in zip(reader, times_s, strict=True):
+            if time_s in kept_s:
+                frame = picture.rgb(settings.frame_height_px, settings.frame_width_px)
+                frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
+            if time_s in screened_s:
+                screening.see(picture)
     assert reader.duration_s is not None
     picture_s = reader.duration_s - start_s
     if not _has_files_of_equal_length(recording):
@@ -462,27 +470,38 @@ def _read_frames(
 class _PictureScreening:
     """Whether a recording's pictures move, are equirectangular and are upright.
 
-    Looks at frames at least half a second apart.
+    Of what is stored it knows nothing, so that every scale uses the same recordings.
     """
 
-    def __init__(self, recording: Recording, settings: ScreeningSettings) -> None:
-        self._origin = recording.origin
+    def __init__(self, origin: Origin, settings: ScreeningSettings) -> None:
+        self._origin = origin
         self._settings = settings
-        self._seen_s = -np.inf
+        self._size_px: tuple[int, int] | None = None
         self._seen: NDArray[np.float32] | None = None
         self._differences: list[float] = []
         self._layouts: list[Layout | None] = []
 
-    def see(self, frame: NDArray[np.uint8], time_s: float) -> None:
-        """One frame (height, width, 3); the next is later."""
-        if time_s < self._seen_s + 0.5 - 1e-6:
-            return
+    def times_s(self, length_s: float) -> set[float]:
+        """When to look at pictures of that length; never at rendered ones, which may stand still.
+
+        Those of a web recording or of microphones are looked at twice a second.
+        """
+        count = math.ceil(length_s / _SCREENED_EVERY_S) if self._origin in _SCREENED_ROWS else 0
+        return {number * _SCREENED_EVERY_S for number in range(count)}
+
+    def see(self, picture: Picture) -> None:
+        """The picture at the next of :meth:`times_s`."""
+        if self._size_px is None:
+            height_px, width_px = picture.size_px
+            rows = _SCREENED_ROWS[self._origin]
+            self._size_px = min(height_px, rows), min(width_px, 2 * rows)
+        frame = picture.rgb(*self._size_px)
         if self._origin == "web":
             self._layouts.append(frame_layout(frame))
-        grey = frame.astype(np.float32).mean(axis=2)
+        grey = frame.astype(np.float32) @ _GREY
         if self._seen is not None:
             self._differences.append(float(np.square(grey - self._seen).mean()))
-        self._seen_s, self._seen = time_s, grey
+        self._seen = grey
 
     def check(self, declared_layout: str | None, declared_turn: str | None) -> None:
         """What the file declares of them counts too.
@@ -499,13 +518,15 @@ class _PictureScreening:
     def _check_moving(self) -> None:
         if self._origin == "rendered" or not self._differences:
             return
-        limit, share = self._settings.static_mse, self._settings.static_share
         if self._origin == "microphone":
-            limit, share = _FROZEN_MSE, 0.999
-        static = float(np.mean(np.array(self._differences) < limit))
-        if static > share:
-            apart = f"{static:.0%} of the frames at least half a second apart"
-            detail = f"{apart} differ by an MSE under {limit:g}"
+            limit, share, frames = _FROZEN_MSE, 0.999, len(self._differences)
+        else:
+            limit, share = self._settings.static_mse, self._settings.static_share
+            frames = len(self._differences) + 1
+        still = sum(difference < limit for difference in self._differences)
+        if still > share * frames or still == len(self._differences):
+            apart = f"{still} of {frames} frames half a second apart"
+            detail = f"{apart} differ from the one before by an MSE under {limit:g}"
             raise MediaError("static picture", detail)
 
     def _check_equirectangular(self, declared: str | None) -> None:
