@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import av.error
@@ -25,26 +26,34 @@ from seld.clips import (
     encode_frame,
     write_shard,
 )
-from seld.corpora.recording import Recording
+from seld.corpora.recording import Origin, Recording
 from seld.errors import InputError
-from seld.media import MediaError, PictureReader, Reason, read_foa
+from seld.media import MediaError, Picture, PictureReader, Reason, read_foa, sound_length_s
 from seld.projection import Layout, common_layout, frame_layout
 from seld.settings import to_mapping
 from seld.storage import local_copy
 
 #: Raised when the same files come out as other clips, or are refused for other reasons. Shards have
 #: it in their names, so all is decoded anew.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 
 _LABEL_SAMPLES = round(SAMPLE_RATE_HZ * LABEL_FRAME_S)
+_MOMENT_SAMPLES = round(SAMPLE_RATE_HZ * 0.02)
 #: Below this the sound of a studio recording was not recorded at all.
 _DIGITAL_SILENCE_DBFS = -90.0
 #: Below this mean squared difference of grey values, frames are one and the same.
 _FROZEN_MSE = 0.01
-#: Dipoles under this share of W's energy tell no directions.
+#: Pictures are looked at twice a second as Sphere360 does, and in one size [ours] whatever is
+#: stored: fine motion goes where pictures are averaged to fewer rows, and so does what a codec
+#: makes of one frame throughout.
+_SCREENED_EVERY_S = 0.5
+_SCREENED_ROWS: Mapping[Origin, int] = {"web": 256, "microphone": 64}
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+#: Dipoles under this share of W's energy tell no directions; nor do they without a W.
 _NO_DIPOLES = 1e-4
 #: Shares of W's energy: of its difference from a dipole, where both are one signal but for a lossy
 #: codec; and of the other dipoles. Of plane waves, a difference d leaves these at most 2·√d, 0.35.
+#: The first is also the share of a dipole's energy that W does not explain, whatever their levels.
 _SAME, _HEARD = 0.03, 0.5
 #: What FFmpeg says only where a file is out of reach; EIO and ENOMEM it says of damaged ones too.
 _OUT_OF_REACH = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
@@ -56,17 +65,20 @@ Result = TypeVar("Result")
 class ScreeningSettings:
     """What makes a readable recording unusable.
 
-    The silence and static-picture rules with these numbers are Sphere360's and apply to recordings
+    The silence and static-picture rules with these numbers are Sphere360's (``toolset/clean`` of
+    https://github.com/liuhuadai/OmniAudio) and apply to recordings
     from the web, whose pictures must be equirectangular too (:mod:`seld.projection`) and whose
     sound must not be mono or stereo in four channels. Others (``Recording.origin``) are set aside
     only where nothing was recorded: digital silence, or one frame throughout, which a rendered
     scene may be. Pictures that their file says are to be turned are at wrong directions in any.
     """
 
-    silence_dbfs: float = -35.0  #: level of W in 100 ms under which a moment is silent
+    silence_dbfs: float = -35.0  #: RMS of the loudest channel in 20 ms under which they are silent
     silent_share: float = 0.9  #: of the moments, above which a recording is silent
-    static_mse: float = 5.0  #: MSE of grey frames at least half a second apart that are the same
-    static_share: float = 0.85  #: of such pairs, above which the picture is static
+    static_mse: float = 5.0  #: MSE of grey frames half a second apart under which they are the same
+    #: of the frames, the same as the one before, above which the picture is static; if all are, it
+    #: is static anyway (the first of few is a large share)
+    static_share: float = 0.85
     #: difference of sound, picture and annotations that is put up with [ours]
     length_tolerance_s: float = 1.0
 
@@ -200,17 +212,28 @@ def decode_recording(
     Raises:
         InputError: one of the ``readable`` files cannot be read on this machine.
     """
+    with _Copies(recording) as copies:
+        return _decode(recording, settings, readable, class_count, copies)
+
+
+def _decode(
+    recording: Recording,
+    settings: ShardSettings,
+    readable: Set[str],
+    class_count: int | None,
+    copies: _Copies,
+) -> tuple[list[Clip], Rejected | None]:
     path = recording.foa_path
     events = pd.DataFrame(columns=list(POLAR_COLUMNS))
     try:
-        foa = _read_file(path, lambda: _read_sound(recording), readable)
+        foa, sound_s = _read_file(path, partial(_read_sound, recording, copies), readable, copies)
         _check_length(foa, settings)
         _check_level(foa, recording, settings.screening)
         if recording.origin == "web":
             _check_ambisonic(foa)
         if recording.annotation_path is not None:
             path = recording.annotation_path
-            events = _read_file(path, partial(_read_table, path, class_count), readable)
+            events = _read_file(path, partial(_read_table, path, class_count), readable, copies)
             _check_within(events, foa, settings.screening)
     except MediaError as error:
         return [], Rejected(recording.recording_id, error.reason, error.detail, path)
@@ -219,10 +242,10 @@ def decode_recording(
     frames: dict[float, bytes] = {}
     fault: Rejected | None = None
     if recording.video_path is not None:
-        path, sound_s = recording.video_path, foa.shape[1] / SAMPLE_RATE_HZ
-        read = partial(_read_frames, recording, path, spans, sound_s, settings)
+        path = recording.video_path
+        read = partial(_read_frames, recording, path, spans, sound_s, settings, copies)
         try:
-            frames = _read_file(path, read, readable)
+            frames = _read_file(path, read, readable, copies)
         except MediaError as error:
             lost = "recording" if recording.annotation_path is None else "picture"
             fault = Rejected(recording.recording_id, error.reason, error.detail, path, lost)
@@ -231,7 +254,40 @@ def decode_recording(
     return [_clip(recording, foa, frames, events, span, settings) for span in spans], fault
 
 
-def _read_file(path: str, read: Callable[[], Result], readable: Set[str]) -> Result:
+class _Copies:
+    """A recording's files on this machine: what holds both sound and picture is fetched once."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._shared = recording.foa_path if recording.foa_path == recording.video_path else None
+        self._held = ExitStack()
+        self._copy: Path | None = None
+
+    def __enter__(self) -> _Copies:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.let_go()
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """As :func:`seld.storage.local_copy`."""
+        if path != self._shared:
+            with local_copy(path) as copy:
+                yield copy
+            return
+        if self._copy is None:
+            self._copy = self._held.enter_context(local_copy(path))
+        yield self._copy
+
+    def let_go(self) -> None:
+        """The next that is asked for is fetched anew."""
+        self._held.close()
+        self._copy = None
+
+
+def _read_file(
+    path: str, read: Callable[[], Result], readable: Set[str], copies: _Copies
+) -> Result:
     """What ``read`` makes of the file at ``path``.
 
     Raises:
@@ -246,8 +302,9 @@ def _read_file(path: str, read: Callable[[], Result], readable: Set[str]) -> Res
             raise
     # FFmpeg and libsndfile take a read that failed for the file's end, or say of it what they say
     # of damage. So it is asked for whole, and once more: damage will be there the second time.
+    copies.let_go()
     with _within_reach(path, readable):
-        _read_through(path)
+        _read_through(path, copies)
         return read()
 
 
@@ -273,8 +330,8 @@ def _is_of_the_machine(error: OSError) -> bool:
     return not isinstance(error, av.error.FFmpegError) or error.errno in _OUT_OF_REACH
 
 
-def _read_through(path: str) -> None:
-    with local_copy(path) as local:
+def _read_through(path: str, copies: _Copies) -> None:
+    with copies.local(path) as local:
         try:
             with local.open("rb") as stream:
                 while stream.read(1 << 20):
@@ -283,15 +340,28 @@ def _read_through(path: str) -> None:
             raise MediaError("unreadable", error.strerror or str(error)) from error
 
 
-def _read_sound(recording: Recording) -> NDArray[np.int16]:
-    with local_copy(recording.foa_path) as sound:
-        return read_foa(
+def _read_sound(recording: Recording, copies: _Copies) -> tuple[NDArray[np.int16], float]:
+    """The recording's sound, and the length in s which that of its picture must equal."""
+    with copies.local(recording.foa_path) as sound:
+        foa = read_foa(
             sound,
             sample_rate_hz=SAMPLE_RATE_HZ,
             channel_map=recording.channel_map,
             start_s=recording.start_s or 0.0,
             duration_s=recording.duration_s,
         )
+        is_part = recording.duration_s is not None and _has_files_of_equal_length(recording)
+        return foa, sound_length_s(sound) if is_part else foa.shape[1] / SAMPLE_RATE_HZ
+
+
+def _has_files_of_equal_length(recording: Recording) -> bool:
+    """Whether sound and picture have a file each and all of them counts, not a part alone.
+
+    Where one is longer they were not cut alike, and may well not begin alike: pictures that are cut
+    without encoding them anew begin at the keyframe before.
+    """
+    apart = recording.video_path not in (None, recording.foa_path)
+    return apart and recording.start_s is None
 
 
 def _read_table(path: str, class_count: int | None) -> pd.DataFrame:
@@ -369,25 +439,30 @@ def _read_frames(
     spans: Sequence[tuple[int, int]],
     sound_s: float,
     settings: ShardSettings,
+    copies: _Copies,
 ) -> dict[float, bytes]:
     """Encoded frames by their time in the recording, after screening picture and length."""
     start_s = recording.start_s or 0.0
-    times_s = sorted({time_s for span in spans for time_s in _frame_times_s(span, settings)})
+    kept_s = {time_s for span in spans for time_s in _frame_times_s(span, settings)}
     frames: dict[float, bytes] = {}
-    screening = _PictureScreening(recording, settings.screening)
-    with local_copy(path) as video:
-        reader = PictureReader(
-            video,
-            [start_s + time_s for time_s in times_s],
-            height_px=settings.frame_height_px,
-            width_px=settings.frame_width_px,
-        )
+    screening = _PictureScreening(recording.origin, settings.screening)
+    screened_s = screening.times_s(spans[-1][1] / SAMPLE_RATE_HZ)
+    times_s = sorted(kept_s | screened_s)
+    with copies.local(path) as video:
+        reader = PictureReader(video, [start_s + time_s for time_s in times_s])
         # The reader first: exhausted, it knows how long the video lasts.
-        for frame, time_s in zip(reader, times_s, strict=True):
-            frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
-            screening.see(frame, time_s)
+        for picture, time_s in zip(reader, times_s, strict=True):
+            if time_s in kept_s:
+                frame = picture.rgb(settings.frame_height_px, settings.frame_width_px)
+                frames[time_s] = encode_frame(frame, settings.frame_encoding, settings.jpeg_quality)
+            if time_s in screened_s:
+                screening.see(picture)
     assert reader.duration_s is not None
-    _check_same_length(sound_s, reader.duration_s - start_s, recording, settings.screening)
+    picture_s = reader.duration_s - start_s
+    if not _has_files_of_equal_length(recording):
+        # Of a recording cut out of a longer file, the rest of the file's picture is unused.
+        picture_s = min(picture_s, recording.duration_s or picture_s)
+    _check_same_length(sound_s, picture_s, settings.screening)
     screening.check(reader.declared_layout, reader.declared_turn)
     return frames
 
@@ -395,27 +470,38 @@ def _read_frames(
 class _PictureScreening:
     """Whether a recording's pictures move, are equirectangular and are upright.
 
-    Looks at frames at least half a second apart.
+    Of what is stored it knows nothing, so that every scale uses the same recordings.
     """
 
-    def __init__(self, recording: Recording, settings: ScreeningSettings) -> None:
-        self._origin = recording.origin
+    def __init__(self, origin: Origin, settings: ScreeningSettings) -> None:
+        self._origin = origin
         self._settings = settings
-        self._seen_s = -np.inf
+        self._size_px: tuple[int, int] | None = None
         self._seen: NDArray[np.float32] | None = None
         self._differences: list[float] = []
         self._layouts: list[Layout | None] = []
 
-    def see(self, frame: NDArray[np.uint8], time_s: float) -> None:
-        """One frame (height, width, 3); the next is later."""
-        if time_s < self._seen_s + 0.5 - 1e-6:
-            return
+    def times_s(self, length_s: float) -> set[float]:
+        """When to look at pictures of that length; never at rendered ones, which may stand still.
+
+        Those of a web recording or of microphones are looked at twice a second.
+        """
+        count = math.ceil(length_s / _SCREENED_EVERY_S) if self._origin in _SCREENED_ROWS else 0
+        return {number * _SCREENED_EVERY_S for number in range(count)}
+
+    def see(self, picture: Picture) -> None:
+        """The picture at the next of :meth:`times_s`."""
+        if self._size_px is None:
+            height_px, width_px = picture.size_px
+            rows = _SCREENED_ROWS[self._origin]
+            self._size_px = min(height_px, rows), min(width_px, 2 * rows)
+        frame = picture.rgb(*self._size_px)
         if self._origin == "web":
             self._layouts.append(frame_layout(frame))
-        grey = frame.astype(np.float32).mean(axis=2)
+        grey = frame.astype(np.float32) @ _GREY
         if self._seen is not None:
             self._differences.append(float(np.square(grey - self._seen).mean()))
-        self._seen_s, self._seen = time_s, grey
+        self._seen = grey
 
     def check(self, declared_layout: str | None, declared_turn: str | None) -> None:
         """What the file declares of them counts too.
@@ -432,13 +518,15 @@ class _PictureScreening:
     def _check_moving(self) -> None:
         if self._origin == "rendered" or not self._differences:
             return
-        limit, share = self._settings.static_mse, self._settings.static_share
         if self._origin == "microphone":
-            limit, share = _FROZEN_MSE, 0.999
-        static = float(np.mean(np.array(self._differences) < limit))
-        if static > share:
-            apart = f"{static:.0%} of the frames at least half a second apart"
-            detail = f"{apart} differ by an MSE under {limit:g}"
+            limit, share, frames = _FROZEN_MSE, 0.999, len(self._differences)
+        else:
+            limit, share = self._settings.static_mse, self._settings.static_share
+            frames = len(self._differences) + 1
+        still = sum(difference < limit for difference in self._differences)
+        if still > share * frames or still == len(self._differences):
+            apart = f"{still} of {frames} frames half a second apart"
+            detail = f"{apart} differ from the one before by an MSE under {limit:g}"
             raise MediaError("static picture", detail)
 
     def _check_equirectangular(self, declared: str | None) -> None:
@@ -449,11 +537,7 @@ class _PictureScreening:
             raise MediaError("not equirectangular", f"its frames look like {layout} video")
 
 
-def _check_same_length(
-    sound_s: float, picture_s: float, recording: Recording, screening: ScreeningSettings
-) -> None:
-    # A recording cut out of a longer file leaves the rest of the file's picture unused.
-    picture_s = min(picture_s, recording.duration_s or picture_s)
+def _check_same_length(sound_s: float, picture_s: float, screening: ScreeningSettings) -> None:
     if abs(sound_s - picture_s) > screening.length_tolerance_s:
         detail = f"sound {sound_s:.2f} s, picture {picture_s:.2f} s"
         raise MediaError("different length", detail)
@@ -479,13 +563,22 @@ def _check_within(
 def _check_level(
     foa: NDArray[np.int16], recording: Recording, screening: ScreeningSettings
 ) -> None:
-    moments = foa[0, : foa.shape[1] // _LABEL_SAMPLES * _LABEL_SAMPLES].reshape(-1, _LABEL_SAMPLES)
-    power = np.square(moments.astype(np.float32) / 32768).mean(axis=1)
+    # The loudest channel counts of the web's. Of a corpus's own microphones it is W, without which
+    # nothing can be told of directions.
+    channels, limit_dbfs = foa[:1], _DIGITAL_SILENCE_DBFS
+    if recording.origin == "web":
+        channels, limit_dbfs = foa, screening.silence_dbfs
+    power = np.max([_moment_power(channel) for channel in channels], axis=0)
     levels_dbfs = 10 * np.log10(power + 1e-20)
-    limit_dbfs = screening.silence_dbfs if recording.origin == "web" else _DIGITAL_SILENCE_DBFS
     silent = float(np.mean(levels_dbfs < limit_dbfs))
     if silent > screening.silent_share:
         raise MediaError("silent", f"under {limit_dbfs:g} dBFS for {silent:.0%} of the time")
+
+
+def _moment_power(channel: NDArray[np.int16]) -> NDArray[np.float32]:
+    count = len(channel) // _MOMENT_SAMPLES
+    moments = channel[: count * _MOMENT_SAMPLES].reshape(count, _MOMENT_SAMPLES)
+    return np.square(moments.astype(np.float32) / 32768).mean(axis=1)
 
 
 def _check_ambisonic(foa: NDArray[np.int16]) -> None:
@@ -497,6 +590,8 @@ def _check_ambisonic(foa: NDArray[np.int16]) -> None:
     w_energy, *dipole_energies = np.diag(products)
     if sum(dipole_energies) < _NO_DIPOLES * w_energy:
         raise MediaError("not ambisonic", "Y, Z and X are silent beside W")
+    if w_energy < _NO_DIPOLES * sum(dipole_energies):
+        raise MediaError("not ambisonic", "W is silent beside Y, Z and X")
     for dipole, energy in enumerate(dipole_energies, start=1):
         difference = w_energy + energy - 2 * abs(products[0, dipole])
         others = sum(dipole_energies) - energy
@@ -504,3 +599,10 @@ def _check_ambisonic(foa: NDArray[np.int16]) -> None:
         # hear nothing: a source straight ahead gives W = X, but Y = Z = 0.
         if difference < _SAME * w_energy and others > _HEARD * w_energy:
             raise MediaError("not ambisonic", f"W and {'WYZX'[dipole]} are the same")
+        # Left and right before two silent channels. Sound that one dipole alone hears comes from
+        # that dipole's directions, so that it is W's, if weaker or stronger; from both of them at
+        # once, and from nowhere else, it comes in no room.
+        unlike = w_energy * energy - products[0, dipole] ** 2
+        if others < _NO_DIPOLES * w_energy and unlike > _SAME * w_energy * energy:
+            detail = f"only {'WYZX'[dipole]} is heard beside W, and is another signal"
+            raise MediaError("not ambisonic", detail)

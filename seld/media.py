@@ -116,6 +116,15 @@ def read_foa(
     return np.ascontiguousarray(np.concatenate(kept, axis=1)[:, :wanted])
 
 
+def sound_length_s(path: Path) -> float:
+    """How long a file's sound lasts, decoded to its end: what files declare may be a guess.
+
+    Raises:
+        MediaError: with the reason.
+    """
+    return sum(len(block) / rate_hz for rate_hz, block in _sound_blocks(path))
+
+
 def foa_blocks(
     path: Path, *, sample_rate_hz: int, channel_map: Sequence[int] | None = None
 ) -> Iterator[NDArray[np.float32]]:
@@ -149,10 +158,33 @@ def declared_length_s(path: Path) -> float | None:
         return None if container.duration is None else container.duration / av.time_base
 
 
-class PictureReader:
-    """Iterates over the frames shown at ``times_s``: RGB (height, width, 3) uint8, area-scaled.
+class Picture:
+    """A decoded frame of a video, scaled to the sizes that are asked for."""
 
-    ``times_s`` ascend and count from the file's start. Each frame is the one nearest in time, so
+    def __init__(self, frame: av.VideoFrame) -> None:
+        self._frame = frame
+        self._scaled: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(height, width) in the file."""
+        return self._frame.height, self._frame.width
+
+    def rgb(self, height_px: int, width_px: int) -> NDArray[np.uint8]:
+        """RGB (height, width, 3), averaged over area."""
+        size = height_px, width_px
+        if size not in self._scaled:
+            scaled = self._frame.reformat(
+                width=width_px, height=height_px, format="rgb24", interpolation="AREA"
+            )
+            self._scaled[size] = scaled.to_ndarray().astype(np.uint8, copy=False)
+        return self._scaled[size]
+
+
+class PictureReader:
+    """Iterates over the pictures shown at ``times_s``.
+
+    ``times_s`` ascend and count from the file's start. Each picture is the one nearest in time, so
     that any frame rate (variable too) becomes the wanted one; times after the last frame repeat
     it. Known once the iteration has ended: ``duration_s``, how long the video lasts;
     ``declared_layout``, what the file says its pictures are, if not equirectangular; and
@@ -160,45 +192,34 @@ class PictureReader:
     Iterating raises :class:`MediaError`.
     """
 
-    def __init__(
-        self, path: Path, times_s: Sequence[float], *, height_px: int, width_px: int
-    ) -> None:
+    def __init__(self, path: Path, times_s: Sequence[float]) -> None:
         self.path = path
         self.times_s = times_s
-        self.height_px = height_px
-        self.width_px = width_px
         self.duration_s: float | None = None
         self.declared_layout: str | None = None
         self.declared_turn: str | None = None
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+    def __iter__(self) -> Iterator[Picture]:
         times_s = iter(self.times_s)
         wanted_s = next(times_s, None)
-        shown: av.VideoFrame | None = None
+        shown: Picture | None = None
+        last: av.VideoFrame | None = None
         shown_s = end_s = 0.0
         for time_s, next_end_s, frame in _video_frames(self.path):
             if shown is not None:
-                scaled = None
                 while wanted_s is not None and wanted_s < (shown_s + time_s) / 2:
-                    scaled = self._scaled(shown) if scaled is None else scaled
-                    yield scaled
+                    yield shown
                     wanted_s = next(times_s, None)
-            shown, shown_s, end_s = frame, time_s, next_end_s
-        if shown is None:
+            last, shown = frame, Picture(frame)
+            shown_s, end_s = time_s, next_end_s
+        if shown is None or last is None:
             raise MediaError("unreadable", "no picture could be decoded")
         self.duration_s = end_s
-        self.declared_layout = _declared_layout(shown)
-        self.declared_turn = _declared_turn(shown)
-        scaled = self._scaled(shown)
+        self.declared_layout = _declared_layout(last)
+        self.declared_turn = _declared_turn(last)
         while wanted_s is not None:
-            yield scaled
+            yield shown
             wanted_s = next(times_s, None)
-
-    def _scaled(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        rgb = frame.reformat(
-            width=self.width_px, height=self.height_px, format="rgb24", interpolation="AREA"
-        )
-        return rgb.to_ndarray().astype(np.uint8, copy=False)
 
 
 def _sound_blocks(path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:

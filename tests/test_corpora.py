@@ -99,6 +99,39 @@ def test_synth1_rows(tmp_path: Path) -> None:
     assert rows[1].video_path is None
 
 
+SYNTHETIC = "dev-train-synth/fold1_room1_mix001"
+
+
+def test_synth1_may_be_a_part_beside_starss(tmp_path: Path) -> None:
+    """As the DCASE 2022 baseline walks both."""
+    names = (*STARSS_NAMES, SYNTHETIC, "dev-train-synth/fold2_room9_mix300")
+    files = [f"foa_dev/{name}.wav" for name in names]
+    files += [f"metadata_dev/{name}.csv" for name in names]
+    root = touch(tmp_path, *files)
+    for corpus in ("starss22", "starss23"):
+        assert {row.recording_id[:5] for row in CORPORA[corpus](root)} == {"fold3", "fold4"}
+    rows = CORPORA["synth1"](root)
+    assert [(row.recording_id, row.room) for row in rows] == [
+        ("fold1_room1_mix001", "synth1-room1"),
+        ("fold2_room9_mix300", "synth1-room9"),
+    ]
+    assert rows[0].foa_path == f"{root}/foa_dev/{SYNTHETIC}.wav"
+    assert rows[0].annotation_path == f"{root}/metadata_dev/{SYNTHETIC}.csv"
+
+
+def test_other_folds_among_those_of_starss_are_refused(tmp_path: Path) -> None:
+    stray = "foa_dev/dev-train-sony/fold1_room1_mix001.wav"
+    root = touch(tmp_path, f"foa_dev/{STARSS_NAMES[0]}.wav", stray)
+    with pytest.raises(InputError, match=f"{root}/{stray}: fold is 1"):
+        CORPORA["starss22"](root)
+
+
+def test_scenes_without_annotations_are_not_synth1(tmp_path: Path) -> None:
+    name = "unannotated/fold1_room9_mix001"
+    with pytest.raises(InputError, match="laid out as"):
+        CORPORA["synth1"](touch(tmp_path, f"foa_dev/{name}.wav", f"video_dev/{name}.mp4"))
+
+
 def test_yt360_ids_may_hold_and_start_with_hyphens(tmp_path: Path) -> None:
     stems = ("-a-b-c-d-e--120", "abcdefghij_-0", "--ZU8lpb3Y0-30")
     files = [f"video/{stem}.mp4" for stem in stems] + [f"audio/{stem}.m4a" for stem in stems]
@@ -197,6 +230,7 @@ def test_a_file_that_is_refused_is_named_as_it_is(tmp_path: Path) -> None:
         ("starss23", ["metadata_dev/{}.csv", "foa_dev/{}.csv"], "foa_dev"),
         ("synth1", ["foa/fold1_room1_mix001.wav"], "metadata"),
         ("synth1", ["metadata/fold1_room1_mix001.csv"], "foa"),
+        ("synth1", [f"foa_dev/{SYNTHETIC}.wav"], "metadata_dev"),
     ],
 )
 def test_a_folder_that_was_forgotten_is_named(

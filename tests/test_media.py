@@ -30,9 +30,11 @@ def rejection(path: Path) -> tuple[str, str]:
     return caught.value.reason, caught.value.detail
 
 
-def pictures_of(path: Path, times_s: list[float], **size: int) -> tuple[np.ndarray, float]:
-    reader = PictureReader(path, times_s, **({"height_px": 64, "width_px": 128} | size))
-    frames = np.stack(list(reader))
+def pictures_of(
+    path: Path, times_s: list[float], height_px: int = 64, width_px: int = 128
+) -> tuple[np.ndarray, float]:
+    reader = PictureReader(path, times_s)
+    frames = np.stack([picture.rgb(height_px, width_px) for picture in reader])
     assert reader.duration_s is not None
     return frames, reader.duration_s
 
@@ -130,7 +132,7 @@ def test_a_cut_webm_is_known_by_the_length_it_declares(tmp_path: Path, share: fl
         sound_codec="libopus",
     )
     times_s = [0.0, 1.0, 2.0]
-    reader = PictureReader(path, times_s, height_px=64, width_px=128)
+    reader = PictureReader(path, times_s)
     assert len(list(reader)) == 3
     assert read_foa(path, sample_rate_hz=RATE_HZ).shape[1] / RATE_HZ == pytest.approx(3.0, abs=0.05)
     path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])

@@ -175,7 +175,7 @@ def test_what_the_file_declares_is_obeyed(
     pictures = turning(panorama(0))
     path = writers.write_media(tmp_path / "b.mp4", pictures=pictures, frame_rate_hz=FRAME_RATE_HZ)
     plant_in_picture_track(path, boxes)
-    reader = PictureReader(path, [0.0], height_px=64, width_px=128)
+    reader = PictureReader(path, [0.0])
     assert len(list(reader)) == 1
     assert reader.declared_layout == declared
     count, fault = decoded(tmp_path, pictures, video=path)

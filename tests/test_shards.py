@@ -676,7 +676,7 @@ def test_web_pictures_may_not_stand_still(
     tmp_path: Path, moving_share: float, reason: str | None
 ) -> None:
     generator = np.random.default_rng(0)
-    pictures = np.full((50, 64, 128, 3), 90) + generator.integers(-8, 9, (50, 64, 128, 3))
+    pictures = np.full((50, 64, 128, 3), 90) + generator.integers(-2, 3, (50, 64, 128, 3))
     moving = writers.moving_pictures(10, WEB_FRAME_RATE_HZ)
     count = int(moving_share * 50)
     pictures[:count] = moving[:count]

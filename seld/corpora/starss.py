@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from seld.corpora.recording import Origin, Recording, Split, check_folder, in_order
@@ -13,6 +14,8 @@ LAYOUT = "foa_dev/<part>/fold<F>_room<R>_mix<NNN>.wav and metadata_dev/<part>/â€
 
 _NAME = re.compile(r"fold(?P<fold>\d+)_room(?P<room>\d+)_mix\d+")
 _SPLITS: dict[int, Split] = {3: "train", 4: "test"}
+#: Those of Synth1, which the DCASE baselines take as one more part (``dev-train-synth``).
+_SYNTHETIC_FOLDS = frozenset({1, 2})
 
 
 def read_layout(
@@ -20,7 +23,8 @@ def read_layout(
 ) -> list[Recording]:
     """Recordings named by sound, annotations or picture; fold 3 trains, fold 4 tests.
 
-    A part whose name starts with ``unannotated`` needs no annotation files, of any fold.
+    A part whose name starts with ``unannotated`` needs no annotation files, of any fold. One of
+    folds 1 and 2 alone beside others is passed by: it is the ``synth1`` reader's.
 
     Raises:
         InputError: a file is named otherwise, a recording is in two parts, or of sound or
@@ -42,12 +46,15 @@ def read_layout(
         named.setdefault(PurePosixPath(*path.parts[1:]).with_suffix(""), name)
         found.add(path.parts[0])
 
+    passed_by = _synthetic_parts(named)
     recordings = []
     by_id: dict[str, str] = {}
     for place, name in named.items():
+        if place.parent.name in passed_by:
+            continue
         match = _NAME.fullmatch(place.name)
         assert match
-        annotated = not place.parent.name.startswith("unannotated")
+        annotated = _is_annotated(place.parent.name)
         fold = int(match["fold"])
         if annotated and fold not in _SPLITS:
             raise InputError(join(root, name), "fold", fold, "3 (training) or 4 (test)")
@@ -72,3 +79,19 @@ def read_layout(
     if any(recording.annotation_path for recording in recordings):
         check_folder(root, "metadata_dev", found)
     return in_order(recordings, root, LAYOUT)
+
+
+def _is_annotated(part: str) -> bool:
+    return not part.startswith("unannotated")
+
+
+def _synthetic_parts(places: Iterable[PurePosixPath]) -> set[str]:
+    """Annotated parts that hold nothing but Synth1's folds; none if there are no others."""
+    folds: dict[str, set[int]] = {}
+    for place in places:
+        match = _NAME.fullmatch(place.name)
+        assert match
+        if _is_annotated(place.parent.name):
+            folds.setdefault(place.parent.name, set()).add(int(match["fold"]))
+    synthetic = {part for part, found in folds.items() if found <= _SYNTHETIC_FOLDS}
+    return synthetic if len(synthetic) < len(folds) else set()
