@@ -62,6 +62,10 @@ _SETTINGS: dict[Any, Any] = {
 _WIDTH_IN = 5.6
 _PNG_DPI = 200
 _LEGEND_COLUMNS = 3
+#: Labels of more characters than these, side by side, would touch: they are turned upright.
+_LABEL_CHARACTERS = 55
+#: What an upright label takes; rooms that need more than a figure's width make it wider.
+_ROOM_WIDTH_IN = 0.18
 #: Of all figures that a report may have.
 NAMES = (
     *("budget", "localisation_detection", "classes", "rooms", "confusion", "azimuth_error"),
@@ -343,8 +347,11 @@ def rooms(comparison: Comparison) -> Picture | None:
                 elinewidth=0.9,
                 label=arm,
             )
-        axes.set_xticks(range(len(names)), [f"room {name}" for name in names])
+        crowded = sum(len(name) + 1 for name in names) > _LABEL_CHARACTERS
+        axes.set_xticks(range(len(names)), names, rotation=90 if crowded else 0)
+        axes.set_xlim(-0.6, len(names) - 0.4)
         axes.grid(visible=False, axis="x")
+        axes.set_xlabel("test room")
         axes.set_ylabel(SELD_ERROR.heading)
         _legend(figure, axes)
 
@@ -352,7 +359,7 @@ def rooms(comparison: Comparison) -> Picture | None:
         "rooms",
         f"SELD error per test room at {minutes(budget)}",
         "Mean over seeds; bars reach from the best to the worst seed.",
-        (_WIDTH_IN, 3.5),
+        (max(_WIDTH_IN, 0.8 + _ROOM_WIDTH_IN * len(names)), 3.5),
         paint,
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,6 +94,19 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Painted]:
         return found[name]
 
     monkeypatch.setattr(figures, "draw", draw)
+    return found
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn and rendered from now on, in their order."""
+    found: list[Figure] = []
+
+    def kept(**options: Any) -> Figure:
+        found.append(Figure(**options))
+        return found[-1]
+
+    monkeypatch.setattr(figures, "Figure", kept)
     return found
 
 
@@ -229,12 +244,25 @@ def test_rooms_show_the_mean_over_seeds(
     rooms = [text.get_text() for text in drawn.axes.get_xticklabels()]
     for arm in STUDY.arms:
         rows = [
-            row | {"room": f"room {row['room']}"}
+            row | {"room": str(row["room"])}
             for trial in comparison.results.cells[arm, 60.0]
             for row in trial.record.per_room
         ]
         mean = pd.DataFrame(rows).groupby("room")["seld_error"].mean()
         assert drawn.points[arm][1] == pytest.approx(100 * mean.loc[rooms].to_numpy())
+    assert drawn.axes.get_xlabel() == "test room"
+
+
+@pytest.mark.parametrize("rooms", [range(1, 13), range(2001, 2013), range(100, 130)])
+def test_names_of_rooms_do_not_touch(
+    tmp_path: Path, rendered: list[Figure], rooms: range
+) -> None:
+    study = replace(STUDY, rooms=rooms, recordings=len(rooms), budgets_minutes=(60.0,))
+    figures.rooms(Comparison(load_studies([write_simulated_study(tmp_path / "s", study)])))
+    labels = rendered[0].axes[0].get_xticklabels()
+    assert [text.get_text() for text in labels] == [str(room) for room in rooms]
+    places = [text.get_window_extent() for text in labels]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(places))
 
 
 def test_differences_per_class_have_their_sign_and_are_filled_where_better(
