@@ -62,6 +62,8 @@ _SETTINGS: dict[Any, Any] = {
 _WIDTH_IN = 5.6
 _PNG_DPI = 200
 _LEGEND_COLUMNS = 3
+#: Left and right of a legend together.
+_LEGEND_BORDER_IN = 0.15
 #: Labels of more characters than these, side by side, would touch: they are turned upright.
 _LABEL_CHARACTERS = 55
 #: What an upright label takes; rooms that need more than a figure's width make it wider.
@@ -164,7 +166,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
         axes.minorticks_off()
         axes.set_xlabel("annotated minutes")
         axes.set_ylabel(SELD_ERROR.heading)
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     return draw(
         "budget",
@@ -172,7 +174,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
         "Mean over seeds; bars and bands are 95 % intervals over seeds and test recordings, for "
         "each arm by itself: whether two arms differ is in the table of paired differences. "
         "Arms stand side by side at each budget. Lower is better.",
-        (_WIDTH_IN, 3.7),
+        (_WIDTH_IN, 3.4),
         paint,
     )
 
@@ -237,13 +239,13 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
             )
         axes.set_xlabel(f"{F20.symbol_heading}, higher is better →")
         axes.set_ylabel(f"← lower is better, {LE_CD.symbol_heading}")
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     return draw(
         "localisation_detection",
         f"Localisation against detection at {minutes(budget)}",
         "Towards the lower right is better at both. Bars are 95 % intervals.",
-        (_WIDTH_IN, 3.7),
+        (_WIDTH_IN, 3.4),
         paint,
     )
 
@@ -353,13 +355,13 @@ def rooms(comparison: Comparison) -> Picture | None:
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("test room")
         axes.set_ylabel(SELD_ERROR.heading)
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     return draw(
         "rooms",
         f"SELD error per test room at {minutes(budget)}",
         "Mean over seeds; bars reach from the best to the worst seed.",
-        (max(_WIDTH_IN, 0.8 + _ROOM_WIDTH_IN * len(names)), 3.5),
+        (max(_WIDTH_IN, 0.8 + _ROOM_WIDTH_IN * len(names)), 3.2),
         paint,
     )
 
@@ -455,7 +457,7 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         axes.set_xticks(range(-180, 181, 60))
         axes.set_xlabel("azimuth, prediction minus reference (°)")
         axes.set_ylabel("frames (%)")
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     return draw(
         "azimuth_error",
@@ -497,7 +499,7 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
             axes.set_yticks(range(limits[0], limits[1] + 1, 90))
             axes.set_ylabel(column.removesuffix("_deg") + " (°)")
         panels[1].set_xlabel("time (s)")
-        _legend(figure, panels[0])
+        add_legend(figure, panels[0])
 
     return draw(
         "tracks",
@@ -505,7 +507,7 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
         f"Wide pale bands: reference; small marks: {trial.arm} at "
         f"{minutes(trial.budget_minutes)}, seed {trial.record.seed}. The test recording with most "
         f"events, its {len(classes)} most frequent classes.",
-        (_WIDTH_IN, 4.6),
+        (_WIDTH_IN, 4.2),
         paint,
     )
 
@@ -558,14 +560,14 @@ def _front(found: Points) -> Picture:
             )  # fmt: skip
         axes.set_xlabel(across.heading)
         axes.set_ylabel(along.heading)
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     goals = " and ".join(goal.label for goal in found.goals)
     return draw(
         "front",
         f"{along.label} against {across.label}",
         f"One point per trial; filled: on the front, where no other one is as low in {goals}.",
-        (_WIDTH_IN, 3.7),
+        (_WIDTH_IN, 3.4),
         paint,
     )
 
@@ -754,10 +756,24 @@ def _style(number: int) -> tuple[str, str, str]:
     return colour, line, marker
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def add_legend(
+    figure: Figure, axes: Axes, place: str = "outside upper left", *, least: int = 2
+) -> None:
+    """A legend of the panel's labels, where they are at least so many.
+
+    It has as many columns as fit the figure's width, and the figure grows by its height, so that
+    many names cost the panels nothing.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=_LEGEND_COLUMNS)
+    if len(labels) < least:
+        return
+    for columns in range(_LEGEND_COLUMNS, 0, -1):
+        legend = figure.legend(handles, labels, loc=place, ncols=columns)
+        size_in = legend.get_window_extent().size / figure.dpi
+        if size_in[0] <= figure.get_figwidth() - _LEGEND_BORDER_IN or columns == 1:
+            figure.set_figheight(figure.get_figheight() + size_in[1])
+            return
+        legend.remove()
 
 
 def _natural(name: str) -> tuple[int, str]:

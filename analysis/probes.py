@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import Picture, arm_style, draw
+from analysis.figures import Picture, add_legend, arm_style, draw
 from analysis.load import Results, Trial
 from analysis.tables import Entry, Table
 from seld.records import HISTORY_FILE
@@ -118,8 +118,7 @@ def probe_figures(results: Results) -> list[Picture]:
             axes.set_title(title)
             axes.set_xlabel("step")
             axes.set_ylim(bottom=0)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        add_legend(figure, panels[0], "outside lower center", least=1)
 
     return [
         draw(
@@ -128,7 +127,7 @@ def probe_figures(results: Results) -> list[Picture]:
             f"Mean over {_averaged(results, curves)} at every state kept; the grey line is "
             "chance. Left: crops of the right class found by the sound. Middle and right: ridge "
             "regressions on the frozen latents, accuracy of the class and error of the direction.",
-            (7.2, 2.7),
+            (7.2, 2.4),
             paint,
         )
     ]

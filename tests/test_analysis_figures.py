@@ -35,6 +35,13 @@ STUDY = SimulatedStudy(
     recordings=4,
     predictions=False,
 )
+#: As many arms, with names as long, as the study ``ingredients`` has.
+INGREDIENTS = (
+    *("recipe", "asked_by_third_order", "contrast_across_windows", "half_the_batch"),
+    *("half_the_window", "more_pictures", "narrow_crops", "near_directions_are_no_negatives"),
+    *("negatives_of_four_earlier_steps", "no_empty_directions", "no_listening", "no_rotations"),
+    *("one_window_per_clip", "pictures_alone_first", "plain", "uniform_weights", "wide_crops"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,3 +358,34 @@ def test_the_front_is_filled_and_responses_are_in_points(
     place, error = painted["responses"].axes.lines[0].get_data()
     assert place.tolist() == found.table["pretrain.temperature"].tolist()
     assert error == pytest.approx(100 * found.table["seld_error"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [*INGREDIENTS],
+        [f"arm_number_{number:02d}_with_a_rather_long_name" for number in range(41)],
+        ["a", "b"],
+    ],
+)
+@pytest.mark.parametrize("place", ["outside upper left", "outside lower center"])
+def test_legends_are_shown_in_full_and_cost_the_panel_nothing(
+    names: list[str], place: str, rendered: list[Figure]
+) -> None:
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name in names:
+            axes.plot([0, 1], [0, 1], marker="o", label=name)
+        figures.add_legend(figure, axes, place)
+
+    figures.draw("budget", "", "", (5.6, 3.4), paint)
+    figure = rendered[0]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    shown = legend.get_window_extent()
+    assert figure.bbox.x0 <= shown.x0
+    assert shown.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= shown.y0
+    assert shown.y1 <= figure.bbox.y1
+    panel_in = figure.axes[0].get_window_extent().height / figure.dpi
+    assert 2.7 < panel_in < 3.4
