@@ -14,11 +14,18 @@ from analysis.tables import minutes, setting
 
 
 def answer(differences: Sequence[Difference], baseline: str) -> str:
-    """What the comparisons with the baseline say at the largest budget, and how many resolve."""
+    """What the comparisons with the baseline say at the largest budget, and how many resolve.
+
+    The largest that has an interval, where any has: a budget of single pairs has just been begun.
+    """
     compared = [item for item in differences if item.primary is not None]
     if not compared:
         return f"There is no answer yet: no arm can be compared with {baseline}."
-    budget = max(item.budget_minutes for item in compared)
+    measured = [item for item in compared if _primary(item).has_interval]
+    budget = max(item.budget_minutes for item in measured or compared)
+    begun = sorted(
+        {i.budget_minutes for i in differences if i.budget_minutes > budget and i.unfinished}
+    )
     at_budget = [item for item in compared if item.budget_minutes == budget]
     pool = (
         [item for item in at_budget if item.by_the_arm]
@@ -45,6 +52,11 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
         )
     if leading.caveats:
         sentence += f", but mind: {'; '.join(leading.caveats)}"
+    if begun:
+        sentence += (
+            f"; {' and '.join(map(minutes, begun))} {'are' if len(begun) > 1 else 'is'} incomplete: "
+            "too few pairs of trials have finished there for an interval"
+        )
     if len(compared) == 1:
         return f"{sentence}."
     better = sum(item.by_the_arm and _primary(item).mean < 0 for item in compared)

@@ -50,6 +50,9 @@ SIGNIFICANCE = 1 - CONFIDENCE
 _LISTED_SEEDS = 10
 #: Of settings that differ within an arm.
 _LISTED_NAMES = 3
+#: Why trials are not compared that have not run; all other reasons are against comparing them.
+_NO_TRIAL = "no finished trial"
+_NO_PAIR = "no seed in common"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +349,13 @@ class Difference:
         """Whether it is resolved, and no setting beside the arm may have made it."""
         return self.resolved and not self.confounds
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether more finished trials would give an interval."""
+        if self.primary is not None:
+            return not self.primary.has_interval
+        return set(self.refusals) <= {_NO_TRIAL, _NO_PAIR}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CellEstimates:
@@ -410,9 +420,18 @@ class Comparison:
 
     @property
     def largest_budget(self) -> float | None:
-        """Of those at which an arm has scores; None where none has."""
-        budgets = [cell.budget_minutes for cell in self.cells.values() if cell.estimates]
-        return max(budgets, default=None)
+        """Of those at which two arms have intervals, so that they may be compared.
+
+        Where there are none, of those at which one has; else at which one has scores; else None.
+        """
+        scored = [cell for cell in self.cells.values() if cell.estimates]
+        intervals = Counter(
+            cell.budget_minutes
+            for cell in scored
+            if cell.estimates[SELD_ERROR.name].has_interval
+        )
+        budgets = {cell.budget_minutes for cell in scored}
+        return max(budgets, key=lambda at: (min(intervals[at], 2), at), default=None)
 
     def class_estimates(self, arm: str, budget_minutes: float) -> dict[str, ClassEstimates]:
         """By class, of those in the reference; the cell must have estimates."""
@@ -495,7 +514,7 @@ class Comparison:
         refused = refusals(first, second) if first and second else []
         pairs = self.pairs(arm, other, budget_minutes)
         if not pairs and not refused:
-            refused = ["no seed in common"] if first and second else ["no finished trial"]
+            refused = [_NO_PAIR] if first and second else [_NO_TRIAL]
         estimates: dict[str, Estimate] = {}
         permutation = math.nan
         if not refused:

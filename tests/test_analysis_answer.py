@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from analysis.answer import answer
@@ -97,3 +100,38 @@ def test_the_largest_budget_speaks_and_all_are_counted() -> None:
     assert said.endswith(
         "of all 4 comparisons with scratch, 2 are resolved as better and 1 as worse."
     )
+
+
+def single_pair(arm: str, mean: float, budget_minutes: float) -> Difference:
+    """As where a budget has just been begun: one seed of the arm and the baseline."""
+    item = difference(arm, mean, math.nan, budget_minutes)
+    assert item.primary is not None
+    found = replace(item.primary, low=math.nan, high=math.nan, p_value=math.nan, seeds=1)
+    return replace(item, estimates={SELD_ERROR.name: found})
+
+
+def test_a_budget_that_has_just_been_begun_does_not_speak() -> None:
+    not_run = replace(difference("other", 0.0, math.nan), estimates={}, refusals=("no finished trial",))
+    said = answer(
+        [
+            difference("arm", -0.05, 0.01, budget_minutes=6.0),
+            single_pair("arm", -0.11, 18.0),
+            not_run,
+            replace(not_run, budget_minutes=60.0),
+        ],
+        "scratch",
+    )
+    assert said.startswith("At 6 min of annotation, arm lowers the SELD error: it is 5.0 points")
+    assert "; 18 min and 60 min are incomplete: too few pairs of trials have finished" in said
+
+
+def test_where_no_budget_has_an_interval_the_largest_speaks() -> None:
+    said = answer([single_pair("arm", -0.05, 6.0), single_pair("arm", -0.11, 18.0)], "scratch")
+    assert said.startswith("At 18 min of annotation, no difference to scratch is resolved")
+    assert "incomplete" not in said
+
+
+def test_a_larger_budget_of_other_recordings_is_not_called_incomplete() -> None:
+    other = replace(single_pair("arm", 0.0, 18.0), estimates={}, refusals=("classes differ",))
+    said = answer([difference("arm", -0.05, 0.01, budget_minutes=6.0), other], "scratch")
+    assert "incomplete" not in said

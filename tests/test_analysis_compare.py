@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,3 +303,16 @@ def test_a_failed_seed_does_not_shift_the_pairs(tmp_path: Path) -> None:
     seeds = [(a.record.seed, b.record.seed) for a, b in pairs]
     assert seeds == [(0, 0), (2, 2), (3, 3)]
     assert {(a.arm, b.arm) for a, b in pairs} == {("better", "scratch")}
+
+
+def test_a_budget_of_a_single_pair_is_not_the_largest_to_speak_of(tmp_path: Path) -> None:
+    """As while its first trials run; where there is nothing else, what there is."""
+    study = replace(SMALL, budgets_minutes=(6.0, 18.0))
+    folder = write_simulated_study(tmp_path / "s", study)
+    assert Comparison(load_studies([folder])).largest_budget == 18.0
+    for path in folder.glob("trials/*-18min-seed[123]"):
+        shutil.rmtree(path)
+    assert Comparison(load_studies([folder])).largest_budget == 6.0
+    for path in folder.glob("trials/*-6min-*"):
+        shutil.rmtree(path)
+    assert Comparison(load_studies([folder])).largest_budget == 18.0
