@@ -52,6 +52,13 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
         )
     if leading.caveats:
         sentence += f", but mind: {'; '.join(leading.caveats)}"
+    lowest = min(at_budget, key=lambda item: _primary(item).mean)
+    if _primary(lowest).mean < found.mean:
+        sentence += (
+            f"; the lowest mean is {lowest.arm}'s, difference "
+            f"{SELD_ERROR.number(_primary(lowest).mean, signed=True)}, "
+            f"{'resolved, but not by the arm alone' if lowest.resolved else 'not resolved'}"
+        )
     if begun:
         sentence += (
             f"; {' and '.join(map(minutes, begun))} {'are' if len(begun) > 1 else 'is'} incomplete: "

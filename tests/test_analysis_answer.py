@@ -83,10 +83,14 @@ def test_nothing_is_claimed_of_an_arm_where_something_else_may_have_made_the_dif
     said = answer([unlike, difference("like", -0.04, 0.01)], "scratch")
     assert "like lowers the SELD error: it is 4.0 points below" in said
     assert "1 is resolved as better" in said
+    assert "; the lowest mean is unlike's, difference −9.0, resolved, but not by the arm al" in said
 
 
 def test_the_largest_budget_speaks_and_all_are_counted() -> None:
-    """Two better (one at the smaller budget), one worse, one unresolved."""
+    """Two better (one at the smaller budget), one worse, one unresolved.
+
+    The unresolved one, though its mean is the lowest, does not speak, and is named.
+    """
     said = answer(
         [
             difference("small", -0.09, 0.01, budget_minutes=2.0),
@@ -97,6 +101,8 @@ def test_the_largest_budget_speaks_and_all_are_counted() -> None:
         "scratch",
     )
     assert said.startswith("At 18 min of annotation, good lowers the SELD error: it is 4.0 points")
+    assert "; the lowest mean is lucky's, difference −7.0, not resolved; of all 4 com" in said
+    assert "lowest mean" not in answer([difference("good", -0.04, 0.01)], "scratch")
     assert said.endswith(
         "of all 4 comparisons with scratch, 2 are resolved as better and 1 as worse."
     )
