@@ -79,20 +79,26 @@ def sweep_answer(found: Points) -> str:
     full = len(found.table)
     if full < 2:
         return "There is no answer yet: too few trials have finished to compare settings."
-    tried = f"{full} settings, "
-    if found.tried > full:
-        tried = f"{found.tried} settings tried, {full} trained in full; "
+    tried = f"{found.tried} settings"
+    if found.tried_at_all_budgets > found.tried:
+        tried += f" tried there ({found.tried_at_all_budgets} at all budgets)"
+    elif found.tried > full:
+        tried += " tried"
+    tried += f", {full} trained in full; " if found.tried > full else ", "
+    start = f"Of {tried}"
+    if found.budget_minutes:
+        start = f"At {minutes(found.budget_minutes)} of annotation: of {tried}"
     if len(found.goals) > 1:
         goals = " and ".join(goal.label for goal in found.goals)
         count = int(found.on_front.sum())
         ends = dict.fromkeys(found.best[goal.name].idxmin() for goal in found.goals)
         return (
-            f"Of {tried}{count} {'is' if count == 1 else 'are'} on the front, where no other is "
+            f"{start}{count} {'is' if count == 1 else 'are'} on the front, where no other is "
             f"as low in {goals}: {'; '.join(_point(found, end) for end in ends)}. These are "
             "single trials, the best of many and flattered by luck."
         )
     return (
-        f"Of {tried}the lowest SELD error is {_point(found, found.best.index[0])}; the "
+        f"{start}the lowest SELD error is {_point(found, found.best.index[0])}; the "
         "best of many single trials is flattered by luck, so no interval can be given before it "
         "is repeated with new seeds."
     )

@@ -525,26 +525,29 @@ def _with_gaps(track: Floats) -> tuple[Floats, Floats]:
 
 def sweep_figures(comparison: Comparison) -> list[Picture]:
     """Responses of the SELD error to single settings; of sweeps front and importances too."""
-    found, of_settings = points(comparison.results), responses(comparison.results)
+    found = points(comparison.results)
+    of_settings = responses(comparison.results, comparison.largest_budget)
+    swept = bool(comparison.results.swept_arms)
+    budget = found.budget_minutes if swept else comparison.largest_budget
+    place = f" at {minutes(budget)}" if budget else ""
     note, full = "", len(found.table)
     if found.tried > full:
         note = f" Of {found.tried} settings tried, only the {full} trained in full are shown."
     pictures = []
     if len(found.goals) > 1 and full:
-        pictures.append(_front(found))
+        pictures.append(_front(found, place))
     if of_settings:
-        swept = bool(comparison.results.swept_arms)
         shown = dict(list(of_settings.items())[:_MOST_RESPONSES])
-        pictures.append(_responses(shown, note, swept=swept))
+        pictures.append(_responses(shown, place, note, swept=swept))
     if weights := importances(found.complete):
         partly = [name for name in found.settings if name not in found.complete]
         if partly:
             note += f" Not weighed, as only some trials use them: {', '.join(partly)}."
-        pictures.append(_importances(weights, full, note))
+        pictures.append(_importances(weights, full, place, note))
     return pictures
 
 
-def _front(found: Points) -> Picture:
+def _front(found: Points, place: str) -> Picture:
     """The first goal against the second, the trials that no other one beats filled."""
     along, across = found.goals[:2]
 
@@ -566,13 +569,16 @@ def _front(found: Points) -> Picture:
     return draw(
         "front",
         f"{along.label} against {across.label}",
-        f"One point per trial; filled: on the front, where no other one is as low in {goals}.",
+        f"One point per trial{place}; filled: on the front, where no other one is as low in "
+        f"{goals}.",
         (_WIDTH_IN, 3.4),
         paint,
     )
 
 
-def _responses(of_settings: dict[str, pd.DataFrame], note: str, *, swept: bool) -> Picture:
+def _responses(
+    of_settings: dict[str, pd.DataFrame], at_budget: str, note: str, *, swept: bool
+) -> Picture:
     parameters = list(of_settings)
     columns = min(2, len(parameters))
     rows = -(-len(parameters) // columns)
@@ -619,8 +625,8 @@ def _responses(of_settings: dict[str, pd.DataFrame], note: str, *, swept: bool) 
     return draw(
         "responses",
         "Response to the varied settings",
-        "One point per trial; line or bar: median of the values, or of six equal parts of them. "
-        f"{others}{note}",
+        f"One point per trial{at_budget}; line or bar: median of the values, or of six equal "
+        f"parts of them. {others}{note}",
         (_WIDTH_IN, 0.6 + 2.3 * rows),
         paint,
     )
@@ -674,7 +680,7 @@ def _short_number(value: float, _: object = None) -> str:
     return f"{value:g}"
 
 
-def _importances(weights: dict[str, float], trial_count: int, note: str) -> Picture:
+def _importances(weights: dict[str, float], trial_count: int, place: str, note: str) -> Picture:
     shown = dict(list(weights.items())[:10])
 
     def paint(figure: Figure) -> None:
@@ -693,7 +699,7 @@ def _importances(weights: dict[str, float], trial_count: int, note: str) -> Pict
     return draw(
         "importances",
         "Which settings matter",
-        f"Optuna's PED-ANOVA importances from {trial_count} trials.{note}",
+        f"Optuna's PED-ANOVA importances from {trial_count} trials{place}.{note}",
         (_WIDTH_IN, 1.0 + 0.32 * len(shown)),
         paint,
     )

@@ -441,15 +441,16 @@ def sweep_table(found: Points) -> Table:
     shown = found.best if several else found.best.head(10)
     goals = found.goals if SELD_ERROR in found.goals else (*found.goals, SELD_ERROR)
     columns = {goal.name: goal.heading for goal in goals} | {name: name for name in found.settings}
-    note = "Single trials at the largest budget; the best of many is flattered by luck."
+    place = f" at {minutes(found.budget_minutes)}" if found.budget_minutes else ""
+    note = f"Single trials{place}; the best of many is flattered by luck."
     if several:
         note = (
-            "Single trials, of all budgets, that none beats: no other is as low in every goal. "
-            "The best of many are flattered by luck."
+            f"Single trials{place or ', of all budgets,'} that none beats: no other is as low in "
+            "every goal. The best of many are flattered by luck."
         )
     return _listing(
         name="sweep",
-        title="Settings on the front of the sweep" if several else "Best settings of the sweep",
+        title=f"{'Settings on the front' if several else 'Best settings'} of the sweep{place}",
         note=note,
         columns=columns,
         rows=[

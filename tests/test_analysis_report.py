@@ -303,8 +303,9 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert names == {"responses", "importances"}
     text = page.read_text()
-    assert "Of 20 settings" in text
-    assert "importances from 20 trials" in text
+    assert "At 30 min of annotation: of 20 settings, the lowest" in text
+    assert "importances from 20 trials at 30 min." in text
+    assert "One point per trial at 30 min; " in text
     assert "Not weighed, as only some trials use them: pretrain.temperature." in text
     assert "How the intervals are made" not in text
 
