@@ -75,8 +75,12 @@ NAMES = (
 )
 #: Settings whose response is drawn; a sweep varies more only by mistake.
 _MOST_RESPONSES = 6
-#: Numbers with more values than this are medians of parts, not of values.
+#: Numbers with more values than this have medians of parts, not of values.
 _MOST_VALUES = 8
+#: These parts have as many trials each, and a median where that is two or more.
+_PARTS = 6
+#: Numbers below it are written with their power of ten.
+_SMALL = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -626,19 +630,30 @@ def _responses(
         "responses",
         "Response to the varied settings",
         f"One point per trial{at_budget}; line or bar: median of the values, or of six equal "
-        f"parts of them. {others}{note}",
+        f"parts of them where two trials or more are in each. {others}{note}",
         (_WIDTH_IN, 0.6 + 2.3 * rows),
         paint,
     )
 
 
 def _running_median(values: pd.Series, error: pd.Series) -> pd.Series:
-    if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= _MOST_VALUES:
+    """The median error by value, or of parts of the values; none where there is too little."""
+    if not pd.api.types.is_numeric_dtype(values) or _repeated(values):
         return error.groupby(values).median()
-    part = pd.qcut(values, 6, duplicates="drop")
+    if len(values) < 2 * _PARTS:
+        return pd.Series(dtype=np.float64)
+    part = pd.qcut(values, _PARTS, duplicates="drop")
     middle = error.groupby(part, observed=True).median()
     middle.index = pd.Index(values.groupby(part, observed=True).median())
     return middle
+
+
+def _repeated(values: pd.Series) -> bool:
+    """Whether the numbers were chosen from a few, as against proposed from a range.
+
+    Then there are two trials or more of a value, on the average.
+    """
+    return values.nunique() <= min(_MOST_VALUES, len(values) / 2)
 
 
 #: What settings are called where the paper has a word for them.
@@ -660,8 +675,8 @@ def _setting_titles(names: Sequence[str]) -> dict[str, str]:
 
 
 def _few_ticks(axes: Axes, values: pd.Series) -> None:
-    """Ticks at the values themselves where they are few; on logarithmic axes at 1, 2, 5, 10."""
-    if values.nunique() <= _MOST_VALUES:
+    """Ticks at the values where they are few and repeated; on logarithmic axes at 1, 2, 5, 10."""
+    if _repeated(values):
         axes.xaxis.set_major_locator(FixedLocator(sorted(values.unique())))
     elif axes.get_xscale() == "log":
         decades = np.log10(values.max() / values.min())
@@ -674,10 +689,11 @@ def _few_ticks(axes: Axes, values: pd.Series) -> None:
 
 
 def _short_number(value: float, _: object = None) -> str:
-    if value and abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.0e}".partition("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:g}"
+    """Three digits, and of whole numbers all: 0.0305, 1.5e-4, 16000."""
+    if value and abs(value) < _SMALL:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:g}"
 
 
 def _importances(weights: dict[str, float], trial_count: int, place: str, note: str) -> Picture:

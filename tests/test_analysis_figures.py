@@ -389,3 +389,45 @@ def test_legends_are_shown_in_full_and_cost_the_panel_nothing(
     assert shown.y1 <= figure.bbox.y1
     panel_in = figure.axes[0].get_window_extent().height / figure.dpi
     assert 2.7 < panel_in < 3.4
+
+
+def drawn_response(tmp_path: Path, painted: dict[str, Painted], values: list[float]) -> Axes:
+    def tried(record: TrialRecord) -> TrialRecord:
+        rate = values[record.seed]
+        return replace(record, parameters={"pretrain.learning_rate": rate}, seed=0)
+
+    study = replace(
+        STUDY,
+        arms={"doa_wise": VARIANTS["doa_wise"]},
+        seeds=range(len(values)),
+        budgets_minutes=(15.0,),
+        recordings=2,
+        planned=False,
+    )
+    comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study, tried)]))
+    figures.sweep_figures(comparison)
+    return painted["responses"].axes
+
+
+def test_few_proposals_from_a_range_have_no_median_and_no_ticks_of_their_own(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    values = [1.173e-4, 1.21e-4, 2.9e-4, 3.01e-4, 8.7e-4, 1.33e-3, 2.11e-3]
+    axes = drawn_response(tmp_path, painted, values)
+    trials, median = axes.lines
+    assert len(trials.get_xdata()) == len(values)
+    assert len(median.get_xdata()) == 0
+    assert not set(axes.xaxis.get_majorticklocs()) & set(values)
+
+
+def test_values_that_are_repeated_have_medians_and_are_written_in_full(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    values = [1.5e-4, 3e-4, 1e-3, 0.0305]
+    axes = drawn_response(tmp_path, painted, 2 * values)
+    _, median = axes.lines
+    assert median.get_xdata().tolist() == values
+    ticks = axes.xaxis.get_majorticklocs()
+    assert [axes.xaxis.get_major_formatter()(tick) for tick in ticks] == [
+        "1.5e-4", "3e-4", "0.001", "0.0305",
+    ]  # fmt: skip
