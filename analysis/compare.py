@@ -190,6 +190,18 @@ def estimate(
     )
 
 
+def never_found_classes(trial: Trial) -> NDArray[np.bool_]:
+    """(class,): those of which the trial has not placed a single track, rightly or wrongly.
+
+    Their scores follow from the metric's definition, not from the recordings: they are the same
+    in all draws.
+    """
+    assert trial.counts is not None
+    located = [COUNT_COLUMNS.index(n) for n in ("true_positives", "spatial_false_positives")]
+    tracks = trial.counts.values[..., located]  # noqa: PD011 - Counts of ours
+    return tracks.sum(axis=(0, 2)) == 0
+
+
 def permutation_p_value(
     scores: NDArray[np.float64], resampled: NDArray[np.float64], recordings: int
 ) -> float:
@@ -448,7 +460,13 @@ class Comparison:
                 values = np.stack(
                     [self.class_scores(trial)[score.name][:, class_id] for trial in trials], axis=1
                 )
-                estimates[score.name] = estimate(values[0], values[1:], len(counts.recordings))
+                item = estimate(values[0], values[1:], len(counts.recordings))
+                # Where no seed finds the class, nothing has varied: that is no interval.
+                estimates[score.name] = (
+                    replace(item, low=math.nan, high=math.nan, standard_error=math.nan)
+                    if item.low == item.high
+                    else item
+                )
             found[name] = ClassEstimates(
                 references=round(references[class_id]), estimates=estimates
             )

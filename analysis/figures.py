@@ -17,14 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.compare import CellEstimates, Comparison, Estimate, estimate
+from analysis.compare import (
+    CellEstimates,
+    Comparison,
+    Estimate,
+    estimate,
+    never_found_classes,
+)
 from analysis.events import Matches, match_events
 from analysis.load import Results, Trial, Unreadable
 from analysis.scores import F20, LE_CD, SELD_ERROR
 from analysis.sweeps import Points, importances, is_logarithmic, points, responses
 from analysis.tables import minutes
 from seld.errors import InputError
-from seld.metrics import COUNT_COLUMNS
+from seld.metrics import COUNT_COLUMNS, WORST_ERROR_DEG
 from seld.records import PREDICTIONS_FOLDER
 
 Floats = NDArray[np.float64]
@@ -268,6 +274,7 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
     references = counts.values[..., COUNT_COLUMNS.index("references")]  # noqa: PD011
     present = np.flatnonzero(references.sum(axis=0) > 0)
     unseen = set(record.class_names) - set(record.unannotated_classes or record.class_names)
+    never_found = np.any([never_found_classes(trial) for pair in trials for trial in pair], axis=0)
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2, sharey=True)
@@ -280,6 +287,8 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
                 axis=1,
             )  # (1 + draw, seed, class)
             for row, class_id in enumerate(present):
+                if score is LE_CD and never_found[class_id]:
+                    continue
                 found = estimate(
                     difference[0, :, class_id], difference[1:, :, class_id], recordings
                 )
@@ -306,6 +315,12 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
         panels[0].invert_yaxis()
 
     note = " † not in the pretraining data." if unseen else ""
+    undrawn = [record.class_names[c].replace("_", " ") for c in present if never_found[c]]
+    if undrawn:
+        note += (
+            f" {LE_CD.label} is not compared where a trial never finds the class, which is "
+            f"{WORST_ERROR_DEG:g}° by definition: {', '.join(undrawn)}."
+        )
     return draw(
         "classes",
         f"Per class: {first} minus {second} at {minutes(budget)}",

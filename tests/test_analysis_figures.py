@@ -19,7 +19,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.typing import NDArray
-from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
+from simulated_study import VARIANTS, ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 from analysis import figures
 from analysis.compare import Comparison
@@ -27,7 +27,9 @@ from analysis.events import match_events
 from analysis.load import load_studies
 from analysis.scores import F20, LE_CD, SCORES
 from analysis.sweeps import points
+from analysis.tables import classes_table
 from seld.annotations import read_annotations, write_annotations
+from seld.classes import STARSS_CLASSES
 from seld.records import TrialRecord
 
 STUDY = SimulatedStudy(
@@ -431,3 +433,42 @@ def test_values_that_are_repeated_have_medians_and_are_written_in_full(
     assert [axes.xaxis.get_major_formatter()(tick) for tick in ticks] == [
         "1.5e-4", "3e-4", "0.001", "0.0305",
     ]  # fmt: skip
+
+
+def test_a_class_that_is_never_found_has_no_localisation_to_compare(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    """The 180° that it has by definition would squeeze all other classes together."""
+    lost, place = "male_speech", list(STARSS_CLASSES).index("male_speech")
+    arms = {"scratch": ArmTruth(class_shift={lost: -1}), "doa_wise": VARIANTS["doa_wise"]}
+    study = replace(STUDY, arms=arms, budgets_minutes=(60.0,))
+    comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study)]))
+    figures.class_differences(comparison, ("doa_wise", "scratch"))
+    detection, localisation = painted["classes"].figure.axes
+    rows = [
+        [int(bar.lines[0].get_ydata()[0]) for bar in axes.containers
+         if isinstance(bar, ErrorbarContainer)]
+        for axes in (detection, localisation)
+    ]  # fmt: skip
+    assert rows[0] == list(range(len(STARSS_CLASSES)))
+    assert rows[1] == [row for row in rows[0] if row != place]
+    assert -60 < min(localisation.get_xlim())
+    assert max(localisation.get_xlim()) < 60
+    assert "never finds the class, which is 180° by definition: male speech." in (
+        painted["classes"].caption
+    )
+
+
+def test_what_no_seed_finds_has_no_interval(tmp_path: Path) -> None:
+    """Its F20 is zero in all draws, by definition: that is no certainty."""
+    lost = "male_speech"
+    arms = {"scratch": ArmTruth(class_shift={lost: -1}), "doa_wise": VARIANTS["doa_wise"]}
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, arms=arms))
+    table = classes_table(Comparison(load_studies([folder])))
+    (row,) = (row for row in table.rows if row[0].text == lost.replace("_", " "))
+    assert row[2].plain == "0.0 [–]"
+    assert "," in row[3].interval
+    (values,) = (
+        row for row in table.values if (row["class"], row["arm"]) == (lost, "scratch")  # noqa: PD011
+    )
+    assert (values["f20"], values["f20_low"], values["f20_high"]) == ("0.0", None, None)
