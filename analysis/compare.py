@@ -160,9 +160,17 @@ def variance(
 
 
 def estimate(
-    scores: NDArray[np.float64], resampled: NDArray[np.float64], recordings: int
+    scores: NDArray[np.float64],
+    resampled: NDArray[np.float64],
+    recordings: int,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
-    """The mean over seeds and its interval; arguments as :func:`variance`."""
+    """The mean over seeds and its interval; arguments as :func:`variance`.
+
+    Args:
+        within: the interval is cut to these values, of a score whose mean over other seeds and
+            recordings cannot be outside them: it covers as often, and says nothing impossible.
+    """
     mean = float(scores.mean()) if len(scores) else math.nan
     if len(scores) < 2 or recordings < 2 or not np.isfinite(scores).all():
         return Estimate(
@@ -178,10 +186,11 @@ def estimate(
     parts = variance(scores, resampled, recordings)
     half_width = parts.half_width(CONFIDENCE)
     total = parts.seed + parts.rest
+    lowest, highest = within
     return Estimate(
         mean=mean,
-        low=mean - half_width,
-        high=mean + half_width,
+        low=min(mean, max(lowest, mean - half_width)),
+        high=max(mean, min(highest, mean + half_width)),
         standard_error=math.sqrt(total),
         p_value=parts.p_value(mean),
         seeds=len(scores),
@@ -460,7 +469,9 @@ class Comparison:
                 values = np.stack(
                     [self.class_scores(trial)[score.name][:, class_id] for trial in trials], axis=1
                 )
-                item = estimate(values[0], values[1:], len(counts.recordings))
+                item = estimate(
+                    values[0], values[1:], len(counts.recordings), (score.lowest, score.highest)
+                )
                 # Where no seed finds the class, nothing has varied: that is no interval.
                 estimates[score.name] = (
                     replace(item, low=math.nan, high=math.nan, standard_error=math.nan)
@@ -497,11 +508,13 @@ class Comparison:
         estimates = {}
         for score in SCORES:
             values = np.stack([self.scores(trial)[score.name] for trial in trials], axis=1)
+            within = (score.lowest, score.highest)
             if others is not None:
                 values = values - np.stack(
                     [self.scores(trial)[score.name] for trial in others], axis=1
                 )
-            estimates[score.name] = estimate(values[0], values[1:], recordings)
+                within = (-math.inf, math.inf)
+            estimates[score.name] = estimate(values[0], values[1:], recordings, within)
         return estimates
 
     def pairs(self, arm: str, other: str, budget_minutes: float) -> list[tuple[Trial, Trial]]:

@@ -26,7 +26,7 @@ from analysis.compare import (
 )
 from analysis.events import Matches, match_events
 from analysis.load import Results, Trial, Unreadable
-from analysis.scores import F20, LE_CD, SELD_ERROR
+from analysis.scores import F20, LE_CD, SELD_ERROR, Score
 from analysis.sweeps import Points, importances, is_logarithmic, points, responses
 from analysis.tables import minutes
 from seld.errors import InputError
@@ -176,6 +176,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
         axes.minorticks_off()
         axes.set_xlabel("annotated minutes")
         axes.set_ylabel(SELD_ERROR.heading)
+        _limit(SELD_ERROR, axes.get_ylim, axes.set_ylim)
         add_legend(figure, axes)
 
     return draw(
@@ -210,6 +211,7 @@ def _errors_by_arm(
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(SELD_ERROR.heading)
+        _limit(SELD_ERROR, axes.get_xlim, axes.set_xlim)
 
     return draw(
         "budget",
@@ -249,6 +251,8 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
             )
         axes.set_xlabel(f"{F20.symbol_heading}, higher is better →")
         axes.set_ylabel(f"← lower is better, {LE_CD.symbol_heading}")
+        _limit(F20, axes.get_xlim, axes.set_xlim)
+        _limit(LE_CD, axes.get_ylim, axes.set_ylim)
         add_legend(figure, axes)
 
     return draw(
@@ -779,6 +783,19 @@ def _bars(found: Estimate, scale: float) -> list[list[float]]:
     if not found.has_interval:
         return [[0.0], [0.0]]
     return [[scale * (found.mean - found.low)], [scale * (found.high - found.mean)]]
+
+
+def _limit(
+    score: Score, limits: Callable[[], tuple[float, float]], set_limits: Callable[..., object]
+) -> None:
+    """Let an axis end where the score does, if something is drawn that far out."""
+    low, high = limits()
+    # A little is left for what is drawn at the very end.
+    margin = 0.01 * (high - low)
+    set_limits(
+        max(low, score.scale * score.lowest - margin),
+        min(high, score.scale * score.highest + margin),
+    )
 
 
 def arm_style(results: Results, arm: str) -> tuple[str, str, str]:
