@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,11 +69,13 @@ def probes_table(results: Results) -> Table:
         entries = [Entry(text=arm), Entry(text=f"{learnt} of {asked}")]
         numbers: dict[str, object] = {"arm": arm, "learnt": learnt, "pretrainings": len(trials)}
         for probe in PROBES:
-            mean = _mean(trials, probe.name, probe.scale)
-            chance = _mean(trials, f"{probe.name}_chance", probe.scale)
-            interval = f"({chance:.{probe.digits}f})" if chance is not None else ""
-            text = f"{mean:.{probe.digits}f}" if mean is not None else "–"
-            entries.append(Entry(text=text, interval=interval))
+            mean, chance = (
+                f"{number:.{probe.digits}f}" if number is not None else None
+                for number in (
+                    _mean(trials, name, probe.scale) for name in (probe.name, f"{probe.name}_chance")
+                )
+            )
+            entries.append(Entry(text=mean or "–", interval=f"({chance})" if chance else ""))
             numbers |= {probe.name: mean, f"{probe.name}_chance": chance}
         rows.append(tuple(entries))
         values.append(numbers)
@@ -155,8 +158,10 @@ def _averaged(results: Results, arms: Collection[str]) -> str:
 
 
 def _mean(trials: Sequence[Trial], name: str, scale: float) -> float | None:
+    """Of what was measured; None where any of it is not a number."""
     values = [trial.record.probes[name] for trial in trials if name in trial.record.probes]
-    return scale * float(np.mean(values)) if values else None
+    mean = scale * float(np.mean(values)) if values else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def _mean_curve(trials: Sequence[Trial]) -> pd.DataFrame:

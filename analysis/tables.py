@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -171,12 +172,13 @@ class Table:
         return "".join(kinds)
 
     def csv(self) -> str:
-        """One line per row, numbers in printed units and rounding."""
+        """One line per row, numbers in printed units and rounding, blank where there are none."""
         stream = io.StringIO()
         fields = list(dict.fromkeys(name for row in self.values for name in row))
         writer = csv.DictWriter(stream, fields, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.values)
+        for row in self.values:
+            writer.writerow({name: _known(value) for name, value in row.items()})
         return stream.getvalue()
 
     def screen(self, console: Console) -> ScreenTable:
@@ -664,6 +666,10 @@ def _short_path(results: Results, path: object) -> str:
         if str(path).startswith(prefix):
             return str(path).removeprefix(prefix)
     return str(path)
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _markdown_row(entries: Sequence[str]) -> str:

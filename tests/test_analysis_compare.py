@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 import shutil
@@ -339,3 +340,12 @@ def test_what_is_cut_off_is_nothing_else() -> None:
     assert (whole.low < 0, whole.high > 1) == (True, True)
     assert cut == replace(whole, low=0.0, high=1.0)
     assert estimate(scores, resampled, 9, (-5.0, 5.0)) == whole
+
+
+def test_what_has_no_p_value_is_blank_in_a_spreadsheet(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, replace(SMALL, seeds=(0,)))
+    table = differences_table(comparison.differences("scratch"), "scratch")
+    (row,) = csv.DictReader(table.csv().splitlines())
+    assert {row[name] for name in ("p", "p_holm", "p_permutation_holm", "seld_error_low")} == {""}
+    assert row["pairs"] == "1"
+    assert "nan" not in table.csv()
