@@ -451,7 +451,8 @@ def _confusion(trial: Trial, matches: Matches) -> Picture:
         "confusion",
         f"Confusions of {trial.arm} at {minutes(trial.budget_minutes)}",
         "Percent of each class's frames (of all false events in the last row), events matched by "
-        f"direction within 20°. Seed {trial.record.seed}, the middle one by SELD error.",
+        f"direction within 20°. Seed {trial.record.seed}, the middle one by SELD error "
+        "(of two the better).",
         (_WIDTH_IN, 5.3),
         paint,
     )
@@ -488,7 +489,8 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         "Events of the same class in the same frame, matched by direction; bins of 10°. A second "
         "peak near ±180° means the opposite azimuth, x and y both of the wrong sign: FOA's dipoles "
         "hear opposite directions alike but for their sign. Front-back confusion, 180° − a for a, "
-        "has no peak here: its error depends on a. The middle seed of each arm.",
+        "has no peak here: its error depends on a. The middle seed "
+        "of each arm by SELD error (of two the better).",
         (_WIDTH_IN, 3.4),
         paint,
     )
@@ -751,10 +753,10 @@ def _best_first(comparison: Comparison, budget: float) -> list[str]:
 
 
 def _typical_trial(comparison: Comparison, arm: str, budget: float) -> Trial | None:
-    """The finished trial in the middle by SELD error."""
+    """The finished trial in the middle by SELD error; of two in the middle the better one."""
     trials = [t for t in comparison.results.cells.get((arm, budget), []) if t.finished]
     trials.sort(key=lambda trial: trial.record.metrics[SELD_ERROR.name])
-    return trials[len(trials) // 2] if trials else None
+    return trials[(len(trials) - 1) // 2] if trials else None
 
 
 def _of_class(table: pd.DataFrame, class_id: int) -> pd.DataFrame:

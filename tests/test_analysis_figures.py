@@ -472,3 +472,23 @@ def test_what_no_seed_finds_has_no_interval(tmp_path: Path) -> None:
         row for row in table.values if (row["class"], row["arm"]) == (lost, "scratch")  # noqa: PD011
     )
     assert (values["f20"], values["f20_low"], values["f20_high"]) == ("0.0", None, None)
+
+
+def test_of_two_seeds_the_better_one_is_shown(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    study = replace(
+        STUDY,
+        predictions=True,
+        seeds=(0, 1),
+        budgets_minutes=(60.0,),
+        recordings=2,
+        arms={"doa_wise": VARIANTS["doa_wise"]},
+        baseline="doa_wise",
+        effect=lambda seed: 0.3 * seed,
+    )
+    folder = write_simulated_study(tmp_path / "s", study)
+    figures.prediction_figures(Comparison(load_studies([folder])), "doa_wise")
+    assert "Seed 1, the middle one by SELD error (of two the better)" in (
+        painted["confusion"].caption
+    )
