@@ -681,7 +681,6 @@ def _repeated(values: pd.Series) -> bool:
 _SETTING_TITLES = {
     "pretrain.temperature": "temperature τ",
     "pretrain.directions.grid.count": "directions K",
-    "pretrain.directions.count": "directions K",
 }
 
 

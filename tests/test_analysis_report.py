@@ -278,7 +278,7 @@ def test_one_seed_claims_nothing(tmp_path: Path) -> None:
 def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
     def swept(record: TrialRecord) -> TrialRecord:
         values = {"pretrain.temperature": 0.01 * 1.3**record.seed,
-                  "pretrain.directions.count": 4 + 2 * (record.seed % 5),
+                  "pretrain.directions.grid.count": 4 + 2 * (record.seed % 5),
                   "pretrain.objective": ("a", "b")[record.seed % 2]}  # fmt: skip
         if record.seed >= 14:  # as where another setting leaves it without effect
             del values["pretrain.temperature"]
