@@ -137,7 +137,7 @@ def probe_figures(results: Results) -> list[Picture]:
 
 
 def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
-    """Per arm, one trial of each pretraining: budgets share it."""
+    """Per arm, in the order of all tables, one trial of each pretraining: budgets share it."""
     found: dict[str, dict[str, Trial]] = {}
     for trial in results.trials:
         keys = [stage.key for stage in trial.record.stages if stage.name == "pretrain"]
@@ -145,7 +145,8 @@ def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
         if "participation_ratio" in trial.record.probes:
             key = keys[0] if keys else f"seed {trial.record.seed}"
             found.setdefault(trial.arm, {}).setdefault(key, trial)
-    return {arm: list(trials.values()) for arm, trials in found.items()}
+    arms = dict.fromkeys(results.labels.values())
+    return {arm: list(found[arm].values()) for arm in arms if arm in found}
 
 
 def _averaged(results: Results, arms: Collection[str]) -> str:

@@ -144,3 +144,10 @@ def test_probes_are_rounded_as_printed_and_blank_where_not_a_number(tmp_path: Pa
     assert row["participation_ratio"] == ""
     assert table.rows[0][table.columns.index("Dimensions")].text == "–"
     assert "nan" not in table.csv() + table.markdown()
+
+
+def test_arms_stand_in_the_order_of_their_plan(tmp_path: Path) -> None:
+    arms = dict.fromkeys(("z", "scratch", "m", "a"), ArmTruth(probes=HEALTHY_PROBES))
+    results = loaded(write_simulated_study(tmp_path / "s", replace(STUDY, arms=arms)))
+    assert list(pretrainings(results)) == list(arms)
+    assert [row[0].text for row in probes_table(results).rows] == list(arms)
