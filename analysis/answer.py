@@ -17,7 +17,12 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
     """What the comparisons with the baseline say at the largest budget, and how many resolve.
 
     The largest that has an interval, where any has: a budget of single pairs has just been begun.
+    Arms that must not be compared with it are named at the end.
     """
+    return _found(differences, baseline) + _refused(differences)
+
+
+def _found(differences: Sequence[Difference], baseline: str) -> str:
     compared = [item for item in differences if item.primary is not None]
     if not compared:
         return f"There is no answer yet: no arm can be compared with {baseline}."
@@ -71,6 +76,18 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
     return (
         f"{sentence}; of all {len(compared)} comparisons with {baseline}, {better} "
         f"{'is' if better == 1 else 'are'} resolved as better and {worse} as worse."
+    )
+
+
+def _refused(differences: Sequence[Difference]) -> str:
+    """A sentence for each reason against comparing arms, of those that were not compared at all."""
+    compared = {item.arm for item in differences if item.primary is not None}
+    by_reason: dict[str, dict[str, None]] = {}
+    for item in differences:
+        if item.arm not in compared and item.refusals and not item.unfinished:
+            by_reason.setdefault(", ".join(item.refusals), {})[item.arm] = None
+    return "".join(
+        f" Not compared, as {why}: {', '.join(arms)}." for why, arms in by_reason.items()
     )
 
 

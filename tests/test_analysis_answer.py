@@ -141,3 +141,21 @@ def test_a_larger_budget_of_other_recordings_is_not_called_incomplete() -> None:
     other = replace(single_pair("arm", 0.0, 18.0), estimates={}, refusals=("classes differ",))
     said = answer([difference("arm", -0.05, 0.01, budget_minutes=6.0), other], "scratch")
     assert "incomplete" not in said
+
+
+def test_arms_that_must_not_be_compared_are_named() -> None:
+    """As those of a second study, on a test of its own; not those that have only not run."""
+    refused = replace(
+        difference("b: scratch", 0.0, math.nan), estimates={}, refusals=("test recordings differ",)
+    )
+    others = [
+        refused,
+        replace(refused, arm="b: avc"),
+        replace(refused, arm="b: avc", budget_minutes=6.0),
+        replace(refused, arm="later", refusals=("no finished trial",)),
+    ]
+    named = " Not compared, as test recordings differ: b: scratch, b: avc."
+    said = answer([difference("arm", -0.05, 0.01), *others], "scratch")
+    assert "arm lowers the SELD error" in said
+    assert said.endswith(named)
+    assert answer(others, "scratch").endswith(f"compared with scratch.{named}")
