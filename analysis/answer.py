@@ -66,8 +66,8 @@ def _found(differences: Sequence[Difference], baseline: str) -> str:
         )
     if begun:
         sentence += (
-            f"; {' and '.join(map(minutes, begun))} {'are' if len(begun) > 1 else 'is'} incomplete: "
-            "too few pairs of trials have finished there for an interval"
+            f"; {' and '.join(map(minutes, begun))} {'are' if len(begun) > 1 else 'is'} "
+            "incomplete: too few pairs of trials have finished there for an interval"
         )
     if len(compared) == 1:
         return f"{sentence}."

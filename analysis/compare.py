@@ -207,7 +207,7 @@ def never_found_classes(trial: Trial) -> NDArray[np.bool_]:
     """
     assert trial.counts is not None
     located = [COUNT_COLUMNS.index(n) for n in ("true_positives", "spatial_false_positives")]
-    tracks = trial.counts.values[..., located]  # noqa: PD011 - Counts of ours
+    tracks = trial.counts.values[..., located]
     return tracks.sum(axis=(0, 2)) == 0
 
 
@@ -447,9 +447,7 @@ class Comparison:
         """
         scored = [cell for cell in self.cells.values() if cell.estimates]
         intervals = Counter(
-            cell.budget_minutes
-            for cell in scored
-            if cell.estimates[SELD_ERROR.name].has_interval
+            cell.budget_minutes for cell in scored if cell.estimates[SELD_ERROR.name].has_interval
         )
         budgets = {cell.budget_minutes for cell in scored}
         return max(budgets, key=lambda at: (min(intervals[at], 2), at), default=None)

@@ -72,7 +72,8 @@ def probes_table(results: Results) -> Table:
             mean, chance = (
                 f"{number:.{probe.digits}f}" if number is not None else None
                 for number in (
-                    _mean(trials, name, probe.scale) for name in (probe.name, f"{probe.name}_chance")
+                    _mean(trials, name, probe.scale)
+                    for name in (probe.name, f"{probe.name}_chance")
                 )
             )
             entries.append(Entry(text=mean or "–", interval=f"({chance})" if chance else ""))

@@ -145,9 +145,7 @@ class Analysis:
             raise InputError("--out", "folder", str(out), f"writable: {error.strerror}") from error
         return path
 
-    def _page(
-        self, out: Path, pictures: Sequence[figures.Picture], remarks: Sequence[str]
-    ) -> str:
+    def _page(self, out: Path, pictures: Sequence[figures.Picture], remarks: Sequence[str]) -> str:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE),
             autoescape=True,

@@ -117,7 +117,9 @@ def single_pair(arm: str, mean: float, budget_minutes: float) -> Difference:
 
 
 def test_a_budget_that_has_just_been_begun_does_not_speak() -> None:
-    not_run = replace(difference("other", 0.0, math.nan), estimates={}, refusals=("no finished trial",))
+    not_run = replace(
+        difference("other", 0.0, math.nan), estimates={}, refusals=("no finished trial",)
+    )
     said = answer(
         [
             difference("arm", -0.05, 0.01, budget_minutes=6.0),

@@ -325,7 +325,10 @@ def test_a_score_s_interval_ends_where_the_score_does(tmp_path: Path) -> None:
     comparison = compared(tmp_path, study)
     ends = {"er20": math.inf, "f20": 1.0, "le_cd_deg": 180.0, "lr_cd": 1.0, "seld_error": math.inf}
     for place, cell in comparison.cells.items():
-        for found in (cell.estimates, *(c.estimates for c in comparison.class_estimates(*place).values())):
+        for found in (
+            cell.estimates,
+            *(c.estimates for c in comparison.class_estimates(*place).values()),
+        ):
             for name, item in found.items():
                 assert 0 <= item.low <= item.mean <= item.high <= ends[name] or math.isnan(item.low)
         f20 = cell.estimates["f20"]

@@ -118,7 +118,7 @@ def test_what_was_stopped_early_is_told(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", parameters, stopped)
     said = Analysis.of([folder]).answer
     assert said.startswith(
-        "At 30 min of annotation: of 16 settings tried, 4 trained in full; the lowest SELD error is "
+        "At 30 min of annotation: of 16 settings tried, 4 trained in full; the lowest SELD error "
     )
 
 
