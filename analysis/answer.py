@@ -14,11 +14,23 @@ from analysis.tables import minutes, setting
 
 
 def answer(differences: Sequence[Difference], baseline: str) -> str:
-    """What the comparisons with the baseline say at the largest budget, and how many resolve."""
+    """What the comparisons with the baseline say at the largest budget, and how many resolve.
+
+    The largest that has an interval, where any has: a budget of single pairs has just been begun.
+    Arms that must not be compared with it are named at the end.
+    """
+    return _found(differences, baseline) + _refused(differences)
+
+
+def _found(differences: Sequence[Difference], baseline: str) -> str:
     compared = [item for item in differences if item.primary is not None]
     if not compared:
         return f"There is no answer yet: no arm can be compared with {baseline}."
-    budget = max(item.budget_minutes for item in compared)
+    measured = [item for item in compared if _primary(item).has_interval]
+    budget = max(item.budget_minutes for item in measured or compared)
+    begun = sorted(
+        {i.budget_minutes for i in differences if i.budget_minutes > budget and i.unfinished}
+    )
     at_budget = [item for item in compared if item.budget_minutes == budget]
     pool = (
         [item for item in at_budget if item.by_the_arm]
@@ -45,6 +57,18 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
         )
     if leading.caveats:
         sentence += f", but mind: {'; '.join(leading.caveats)}"
+    lowest = min(at_budget, key=lambda item: _primary(item).mean)
+    if _primary(lowest).mean < found.mean:
+        sentence += (
+            f"; the lowest mean is {lowest.arm}'s, difference "
+            f"{SELD_ERROR.number(_primary(lowest).mean, signed=True)}, "
+            f"{'resolved, but not by the arm alone' if lowest.resolved else 'not resolved'}"
+        )
+    if begun:
+        sentence += (
+            f"; {' and '.join(map(minutes, begun))} {'are' if len(begun) > 1 else 'is'} "
+            "incomplete: too few pairs of trials have finished there for an interval"
+        )
     if len(compared) == 1:
         return f"{sentence}."
     better = sum(item.by_the_arm and _primary(item).mean < 0 for item in compared)
@@ -55,25 +79,43 @@ def answer(differences: Sequence[Difference], baseline: str) -> str:
     )
 
 
+def _refused(differences: Sequence[Difference]) -> str:
+    """A sentence for each reason against comparing arms, of those that were not compared at all."""
+    compared = {item.arm for item in differences if item.primary is not None}
+    by_reason: dict[str, dict[str, None]] = {}
+    for item in differences:
+        if item.arm not in compared and item.refusals and not item.unfinished:
+            by_reason.setdefault(", ".join(item.refusals), {})[item.arm] = None
+    return "".join(
+        f" Not compared, as {why}: {', '.join(arms)}." for why, arms in by_reason.items()
+    )
+
+
 def sweep_answer(found: Points) -> str:
     """The best point of sweeps, or the ends of their front."""
     full = len(found.table)
     if full < 2:
         return "There is no answer yet: too few trials have finished to compare settings."
-    tried = f"{full} settings, "
-    if found.tried > full:
-        tried = f"{found.tried} settings tried, {full} trained in full; "
+    tried = f"{found.tried} settings"
+    if found.tried_at_all_budgets > found.tried:
+        tried += f" tried there ({found.tried_at_all_budgets} at all budgets)"
+    elif found.tried > full:
+        tried += " tried"
+    tried += f", {full} trained in full; " if found.tried > full else ", "
+    start = f"Of {tried}"
+    if found.budget_minutes:
+        start = f"At {minutes(found.budget_minutes)} of annotation: of {tried}"
     if len(found.goals) > 1:
         goals = " and ".join(goal.label for goal in found.goals)
         count = int(found.on_front.sum())
         ends = dict.fromkeys(found.best[goal.name].idxmin() for goal in found.goals)
         return (
-            f"Of {tried}{count} {'is' if count == 1 else 'are'} on the front, where no other is "
+            f"{start}{count} {'is' if count == 1 else 'are'} on the front, where no other is "
             f"as low in {goals}: {'; '.join(_point(found, end) for end in ends)}. These are "
             "single trials, the best of many and flattered by luck."
         )
     return (
-        f"Of {tried}the lowest SELD error is {_point(found, found.best.index[0])}; the "
+        f"{start}the lowest SELD error is {_point(found, found.best.index[0])}; the "
         "best of many single trials is flattered by luck, so no interval can be given before it "
         "is repeated with new seeds."
     )

@@ -50,6 +50,9 @@ SIGNIFICANCE = 1 - CONFIDENCE
 _LISTED_SEEDS = 10
 #: Of settings that differ within an arm.
 _LISTED_NAMES = 3
+#: Why trials are not compared that have not run; all other reasons are against comparing them.
+_NO_TRIAL = "no finished trial"
+_NO_PAIR = "no seed in common"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +160,17 @@ def variance(
 
 
 def estimate(
-    scores: NDArray[np.float64], resampled: NDArray[np.float64], recordings: int
+    scores: NDArray[np.float64],
+    resampled: NDArray[np.float64],
+    recordings: int,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
-    """The mean over seeds and its interval; arguments as :func:`variance`."""
+    """The mean over seeds and its interval; arguments as :func:`variance`.
+
+    Args:
+        within: the interval is cut to these values, of a score whose mean over other seeds and
+            recordings cannot be outside them: it covers as often, and says nothing impossible.
+    """
     mean = float(scores.mean()) if len(scores) else math.nan
     if len(scores) < 2 or recordings < 2 or not np.isfinite(scores).all():
         return Estimate(
@@ -175,16 +186,29 @@ def estimate(
     parts = variance(scores, resampled, recordings)
     half_width = parts.half_width(CONFIDENCE)
     total = parts.seed + parts.rest
+    lowest, highest = within
     return Estimate(
         mean=mean,
-        low=mean - half_width,
-        high=mean + half_width,
+        low=min(mean, max(lowest, mean - half_width)),
+        high=max(mean, min(highest, mean + half_width)),
         standard_error=math.sqrt(total),
         p_value=parts.p_value(mean),
         seeds=len(scores),
         recordings=recordings,
         seed_share=parts.seed / total if total else math.nan,
     )
+
+
+def never_found_classes(trial: Trial) -> NDArray[np.bool_]:
+    """(class,): those of which the trial has not placed a single track, rightly or wrongly.
+
+    Their scores follow from the metric's definition, not from the recordings: they are the same
+    in all draws.
+    """
+    assert trial.counts is not None
+    located = [COUNT_COLUMNS.index(n) for n in ("true_positives", "spatial_false_positives")]
+    tracks = trial.counts.values[..., located]
+    return tracks.sum(axis=(0, 2)) == 0
 
 
 def permutation_p_value(
@@ -346,6 +370,13 @@ class Difference:
         """Whether it is resolved, and no setting beside the arm may have made it."""
         return self.resolved and not self.confounds
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether more finished trials would give an interval."""
+        if self.primary is not None:
+            return not self.primary.has_interval
+        return set(self.refusals) <= {_NO_TRIAL, _NO_PAIR}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CellEstimates:
@@ -410,9 +441,16 @@ class Comparison:
 
     @property
     def largest_budget(self) -> float | None:
-        """Of those at which an arm has scores; None where none has."""
-        budgets = [cell.budget_minutes for cell in self.cells.values() if cell.estimates]
-        return max(budgets, default=None)
+        """Of those at which two arms have intervals, so that they may be compared.
+
+        Where there are none, of those at which one has; else at which one has scores; else None.
+        """
+        scored = [cell for cell in self.cells.values() if cell.estimates]
+        intervals = Counter(
+            cell.budget_minutes for cell in scored if cell.estimates[SELD_ERROR.name].has_interval
+        )
+        budgets = {cell.budget_minutes for cell in scored}
+        return max(budgets, key=lambda at: (min(intervals[at], 2), at), default=None)
 
     def class_estimates(self, arm: str, budget_minutes: float) -> dict[str, ClassEstimates]:
         """By class, of those in the reference; the cell must have estimates."""
@@ -429,7 +467,15 @@ class Comparison:
                 values = np.stack(
                     [self.class_scores(trial)[score.name][:, class_id] for trial in trials], axis=1
                 )
-                estimates[score.name] = estimate(values[0], values[1:], len(counts.recordings))
+                item = estimate(
+                    values[0], values[1:], len(counts.recordings), (score.lowest, score.highest)
+                )
+                # Where no seed finds the class, nothing has varied: that is no interval.
+                estimates[score.name] = (
+                    replace(item, low=math.nan, high=math.nan, standard_error=math.nan)
+                    if item.low == item.high
+                    else item
+                )
             found[name] = ClassEstimates(
                 references=round(references[class_id]), estimates=estimates
             )
@@ -460,11 +506,13 @@ class Comparison:
         estimates = {}
         for score in SCORES:
             values = np.stack([self.scores(trial)[score.name] for trial in trials], axis=1)
+            within = (score.lowest, score.highest)
             if others is not None:
                 values = values - np.stack(
                     [self.scores(trial)[score.name] for trial in others], axis=1
                 )
-            estimates[score.name] = estimate(values[0], values[1:], recordings)
+                within = (-math.inf, math.inf)
+            estimates[score.name] = estimate(values[0], values[1:], recordings, within)
         return estimates
 
     def pairs(self, arm: str, other: str, budget_minutes: float) -> list[tuple[Trial, Trial]]:
@@ -495,7 +543,7 @@ class Comparison:
         refused = refusals(first, second) if first and second else []
         pairs = self.pairs(arm, other, budget_minutes)
         if not pairs and not refused:
-            refused = ["no seed in common"] if first and second else ["no finished trial"]
+            refused = [_NO_PAIR] if first and second else [_NO_TRIAL]
         estimates: dict[str, Estimate] = {}
         permutation = math.nan
         if not refused:

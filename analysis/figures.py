@@ -17,14 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.compare import CellEstimates, Comparison, Estimate, estimate
+from analysis.compare import (
+    CellEstimates,
+    Comparison,
+    Estimate,
+    estimate,
+    never_found_classes,
+)
 from analysis.events import Matches, match_events
 from analysis.load import Results, Trial, Unreadable
-from analysis.scores import F20, LE_CD, SELD_ERROR
+from analysis.scores import F20, LE_CD, SELD_ERROR, Score
 from analysis.sweeps import Points, importances, is_logarithmic, points, responses
 from analysis.tables import minutes
 from seld.errors import InputError
-from seld.metrics import COUNT_COLUMNS
+from seld.metrics import COUNT_COLUMNS, WORST_ERROR_DEG
 from seld.records import PREDICTIONS_FOLDER
 
 Floats = NDArray[np.float64]
@@ -62,6 +68,12 @@ _SETTINGS: dict[Any, Any] = {
 _WIDTH_IN = 5.6
 _PNG_DPI = 200
 _LEGEND_COLUMNS = 3
+#: Left and right of a legend together.
+_LEGEND_BORDER_IN = 0.15
+#: Labels of more characters than these, side by side, would touch: they are turned upright.
+_LABEL_CHARACTERS = 55
+#: What an upright label takes; rooms that need more than a figure's width make it wider.
+_ROOM_WIDTH_IN = 0.18
 #: Of all figures that a report may have.
 NAMES = (
     *("budget", "localisation_detection", "classes", "rooms", "confusion", "azimuth_error"),
@@ -69,8 +81,12 @@ NAMES = (
 )
 #: Settings whose response is drawn; a sweep varies more only by mistake.
 _MOST_RESPONSES = 6
-#: Numbers with more values than this are medians of parts, not of values.
+#: Numbers with more values than this have medians of parts, not of values.
 _MOST_VALUES = 8
+#: These parts have as many trials each, and a median where that is two or more.
+_PARTS = 6
+#: Numbers below it are written with their power of ten.
+_SMALL = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +176,8 @@ def budget_curves(comparison: Comparison) -> Picture | None:
         axes.minorticks_off()
         axes.set_xlabel("annotated minutes")
         axes.set_ylabel(SELD_ERROR.heading)
-        _legend(figure, axes)
+        _limit(SELD_ERROR, axes.get_ylim, axes.set_ylim)
+        add_legend(figure, axes)
 
     return draw(
         "budget",
@@ -168,7 +185,7 @@ def budget_curves(comparison: Comparison) -> Picture | None:
         "Mean over seeds; bars and bands are 95 % intervals over seeds and test recordings, for "
         "each arm by itself: whether two arms differ is in the table of paired differences. "
         "Arms stand side by side at each budget. Lower is better.",
-        (_WIDTH_IN, 3.7),
+        (_WIDTH_IN, 3.4),
         paint,
     )
 
@@ -194,6 +211,7 @@ def _errors_by_arm(
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(SELD_ERROR.heading)
+        _limit(SELD_ERROR, axes.get_xlim, axes.set_xlim)
 
     return draw(
         "budget",
@@ -233,13 +251,15 @@ def localisation_against_detection(comparison: Comparison) -> Picture | None:
             )
         axes.set_xlabel(f"{F20.symbol_heading}, higher is better →")
         axes.set_ylabel(f"← lower is better, {LE_CD.symbol_heading}")
-        _legend(figure, axes)
+        _limit(F20, axes.get_xlim, axes.set_xlim)
+        _limit(LE_CD, axes.get_ylim, axes.set_ylim)
+        add_legend(figure, axes)
 
     return draw(
         "localisation_detection",
         f"Localisation against detection at {minutes(budget)}",
         "Towards the lower right is better at both. Bars are 95 % intervals.",
-        (_WIDTH_IN, 3.7),
+        (_WIDTH_IN, 3.4),
         paint,
     )
 
@@ -258,6 +278,7 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
     references = counts.values[..., COUNT_COLUMNS.index("references")]  # noqa: PD011
     present = np.flatnonzero(references.sum(axis=0) > 0)
     unseen = set(record.class_names) - set(record.unannotated_classes or record.class_names)
+    never_found = np.any([never_found_classes(trial) for pair in trials for trial in pair], axis=0)
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2, sharey=True)
@@ -270,6 +291,8 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
                 axis=1,
             )  # (1 + draw, seed, class)
             for row, class_id in enumerate(present):
+                if score is LE_CD and never_found[class_id]:
+                    continue
                 found = estimate(
                     difference[0, :, class_id], difference[1:, :, class_id], recordings
                 )
@@ -296,6 +319,12 @@ def class_differences(comparison: Comparison, pair: tuple[str, str]) -> Picture 
         panels[0].invert_yaxis()
 
     note = " † not in the pretraining data." if unseen else ""
+    undrawn = [record.class_names[c].replace("_", " ") for c in present if never_found[c]]
+    if undrawn:
+        note += (
+            f" {LE_CD.label} is not compared where a trial never finds the class, which is "
+            f"{WORST_ERROR_DEG:g}° by definition: {', '.join(undrawn)}."
+        )
     return draw(
         "classes",
         f"Per class: {first} minus {second} at {minutes(budget)}",
@@ -343,16 +372,19 @@ def rooms(comparison: Comparison) -> Picture | None:
                 elinewidth=0.9,
                 label=arm,
             )
-        axes.set_xticks(range(len(names)), [f"room {name}" for name in names])
+        crowded = sum(len(name) + 1 for name in names) > _LABEL_CHARACTERS
+        axes.set_xticks(range(len(names)), names, rotation=90 if crowded else 0)
+        axes.set_xlim(-0.6, len(names) - 0.4)
         axes.grid(visible=False, axis="x")
+        axes.set_xlabel("test room")
         axes.set_ylabel(SELD_ERROR.heading)
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     return draw(
         "rooms",
         f"SELD error per test room at {minutes(budget)}",
         "Mean over seeds; bars reach from the best to the worst seed.",
-        (_WIDTH_IN, 3.5),
+        (max(_WIDTH_IN, 0.8 + _ROOM_WIDTH_IN * len(names)), 3.2),
         paint,
     )
 
@@ -419,7 +451,8 @@ def _confusion(trial: Trial, matches: Matches) -> Picture:
         "confusion",
         f"Confusions of {trial.arm} at {minutes(trial.budget_minutes)}",
         "Percent of each class's frames (of all false events in the last row), events matched by "
-        f"direction within 20°. Seed {trial.record.seed}, the middle one by SELD error.",
+        f"direction within 20°. Seed {trial.record.seed}, the middle one by SELD error "
+        "(of two the better).",
         (_WIDTH_IN, 5.3),
         paint,
     )
@@ -448,7 +481,7 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         axes.set_xticks(range(-180, 181, 60))
         axes.set_xlabel("azimuth, prediction minus reference (°)")
         axes.set_ylabel("frames (%)")
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     return draw(
         "azimuth_error",
@@ -456,7 +489,8 @@ def _azimuth_errors(comparison: Comparison, matched: dict[str, Matches], budget:
         "Events of the same class in the same frame, matched by direction; bins of 10°. A second "
         "peak near ±180° means the opposite azimuth, x and y both of the wrong sign: FOA's dipoles "
         "hear opposite directions alike but for their sign. Front-back confusion, 180° − a for a, "
-        "has no peak here: its error depends on a. The middle seed of each arm.",
+        "has no peak here: its error depends on a. The middle seed "
+        "of each arm by SELD error (of two the better).",
         (_WIDTH_IN, 3.4),
         paint,
     )
@@ -490,7 +524,7 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
             axes.set_yticks(range(limits[0], limits[1] + 1, 90))
             axes.set_ylabel(column.removesuffix("_deg") + " (°)")
         panels[1].set_xlabel("time (s)")
-        _legend(figure, panels[0])
+        add_legend(figure, panels[0])
 
     return draw(
         "tracks",
@@ -498,7 +532,7 @@ def _tracks(trial: Trial, matches: Matches) -> Picture:
         f"Wide pale bands: reference; small marks: {trial.arm} at "
         f"{minutes(trial.budget_minutes)}, seed {trial.record.seed}. The test recording with most "
         f"events, its {len(classes)} most frequent classes.",
-        (_WIDTH_IN, 4.6),
+        (_WIDTH_IN, 4.2),
         paint,
     )
 
@@ -516,26 +550,29 @@ def _with_gaps(track: Floats) -> tuple[Floats, Floats]:
 
 def sweep_figures(comparison: Comparison) -> list[Picture]:
     """Responses of the SELD error to single settings; of sweeps front and importances too."""
-    found, of_settings = points(comparison.results), responses(comparison.results)
+    found = points(comparison.results)
+    of_settings = responses(comparison.results, comparison.largest_budget)
+    swept = bool(comparison.results.swept_arms)
+    budget = found.budget_minutes if swept else comparison.largest_budget
+    place = f" at {minutes(budget)}" if budget else ""
     note, full = "", len(found.table)
     if found.tried > full:
         note = f" Of {found.tried} settings tried, only the {full} trained in full are shown."
     pictures = []
     if len(found.goals) > 1 and full:
-        pictures.append(_front(found))
+        pictures.append(_front(found, place))
     if of_settings:
-        swept = bool(comparison.results.swept_arms)
         shown = dict(list(of_settings.items())[:_MOST_RESPONSES])
-        pictures.append(_responses(shown, note, swept=swept))
+        pictures.append(_responses(shown, place, note, swept=swept))
     if weights := importances(found.complete):
         partly = [name for name in found.settings if name not in found.complete]
         if partly:
             note += f" Not weighed, as only some trials use them: {', '.join(partly)}."
-        pictures.append(_importances(weights, full, note))
+        pictures.append(_importances(weights, full, place, note))
     return pictures
 
 
-def _front(found: Points) -> Picture:
+def _front(found: Points, place: str) -> Picture:
     """The first goal against the second, the trials that no other one beats filled."""
     along, across = found.goals[:2]
 
@@ -551,19 +588,22 @@ def _front(found: Points) -> Picture:
             )  # fmt: skip
         axes.set_xlabel(across.heading)
         axes.set_ylabel(along.heading)
-        _legend(figure, axes)
+        add_legend(figure, axes)
 
     goals = " and ".join(goal.label for goal in found.goals)
     return draw(
         "front",
         f"{along.label} against {across.label}",
-        f"One point per trial; filled: on the front, where no other one is as low in {goals}.",
-        (_WIDTH_IN, 3.7),
+        f"One point per trial{place}; filled: on the front, where no other one is as low in "
+        f"{goals}.",
+        (_WIDTH_IN, 3.4),
         paint,
     )
 
 
-def _responses(of_settings: dict[str, pd.DataFrame], note: str, *, swept: bool) -> Picture:
+def _responses(
+    of_settings: dict[str, pd.DataFrame], at_budget: str, note: str, *, swept: bool
+) -> Picture:
     parameters = list(of_settings)
     columns = min(2, len(parameters))
     rows = -(-len(parameters) // columns)
@@ -610,27 +650,37 @@ def _responses(of_settings: dict[str, pd.DataFrame], note: str, *, swept: bool) 
     return draw(
         "responses",
         "Response to the varied settings",
-        "One point per trial; line or bar: median of the values, or of six equal parts of them. "
-        f"{others}{note}",
+        f"One point per trial{at_budget}; line or bar: median of the values, or of six equal "
+        f"parts of them where two trials or more are in each. {others}{note}",
         (_WIDTH_IN, 0.6 + 2.3 * rows),
         paint,
     )
 
 
 def _running_median(values: pd.Series, error: pd.Series) -> pd.Series:
-    if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= _MOST_VALUES:
+    """The median error by value, or of parts of the values; none where there is too little."""
+    if not pd.api.types.is_numeric_dtype(values) or _repeated(values):
         return error.groupby(values).median()
-    part = pd.qcut(values, 6, duplicates="drop")
+    if len(values) < 2 * _PARTS:
+        return pd.Series(dtype=np.float64)
+    part = pd.qcut(values, _PARTS, duplicates="drop")
     middle = error.groupby(part, observed=True).median()
     middle.index = pd.Index(values.groupby(part, observed=True).median())
     return middle
+
+
+def _repeated(values: pd.Series) -> bool:
+    """Whether the numbers were chosen from a few, as against proposed from a range.
+
+    Then there are two trials or more of a value, on the average.
+    """
+    return values.nunique() <= min(_MOST_VALUES, len(values) / 2)
 
 
 #: What settings are called where the paper has a word for them.
 _SETTING_TITLES = {
     "pretrain.temperature": "temperature τ",
     "pretrain.directions.grid.count": "directions K",
-    "pretrain.directions.count": "directions K",
 }
 
 
@@ -645,8 +695,8 @@ def _setting_titles(names: Sequence[str]) -> dict[str, str]:
 
 
 def _few_ticks(axes: Axes, values: pd.Series) -> None:
-    """Ticks at the values themselves where they are few; on logarithmic axes at 1, 2, 5, 10."""
-    if values.nunique() <= _MOST_VALUES:
+    """Ticks at the values where they are few and repeated; on logarithmic axes at 1, 2, 5, 10."""
+    if _repeated(values):
         axes.xaxis.set_major_locator(FixedLocator(sorted(values.unique())))
     elif axes.get_xscale() == "log":
         decades = np.log10(values.max() / values.min())
@@ -659,13 +709,14 @@ def _few_ticks(axes: Axes, values: pd.Series) -> None:
 
 
 def _short_number(value: float, _: object = None) -> str:
-    if value and abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.0e}".partition("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:g}"
+    """Three digits, and of whole numbers all: 0.0305, 1.5e-4, 16000."""
+    if value and abs(value) < _SMALL:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:g}"
 
 
-def _importances(weights: dict[str, float], trial_count: int, note: str) -> Picture:
+def _importances(weights: dict[str, float], trial_count: int, place: str, note: str) -> Picture:
     shown = dict(list(weights.items())[:10])
 
     def paint(figure: Figure) -> None:
@@ -684,7 +735,7 @@ def _importances(weights: dict[str, float], trial_count: int, note: str) -> Pict
     return draw(
         "importances",
         "Which settings matter",
-        f"Optuna's PED-ANOVA importances from {trial_count} trials.{note}",
+        f"Optuna's PED-ANOVA importances from {trial_count} trials{place}.{note}",
         (_WIDTH_IN, 1.0 + 0.32 * len(shown)),
         paint,
     )
@@ -701,10 +752,10 @@ def _best_first(comparison: Comparison, budget: float) -> list[str]:
 
 
 def _typical_trial(comparison: Comparison, arm: str, budget: float) -> Trial | None:
-    """The finished trial in the middle by SELD error."""
+    """The finished trial in the middle by SELD error; of two in the middle the better one."""
     trials = [t for t in comparison.results.cells.get((arm, budget), []) if t.finished]
     trials.sort(key=lambda trial: trial.record.metrics[SELD_ERROR.name])
-    return trials[len(trials) // 2] if trials else None
+    return trials[(len(trials) - 1) // 2] if trials else None
 
 
 def _of_class(table: pd.DataFrame, class_id: int) -> pd.DataFrame:
@@ -735,6 +786,19 @@ def _bars(found: Estimate, scale: float) -> list[list[float]]:
     return [[scale * (found.mean - found.low)], [scale * (found.high - found.mean)]]
 
 
+def _limit(
+    score: Score, limits: Callable[[], tuple[float, float]], set_limits: Callable[..., object]
+) -> None:
+    """Let an axis end where the score does, if something is drawn that far out."""
+    low, high = limits()
+    # A little is left for what is drawn at the very end.
+    margin = 0.01 * (high - low)
+    set_limits(
+        max(low, score.scale * score.lowest - margin),
+        min(high, score.scale * score.highest + margin),
+    )
+
+
 def arm_style(results: Results, arm: str) -> tuple[str, str, str]:
     """Colour, line style and marker of an arm: the same in all figures of a report."""
     return _style(results.drawn_arms.index(arm))
@@ -747,10 +811,24 @@ def _style(number: int) -> tuple[str, str, str]:
     return colour, line, marker
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def add_legend(
+    figure: Figure, axes: Axes, place: str = "outside upper left", *, least: int = 2
+) -> None:
+    """A legend of the panel's labels, where they are at least so many.
+
+    It has as many columns as fit the figure's width, and the figure grows by its height, so that
+    many names cost the panels nothing.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=_LEGEND_COLUMNS)
+    if len(labels) < least:
+        return
+    for columns in range(_LEGEND_COLUMNS, 0, -1):
+        legend = figure.legend(handles, labels, loc=place, ncols=columns)
+        size_in = legend.get_window_extent().size / figure.dpi
+        if size_in[0] <= figure.get_figwidth() - _LEGEND_BORDER_IN or columns == 1:
+            figure.set_figheight(figure.get_figheight() + size_in[1])
+            return
+        legend.remove()
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import Picture, arm_style, draw
+from analysis.figures import Picture, add_legend, arm_style, draw
 from analysis.load import Results, Trial
 from analysis.tables import Entry, Table
 from seld.records import HISTORY_FILE
@@ -68,11 +69,14 @@ def probes_table(results: Results) -> Table:
         entries = [Entry(text=arm), Entry(text=f"{learnt} of {asked}")]
         numbers: dict[str, object] = {"arm": arm, "learnt": learnt, "pretrainings": len(trials)}
         for probe in PROBES:
-            mean = _mean(trials, probe.name, probe.scale)
-            chance = _mean(trials, f"{probe.name}_chance", probe.scale)
-            interval = f"({chance:.{probe.digits}f})" if chance is not None else ""
-            text = f"{mean:.{probe.digits}f}" if mean is not None else "–"
-            entries.append(Entry(text=text, interval=interval))
+            mean, chance = (
+                f"{number:.{probe.digits}f}" if number is not None else None
+                for number in (
+                    _mean(trials, name, probe.scale)
+                    for name in (probe.name, f"{probe.name}_chance")
+                )
+            )
+            entries.append(Entry(text=mean or "–", interval=f"({chance})" if chance else ""))
             numbers |= {probe.name: mean, f"{probe.name}_chance": chance}
         rows.append(tuple(entries))
         values.append(numbers)
@@ -118,8 +122,7 @@ def probe_figures(results: Results) -> list[Picture]:
             axes.set_title(title)
             axes.set_xlabel("step")
             axes.set_ylim(bottom=0)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        add_legend(figure, panels[0], "outside lower center", least=1)
 
     return [
         draw(
@@ -128,14 +131,14 @@ def probe_figures(results: Results) -> list[Picture]:
             f"Mean over {_averaged(results, curves)} at every state kept; the grey line is "
             "chance. Left: crops of the right class found by the sound. Middle and right: ridge "
             "regressions on the frozen latents, accuracy of the class and error of the direction.",
-            (7.2, 2.7),
+            (7.2, 2.4),
             paint,
         )
     ]
 
 
 def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
-    """Per arm, one trial of each pretraining: budgets share it."""
+    """Per arm, in the order of all tables, one trial of each pretraining: budgets share it."""
     found: dict[str, dict[str, Trial]] = {}
     for trial in results.trials:
         keys = [stage.key for stage in trial.record.stages if stage.name == "pretrain"]
@@ -143,7 +146,8 @@ def pretrainings(results: Results) -> Mapping[str, list[Trial]]:
         if "participation_ratio" in trial.record.probes:
             key = keys[0] if keys else f"seed {trial.record.seed}"
             found.setdefault(trial.arm, {}).setdefault(key, trial)
-    return {arm: list(trials.values()) for arm, trials in found.items()}
+    arms = dict.fromkeys(results.labels.values())
+    return {arm: list(found[arm].values()) for arm in arms if arm in found}
 
 
 def _averaged(results: Results, arms: Collection[str]) -> str:
@@ -156,8 +160,10 @@ def _averaged(results: Results, arms: Collection[str]) -> str:
 
 
 def _mean(trials: Sequence[Trial], name: str, scale: float) -> float | None:
+    """Of what was measured; None where any of it is not a number."""
     values = [trial.record.probes[name] for trial in trials if name in trial.record.probes]
-    return scale * float(np.mean(values)) if values else None
+    mean = scale * float(np.mean(values)) if values else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def _mean_curve(trials: Sequence[Trial]) -> pd.DataFrame:

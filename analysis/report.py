@@ -127,7 +127,7 @@ class Analysis:
             *probe_figures(self.results),
             *of_predictions,
         ]
-        page = self._page(pictures, [f"{item.path}: {item.reason}" for item in unreadable])
+        page = self._page(out, pictures, [f"{item.path}: {item.reason}" for item in unreadable])
         try:
             for folder in (out / "tables", out / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class Analysis:
             raise InputError("--out", "folder", str(out), f"writable: {error.strerror}") from error
         return path
 
-    def _page(self, pictures: Sequence[figures.Picture], remarks: Sequence[str]) -> str:
+    def _page(self, out: Path, pictures: Sequence[figures.Picture], remarks: Sequence[str]) -> str:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE),
             autoescape=True,
@@ -172,7 +172,7 @@ class Analysis:
             records=[table for table in self.records if table.rows],
             counts=_trial_counts(results),
             notes=[n for study in results.studies if study.record for n in study.record.notes],
-            reproduction=_reproduction(results, self.baseline),
+            reproduction=_reproduction(results, self.baseline, out),
             resamples=RESAMPLES,
             baseline=self.baseline,
         )
@@ -231,11 +231,13 @@ def _trial_counts(results: Results) -> dict[str, int]:
     }
 
 
-def _reproduction(results: Results, baseline: str) -> list[tuple[str, list[str]]]:
+def _reproduction(results: Results, baseline: str, out: Path) -> list[tuple[str, list[str]]]:
     """Label and values of everything needed to run this again."""
     records = [trial.record for trial in results.trials]
     folders = [str(study.folder) for study in results.studies]
-    report = shlex.join(["python", "-m", "analysis", *folders, "--baseline", baseline])
+    # The command line asks for a folder where there are several studies.
+    place = ["--out", str(out.resolve())] if len(folders) > 1 else []
+    report = shlex.join(["python", "-m", "analysis", *folders, "--baseline", baseline, *place])
     commands = [
         line
         for study in results.studies

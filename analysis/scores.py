@@ -18,6 +18,8 @@ class Score:
         decimals: of the printed number.
         lower_is_better: direction of improvement.
         subscript: how the label ends where papers set that end lower.
+        lowest: the stored value that none can be below.
+        highest: the stored value that none can be above.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Score:
     decimals: int
     lower_is_better: bool
     subscript: str = ""
+    lowest: float = 0.0
+    highest: float = math.inf
 
     @property
     def heading(self) -> str:
@@ -91,6 +95,7 @@ F20 = Score(
     decimals=1,
     lower_is_better=False,
     subscript="20",
+    highest=1.0,
 )
 LE_CD = Score(
     name="le_cd_deg",
@@ -100,6 +105,7 @@ LE_CD = Score(
     decimals=1,
     lower_is_better=True,
     subscript="CD",
+    highest=180.0,
 )
 LR_CD = Score(
     name="lr_cd",
@@ -109,6 +115,7 @@ LR_CD = Score(
     decimals=1,
     lower_is_better=False,
     subscript="CD",
+    highest=1.0,
 )
 
 #: In the order of tables; the first is the study's primary outcome, which p-values are for.

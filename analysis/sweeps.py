@@ -72,12 +72,16 @@ class Points:
         settings: those with two values or more; ``arm`` where no setting tells the arms apart.
         goals: what was minimised; with several there is a front instead of a best trial.
         tried: trials trained in full or stopped early.
+        budget_minutes: of all these trials; None where they have several.
+        tried_at_all_budgets: ``tried``, and the trials of the smaller budgets that are left out.
     """
 
     table: pd.DataFrame
     settings: tuple[str, ...]
     goals: tuple[Score, ...]
     tried: int
+    budget_minutes: float | None
+    tried_at_all_budgets: int
 
     @property
     def on_front(self) -> NDArray[np.bool_]:
@@ -106,10 +110,11 @@ def points(results: Results) -> Points:
     """The points of all sweeps together."""
     goals = _goals(results)
     table = _trials(results, results.swept_arms)
-    if len(goals) == 1:
-        table = _at_largest_budget(table)
     # Proposed twice, settings have one result, and are one point.
     table = table.drop_duplicates([name for name in table.columns if name != "compute_s"])
+    tried_at_all_budgets = len(table)
+    if len(goals) == 1:
+        table = _at_largest_budget(table)
     full = _finished(table)
     settings = [name for name in _settings(full) if _count(full, name) > 1]
     if _count(full, "arm") > (_count(full, _OBJECTIVE) if _OBJECTIVE in settings else 1):
@@ -122,20 +127,27 @@ def points(results: Results) -> Points:
         settings=tuple(settings),
         goals=goals,
         tried=len(table),
+        budget_minutes=_only_budget(full),
+        tried_at_all_budgets=tried_at_all_budgets,
     )
 
 
-def responses(results: Results) -> dict[str, pd.DataFrame]:
+def responses(results: Results, budget_minutes: float | None = None) -> dict[str, pd.DataFrame]:
     """By setting, the trials whose SELD errors are its response: setting and SELD error.
 
     Of a sweep all that use the setting. Arms of a grid were chosen for other reasons, so there
     only those that differ from each other in this setting alone, and only of numbers.
+
+    Args:
+        budget_minutes: of a grid's trials; the largest that has a finished one where None.
     """
     if results.swept_arms:
         found = points(results)
         of_setting = {name: found.table.dropna(subset=[name]) for name in found.settings}
     else:
-        table = _finished(_at_largest_budget(_trials(results, results.arms)))
+        table = _trials(results, results.arms)
+        at_budget = table["annotation_minutes"] == budget_minutes
+        table = _finished(table.loc[at_budget] if budget_minutes else _at_largest_budget(table))
         of_setting = {
             name: _differing_in(table, name)
             for name in _settings(table)
@@ -201,6 +213,12 @@ def _at_largest_budget(table: pd.DataFrame) -> pd.DataFrame:
     """At the largest budget at which a trial has finished."""
     budget = _finished(table)["annotation_minutes"].max()
     return table.loc[table["annotation_minutes"] == budget]
+
+
+def _only_budget(table: pd.DataFrame) -> float | None:
+    """The annotated minutes of all the trials, where they are the same."""
+    budgets = set(table["annotation_minutes"])
+    return float(budgets.pop()) if len(budgets) == 1 else None
 
 
 def _differing_in(table: pd.DataFrame, name: str) -> pd.DataFrame:

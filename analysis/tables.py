@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -171,12 +172,13 @@ class Table:
         return "".join(kinds)
 
     def csv(self) -> str:
-        """One line per row, numbers in printed units and rounding."""
+        """One line per row, numbers in printed units and rounding, blank where there are none."""
         stream = io.StringIO()
         fields = list(dict.fromkeys(name for row in self.values for name in row))
         writer = csv.DictWriter(stream, fields, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.values)
+        for row in self.values:
+            writer.writerow({name: _known(value) for name, value in row.items()})
         return stream.getvalue()
 
     def screen(self, console: Console) -> ScreenTable:
@@ -441,15 +443,16 @@ def sweep_table(found: Points) -> Table:
     shown = found.best if several else found.best.head(10)
     goals = found.goals if SELD_ERROR in found.goals else (*found.goals, SELD_ERROR)
     columns = {goal.name: goal.heading for goal in goals} | {name: name for name in found.settings}
-    note = "Single trials at the largest budget; the best of many is flattered by luck."
+    place = f" at {minutes(found.budget_minutes)}" if found.budget_minutes else ""
+    note = f"Single trials{place}; the best of many is flattered by luck."
     if several:
         note = (
-            "Single trials, of all budgets, that none beats: no other is as low in every goal. "
-            "The best of many are flattered by luck."
+            f"Single trials{place or ', of all budgets,'} that none beats: no other is as low in "
+            "every goal. The best of many are flattered by luck."
         )
     return _listing(
         name="sweep",
-        title="Settings on the front of the sweep" if several else "Best settings of the sweep",
+        title=f"{'Settings on the front' if several else 'Best settings'} of the sweep{place}",
         note=note,
         columns=columns,
         rows=[
@@ -663,6 +666,10 @@ def _short_path(results: Results, path: object) -> str:
         if str(path).startswith(prefix):
             return str(path).removeprefix(prefix)
     return str(path)
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _markdown_row(entries: Sequence[str]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from analysis.answer import answer
@@ -80,10 +83,14 @@ def test_nothing_is_claimed_of_an_arm_where_something_else_may_have_made_the_dif
     said = answer([unlike, difference("like", -0.04, 0.01)], "scratch")
     assert "like lowers the SELD error: it is 4.0 points below" in said
     assert "1 is resolved as better" in said
+    assert "; the lowest mean is unlike's, difference −9.0, resolved, but not by the arm al" in said
 
 
 def test_the_largest_budget_speaks_and_all_are_counted() -> None:
-    """Two better (one at the smaller budget), one worse, one unresolved."""
+    """Two better (one at the smaller budget), one worse, one unresolved.
+
+    The unresolved one, though its mean is the lowest, does not speak, and is named.
+    """
     said = answer(
         [
             difference("small", -0.09, 0.01, budget_minutes=2.0),
@@ -94,6 +101,63 @@ def test_the_largest_budget_speaks_and_all_are_counted() -> None:
         "scratch",
     )
     assert said.startswith("At 18 min of annotation, good lowers the SELD error: it is 4.0 points")
+    assert "; the lowest mean is lucky's, difference −7.0, not resolved; of all 4 com" in said
+    assert "lowest mean" not in answer([difference("good", -0.04, 0.01)], "scratch")
     assert said.endswith(
         "of all 4 comparisons with scratch, 2 are resolved as better and 1 as worse."
     )
+
+
+def single_pair(arm: str, mean: float, budget_minutes: float) -> Difference:
+    """As where a budget has just been begun: one seed of the arm and the baseline."""
+    item = difference(arm, mean, math.nan, budget_minutes)
+    assert item.primary is not None
+    found = replace(item.primary, low=math.nan, high=math.nan, p_value=math.nan, seeds=1)
+    return replace(item, estimates={SELD_ERROR.name: found})
+
+
+def test_a_budget_that_has_just_been_begun_does_not_speak() -> None:
+    not_run = replace(
+        difference("other", 0.0, math.nan), estimates={}, refusals=("no finished trial",)
+    )
+    said = answer(
+        [
+            difference("arm", -0.05, 0.01, budget_minutes=6.0),
+            single_pair("arm", -0.11, 18.0),
+            not_run,
+            replace(not_run, budget_minutes=60.0),
+        ],
+        "scratch",
+    )
+    assert said.startswith("At 6 min of annotation, arm lowers the SELD error: it is 5.0 points")
+    assert "; 18 min and 60 min are incomplete: too few pairs of trials have finished" in said
+
+
+def test_where_no_budget_has_an_interval_the_largest_speaks() -> None:
+    said = answer([single_pair("arm", -0.05, 6.0), single_pair("arm", -0.11, 18.0)], "scratch")
+    assert said.startswith("At 18 min of annotation, no difference to scratch is resolved")
+    assert "incomplete" not in said
+
+
+def test_a_larger_budget_of_other_recordings_is_not_called_incomplete() -> None:
+    other = replace(single_pair("arm", 0.0, 18.0), estimates={}, refusals=("classes differ",))
+    said = answer([difference("arm", -0.05, 0.01, budget_minutes=6.0), other], "scratch")
+    assert "incomplete" not in said
+
+
+def test_arms_that_must_not_be_compared_are_named() -> None:
+    """As those of a second study, on a test of its own; not those that have only not run."""
+    refused = replace(
+        difference("b: scratch", 0.0, math.nan), estimates={}, refusals=("test recordings differ",)
+    )
+    others = [
+        refused,
+        replace(refused, arm="b: avc"),
+        replace(refused, arm="b: avc", budget_minutes=6.0),
+        replace(refused, arm="later", refusals=("no finished trial",)),
+    ]
+    named = " Not compared, as test recordings differ: b: scratch, b: avc."
+    said = answer([difference("arm", -0.05, 0.01), *others], "scratch")
+    assert "arm lowers the SELD error" in said
+    assert said.endswith(named)
+    assert answer(others, "scratch").endswith(f"compared with scratch.{named}")

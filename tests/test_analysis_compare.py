@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,3 +304,51 @@ def test_a_failed_seed_does_not_shift_the_pairs(tmp_path: Path) -> None:
     seeds = [(a.record.seed, b.record.seed) for a, b in pairs]
     assert seeds == [(0, 0), (2, 2), (3, 3)]
     assert {(a.arm, b.arm) for a, b in pairs} == {("better", "scratch")}
+
+
+def test_a_budget_of_a_single_pair_is_not_the_largest_to_speak_of(tmp_path: Path) -> None:
+    """As while its first trials run; where there is nothing else, what there is."""
+    study = replace(SMALL, budgets_minutes=(6.0, 18.0))
+    folder = write_simulated_study(tmp_path / "s", study)
+    assert Comparison(load_studies([folder])).largest_budget == 18.0
+    for path in folder.glob("trials/*-18min-seed[123]"):
+        shutil.rmtree(path)
+    assert Comparison(load_studies([folder])).largest_budget == 6.0
+    for path in folder.glob("trials/*-6min-*"):
+        shutil.rmtree(path)
+    assert Comparison(load_studies([folder])).largest_budget == 18.0
+
+
+def test_a_score_s_interval_ends_where_the_score_does(tmp_path: Path) -> None:
+    """With two seeds that disagree Student's t reaches far; a difference may be that large."""
+    study = replace(SMALL, seeds=(0, 1), effect=lambda seed: -0.4 * seed)
+    comparison = compared(tmp_path, study)
+    ends = {"er20": math.inf, "f20": 1.0, "le_cd_deg": 180.0, "lr_cd": 1.0, "seld_error": math.inf}
+    for place, cell in comparison.cells.items():
+        for found in (
+            cell.estimates,
+            *(c.estimates for c in comparison.class_estimates(*place).values()),
+        ):
+            for name, item in found.items():
+                assert 0 <= item.low <= item.mean <= item.high <= ends[name] or math.isnan(item.low)
+        f20 = cell.estimates["f20"]
+        assert (f20.low, f20.high) == (0.0, 1.0)
+    assert comparison.difference("better", "scratch", 30.0).estimates["f20"].high < 1.0
+
+
+def test_what_is_cut_off_is_nothing_else() -> None:
+    scores, resampled = np.array([0.1, 0.5]), np.tile([0.1, 0.5], (50, 1))
+    whole = estimate(scores, resampled, 9)
+    cut = estimate(scores, resampled, 9, (0.0, 1.0))
+    assert (whole.low < 0, whole.high > 1) == (True, True)
+    assert cut == replace(whole, low=0.0, high=1.0)
+    assert estimate(scores, resampled, 9, (-5.0, 5.0)) == whole
+
+
+def test_what_has_no_p_value_is_blank_in_a_spreadsheet(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, replace(SMALL, seeds=(0,)))
+    table = differences_table(comparison.differences("scratch"), "scratch")
+    (row,) = csv.DictReader(table.csv().splitlines())
+    assert {row[name] for name in ("p", "p_holm", "p_permutation_holm", "seld_error_low")} == {""}
+    assert row["pairs"] == "1"
+    assert "nan" not in table.csv()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.typing import NDArray
-from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
+from simulated_study import VARIANTS, ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 from analysis import figures
 from analysis.compare import Comparison
@@ -25,13 +27,22 @@ from analysis.events import match_events
 from analysis.load import load_studies
 from analysis.scores import F20, LE_CD, SCORES
 from analysis.sweeps import points
+from analysis.tables import classes_table
 from seld.annotations import read_annotations, write_annotations
+from seld.classes import STARSS_CLASSES
 from seld.records import TrialRecord
 
 STUDY = SimulatedStudy(
     arms={name: VARIANTS[name] for name in ("scratch", "avc", "doa_wise", "recording_wise")},
     recordings=4,
     predictions=False,
+)
+#: As many arms, with names as long, as the study ``ingredients`` has.
+INGREDIENTS = (
+    *("recipe", "asked_by_third_order", "contrast_across_windows", "half_the_batch"),
+    *("half_the_window", "more_pictures", "narrow_crops", "near_directions_are_no_negatives"),
+    *("negatives_of_four_earlier_steps", "no_empty_directions", "no_listening", "no_rotations"),
+    *("one_window_per_clip", "pictures_alone_first", "plain", "uniform_weights", "wide_crops"),
 )
 
 
@@ -92,6 +103,19 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Painted]:
         return found[name]
 
     monkeypatch.setattr(figures, "draw", draw)
+    return found
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn and rendered from now on, in their order."""
+    found: list[Figure] = []
+
+    def kept(**options: Any) -> Figure:
+        found.append(Figure(**options))
+        return found[-1]
+
+    monkeypatch.setattr(figures, "Figure", kept)
     return found
 
 
@@ -229,12 +253,23 @@ def test_rooms_show_the_mean_over_seeds(
     rooms = [text.get_text() for text in drawn.axes.get_xticklabels()]
     for arm in STUDY.arms:
         rows = [
-            row | {"room": f"room {row['room']}"}
+            row | {"room": str(row["room"])}
             for trial in comparison.results.cells[arm, 60.0]
             for row in trial.record.per_room
         ]
         mean = pd.DataFrame(rows).groupby("room")["seld_error"].mean()
         assert drawn.points[arm][1] == pytest.approx(100 * mean.loc[rooms].to_numpy())
+    assert drawn.axes.get_xlabel() == "test room"
+
+
+@pytest.mark.parametrize("rooms", [range(1, 13), range(2001, 2013), range(100, 130)])
+def test_names_of_rooms_do_not_touch(tmp_path: Path, rendered: list[Figure], rooms: range) -> None:
+    study = replace(STUDY, rooms=rooms, recordings=len(rooms), budgets_minutes=(60.0,))
+    figures.rooms(Comparison(load_studies([write_simulated_study(tmp_path / "s", study)])))
+    labels = rendered[0].axes[0].get_xticklabels()
+    assert [text.get_text() for text in labels] == [str(room) for room in rooms]
+    places = [text.get_window_extent() for text in labels]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(places))
 
 
 def test_differences_per_class_have_their_sign_and_are_filled_where_better(
@@ -323,3 +358,132 @@ def test_the_front_is_filled_and_responses_are_in_points(
     place, error = painted["responses"].axes.lines[0].get_data()
     assert place.tolist() == found.table["pretrain.temperature"].tolist()
     assert error == pytest.approx(100 * found.table["seld_error"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [*INGREDIENTS],
+        [f"arm_number_{number:02d}_with_a_rather_long_name" for number in range(41)],
+        ["a", "b"],
+    ],
+)
+@pytest.mark.parametrize("place", ["outside upper left", "outside lower center"])
+def test_legends_are_shown_in_full_and_cost_the_panel_nothing(
+    names: list[str], place: str, rendered: list[Figure]
+) -> None:
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name in names:
+            axes.plot([0, 1], [0, 1], marker="o", label=name)
+        figures.add_legend(figure, axes, place)
+
+    figures.draw("budget", "", "", (5.6, 3.4), paint)
+    figure = rendered[0]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    shown = legend.get_window_extent()
+    assert figure.bbox.x0 <= shown.x0
+    assert shown.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= shown.y0
+    assert shown.y1 <= figure.bbox.y1
+    panel_in = figure.axes[0].get_window_extent().height / figure.dpi
+    assert 2.7 < panel_in < 3.4
+
+
+def drawn_response(tmp_path: Path, painted: dict[str, Painted], values: list[float]) -> Axes:
+    def tried(record: TrialRecord) -> TrialRecord:
+        rate = values[record.seed]
+        return replace(record, parameters={"pretrain.learning_rate": rate}, seed=0)
+
+    study = replace(
+        STUDY,
+        arms={"doa_wise": VARIANTS["doa_wise"]},
+        seeds=range(len(values)),
+        budgets_minutes=(15.0,),
+        recordings=2,
+        planned=False,
+    )
+    comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study, tried)]))
+    figures.sweep_figures(comparison)
+    return painted["responses"].axes
+
+
+def test_few_proposals_from_a_range_have_no_median_and_no_ticks_of_their_own(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    values = [1.173e-4, 1.21e-4, 2.9e-4, 3.01e-4, 8.7e-4, 1.33e-3, 2.11e-3]
+    axes = drawn_response(tmp_path, painted, values)
+    trials, median = axes.lines
+    assert len(trials.get_xdata()) == len(values)
+    assert len(median.get_xdata()) == 0
+    assert not set(axes.xaxis.get_majorticklocs()) & set(values)
+
+
+def test_values_that_are_repeated_have_medians_and_are_written_in_full(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    values = [1.5e-4, 3e-4, 1e-3, 0.0305]
+    axes = drawn_response(tmp_path, painted, 2 * values)
+    _, median = axes.lines
+    assert median.get_xdata().tolist() == values
+    ticks = axes.xaxis.get_majorticklocs()
+    assert [axes.xaxis.get_major_formatter()(tick) for tick in ticks] == [
+        "1.5e-4", "3e-4", "0.001", "0.0305",
+    ]  # fmt: skip
+
+
+def test_a_class_that_is_never_found_has_no_localisation_to_compare(
+    tmp_path: Path, painted: dict[str, Painted]
+) -> None:
+    """The 180° that it has by definition would squeeze all other classes together."""
+    lost, place = "male_speech", list(STARSS_CLASSES).index("male_speech")
+    arms = {"scratch": ArmTruth(class_shift={lost: -1}), "doa_wise": VARIANTS["doa_wise"]}
+    study = replace(STUDY, arms=arms, budgets_minutes=(60.0,))
+    comparison = Comparison(load_studies([write_simulated_study(tmp_path / "s", study)]))
+    figures.class_differences(comparison, ("doa_wise", "scratch"))
+    detection, localisation = painted["classes"].figure.axes
+    rows = [
+        [int(bar.lines[0].get_ydata()[0]) for bar in axes.containers
+         if isinstance(bar, ErrorbarContainer)]
+        for axes in (detection, localisation)
+    ]  # fmt: skip
+    assert rows[0] == list(range(len(STARSS_CLASSES)))
+    assert rows[1] == [row for row in rows[0] if row != place]
+    assert min(localisation.get_xlim()) > -60
+    assert max(localisation.get_xlim()) < 60
+    assert "never finds the class, which is 180° by definition: male speech." in (
+        painted["classes"].caption
+    )
+
+
+def test_what_no_seed_finds_has_no_interval(tmp_path: Path) -> None:
+    """Its F20 is zero in all draws, by definition: that is no certainty."""
+    lost = "male_speech"
+    arms = {"scratch": ArmTruth(class_shift={lost: -1}), "doa_wise": VARIANTS["doa_wise"]}
+    folder = write_simulated_study(tmp_path / "s", replace(STUDY, arms=arms))
+    table = classes_table(Comparison(load_studies([folder])))
+    (row,) = (row for row in table.rows if row[0].text == lost.replace("_", " "))
+    assert row[2].plain == "0.0 [–]"
+    assert "," in row[3].interval
+    named = [row for row in table.values if row["class"] == lost]  # noqa: PD011 - a Table of ours
+    (values,) = (row for row in named if row["arm"] == "scratch")
+    assert (values["f20"], values["f20_low"], values["f20_high"]) == ("0.0", None, None)
+
+
+def test_of_two_seeds_the_better_one_is_shown(tmp_path: Path, painted: dict[str, Painted]) -> None:
+    study = replace(
+        STUDY,
+        predictions=True,
+        seeds=(0, 1),
+        budgets_minutes=(60.0,),
+        recordings=2,
+        arms={"doa_wise": VARIANTS["doa_wise"]},
+        baseline="doa_wise",
+        effect=lambda seed: 0.3 * seed,
+    )
+    folder = write_simulated_study(tmp_path / "s", study)
+    figures.prediction_figures(Comparison(load_studies([folder])), "doa_wise")
+    assert "Seed 1, the middle one by SELD error (of two the better)" in (
+        painted["confusion"].caption
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +49,9 @@ def test_a_pretraining_shared_by_budgets_counts_once(folder: Path) -> None:
     assert [trial.record.seed for trial in pretrainings(results)["doa_wise"]] == [0, 1]
     (row,) = probes_table(results).values  # noqa: PD011 - a Table of ours
     assert row["arm"] == "doa_wise"
-    assert row["retrieval_top1"] == pytest.approx(40.0)
-    assert row["retrieval_top1_chance"] == pytest.approx(6.0)
-    assert row["linear_doa_error_deg"] == pytest.approx(35.0)
+    assert row["retrieval_top1"] == "40"
+    assert row["retrieval_top1_chance"] == "6"
+    assert row["linear_doa_error_deg"] == "35"
     assert (row["learnt"], row["pretrainings"]) == (1, 2)
 
 
@@ -129,3 +131,23 @@ def test_what_was_never_probed_has_no_row(tmp_path: Path) -> None:
     arms = {"scratch": ArmTruth(), "arm": ArmTruth(probes={"loss": 3.2, "learning_rate": 1e-9})}
     study = SimulatedStudy(arms=arms, recordings=3, predictions=False)
     assert not probes_table(load_studies([write_simulated_study(tmp_path / "s", study)])).rows
+
+
+def test_probes_are_rounded_as_printed_and_blank_where_not_a_number(tmp_path: Path) -> None:
+    def change(record: TrialRecord) -> TrialRecord:
+        numbers = {"participation_ratio": math.nan if record.seed else 24.0}
+        return replace(record, probes={**record.probes, **numbers}) if record.probes else record
+
+    table = probes_table(loaded(write_simulated_study(tmp_path / "s", STUDY, change)))
+    (row,) = csv.DictReader(table.csv().splitlines())
+    assert row["linear_class_accuracy"] == "55"
+    assert row["participation_ratio"] == ""
+    assert table.rows[0][table.columns.index("Dimensions")].text == "–"
+    assert "nan" not in table.csv() + table.markdown()
+
+
+def test_arms_stand_in_the_order_of_their_plan(tmp_path: Path) -> None:
+    arms = dict.fromkeys(("z", "scratch", "m", "a"), ArmTruth(probes=HEALTHY_PROBES))
+    results = loaded(write_simulated_study(tmp_path / "s", replace(STUDY, arms=arms)))
+    assert list(pretrainings(results)) == list(arms)
+    assert [row[0].text for row in probes_table(results).rows] == list(arms)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from rich.console import Console
 from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 from analysis import Analysis
+from analysis.__main__ import main
 from seld.classes import STARSS_CLASSES
 from seld.errors import InputError
 from seld.records import TrialRecord, read_record, write_record
@@ -275,7 +278,7 @@ def test_one_seed_claims_nothing(tmp_path: Path) -> None:
 def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
     def swept(record: TrialRecord) -> TrialRecord:
         values = {"pretrain.temperature": 0.01 * 1.3**record.seed,
-                  "pretrain.directions.count": 4 + 2 * (record.seed % 5),
+                  "pretrain.directions.grid.count": 4 + 2 * (record.seed % 5),
                   "pretrain.objective": ("a", "b")[record.seed % 2]}  # fmt: skip
         if record.seed >= 14:  # as where another setting leaves it without effect
             del values["pretrain.temperature"]
@@ -300,8 +303,9 @@ def test_sweep_draws_responses_and_importances(tmp_path: Path) -> None:
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert names == {"responses", "importances"}
     text = page.read_text()
-    assert "Of 20 settings" in text
-    assert "importances from 20 trials" in text
+    assert "At 30 min of annotation: of 20 settings, the lowest" in text
+    assert "importances from 20 trials at 30 min." in text
+    assert "One point per trial at 30 min; " in text
     assert "Not weighed, as only some trials use them: pretrain.temperature." in text
     assert "How the intervals are made" not in text
 
@@ -364,3 +368,20 @@ def test_missing_trials_are_told_of_beside_another_study(tmp_path: Path) -> None
     remarks = {row[1].text: row[-1].text for row in Analysis.of(folders, None).scores.rows}
     assert "1 not run to the end" in remarks["two: doa_wise"]
     assert "not run" not in remarks["one: doa_wise"]
+
+
+def test_the_command_that_makes_the_report_is_one_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several studies it says where to, as it must; of one it need not."""
+    folders = [
+        write_simulated_study(tmp_path / name, replace(TINY, name=name)) for name in ("b", "a")
+    ]
+    for studies, out in ((folders, tmp_path / "out of both"), (folders[:1], folders[0] / "report")):
+        page = Analysis.of(studies).write(out)
+        (command,) = re.findall(r"<code>(python -m analysis .*)</code>", page.read_text())
+        made = page.read_bytes()
+        page.unlink()
+        monkeypatch.setattr(sys, "argv", shlex.split(html.unescape(command))[2:])
+        main()
+        assert page.read_bytes() == made

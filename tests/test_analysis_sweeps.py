@@ -59,7 +59,7 @@ def test_the_best_trial_is_named_and_what_made_it_weighs_most(tmp_path: Path) ->
         tmp_path / "s", parameters, effect=lambda n: 0.2 * (n == 7) - 0.05 * abs(n - 7)
     )
     analysis = Analysis.of([folder])
-    assert analysis.answer.startswith("Of 20 settings, the lowest SELD error is ")
+    assert analysis.answer.startswith("At 30 min of annotation: of 20 settings, the low")
     assert " points at pretrain.temperature 0.0627, finetune.encoder_rate 0.3; " in analysis.answer
     assert [entry.text for entry in analysis.sweep.rows[0][1:]] == ["0.0627", "0.3"]
     assert len(analysis.sweep.rows) == 10
@@ -117,7 +117,20 @@ def test_what_was_stopped_early_is_told(tmp_path: Path) -> None:
     parameters = [{TEMPERATURE: 0.01 * (1 + number)} for number in range(16)]
     folder = write_sweep(tmp_path / "s", parameters, stopped)
     said = Analysis.of([folder]).answer
-    assert said.startswith("Of 16 settings tried, 4 trained in full; the lowest SELD error is ")
+    assert said.startswith(
+        "At 30 min of annotation: of 16 settings tried, 4 trained in full; the lowest SELD error "
+    )
+
+
+def test_the_largest_budget_speaks_and_the_others_are_counted(tmp_path: Path) -> None:
+    parameters = [{TEMPERATURE: 0.01 * (1 + number)} for number in range(5)]
+    folder = write_sweep(tmp_path / "s", parameters, budgets_minutes=(1.5, 6.0, 24.0))
+    analysis = Analysis.of([folder])
+    assert analysis.answer.startswith(
+        "At 24 min of annotation: of 5 settings tried there (15 at all budgets), the lowest SELD "
+    )
+    assert analysis.sweep.title == "Best settings of the sweep at 24 min"
+    assert "Single trials at 24 min" in analysis.sweep.note
 
 
 def test_objectives_without_a_setting_of_their_own_are_told_apart(tmp_path: Path) -> None:
