@@ -200,7 +200,7 @@ def comma_separated(text: str) -> tuple[str, ...]:
     """Comma-separated names, at least one."""
     found = tuple(part for part in text.split(",") if part)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected names as a,b")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected names such as a,b")
     return found
 
 
@@ -233,7 +233,7 @@ def folder_or_uri(text: str) -> str:
     protocol, separator, rest = text.partition("://")
     if not text or (separator and not (protocol and rest.strip("/"))):
         raise argparse.ArgumentTypeError(
-            f"{text!r}, expected a folder, or a URI as s3://BUCKET/RUN"
+            f"{text!r}, expected a folder, or a URI such as s3://BUCKET/RUN"
         )
     return text
 
@@ -254,7 +254,7 @@ def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
             return tuple(kind(part) for part in text.split(","))
         except ValueError:
             wanted = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} as 1,2,3") from None
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} such as 1,2,3") from None
 
     return read
 
@@ -265,7 +265,7 @@ def worker_counts(text: str) -> tuple[int, int]:
     try:
         return int(fewest), int(most) if dash else int(fewest)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a number, or two as 2-4") from None
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number, or two such as 2-4") from None
 
 
 def positive_hours(text: str) -> float:

@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="STAGE.KEY=VALUE",
-        help="a setting of every arm, as pretrain.steps=500 or finetune.learning_rate=3e-4",
+        help="a setting of every arm, such as pretrain.steps=500 or finetune.learning_rate=3e-4",
     )
     add_place_options(parser)
     add_cost_options(parser)

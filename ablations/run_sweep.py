@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="STAGE.KEY=VALUE",
-        help="a setting of every trial, which is not searched then, as pretrain.steps=500",
+        help="a setting of every trial, which is not searched then, such as pretrain.steps=500",
     )
     what.add_argument(
         "--mix-code",
