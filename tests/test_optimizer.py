@@ -11,7 +11,9 @@ import torch
 from trainables.optimizer import AdamW
 
 
-def train(kind: Callable[..., torch.optim.AdamW], *, resume_at: int | None = None) -> list[torch.Tensor]:
+def train(
+    kind: Callable[..., torch.optim.AdamW], *, resume_at: int | None = None
+) -> list[torch.Tensor]:
     """A small network's weights after twenty steps, from a saved state on where asked."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))

@@ -358,8 +358,8 @@ def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path
         )
         write_record(record, tmp_path / "variants")
     # What is not pretrained is the same.
-    assert "all 2 trials are finished" in go_on(only(VARIANTS, "scratch"), many)
-    assert "all 4 trials are finished" in go_on(only(VARIANTS, "scratch", "doa_wise"), few)
+    assert "all 2 trials finished" in go_on(only(VARIANTS, "scratch"), many)
+    assert "all 4 trials finished" in go_on(only(VARIANTS, "scratch", "doa_wise"), few)
     for arms in (["scratch", "doa_wise"], ["avc"]):
         with pytest.raises(InputError, match=r"other recordings to train on \((doa|scratch)"):
             go_on(only(VARIANTS, *arms), many)

@@ -537,7 +537,7 @@ def test_a_detached_run_is_followed_and_its_results_fetched_from_another_machine
     assert codes == (0, 0, 0, 2, 0, 0, 2, 0), texts
     _, followed, listed, unknown, shown, failed, missing, fetched = texts
     # What the run of the test before has finished is not computed again.
-    assert "all 2 trials are finished already" in followed
+    assert "all 2 trials finished already" in followed
     (row,) = [line for line in listed.splitlines() if job in line]
     assert "succeeded" in row
     assert "--attach is 'nothing'" in unknown
