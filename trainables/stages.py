@@ -39,7 +39,6 @@ from typing import Any
 
 from seld.errors import InputError
 from seld.locks import one_at_a_time
-from seld.scratch import scratch_folder
 from seld.storage import (
     absolute,
     file_system,
@@ -49,6 +48,7 @@ from seld.storage import (
     stamps,
     written_whole,
 )
+from seld.temporary import temporary_folder
 from trainables.provenance import SOURCE_PACKAGES
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
@@ -338,7 +338,7 @@ class StageStore:
         kept_s = self._seconds_kept(key)
         self._write_json(f"{key.path}/partial/{BEGAN_FILE}", {"kept_s": kept_s})
         started = time.monotonic()
-        with scratch_folder() as folder:
+        with temporary_folder() as folder:
             summary = dict(compute(folder))
             duration_s = kept_s + time.monotonic() - started
             commit, is_ours = self._commit(key, folder, summary, duration_s)
