@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import torch._dynamo  # optimisers import it: once for all forks, not in each
 from safetensors.torch import load_file
 
 from seld.classes import STARSS_CLASSES
