@@ -17,7 +17,6 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.typing import NDArray
-from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 from analysis import figures
 from analysis.compare import Comparison
@@ -27,6 +26,7 @@ from analysis.scores import F20, LE_CD, SCORES
 from analysis.sweeps import points
 from seld.annotations import read_annotations, write_annotations
 from seld.records import TrialRecord
+from tests.simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 STUDY = SimulatedStudy(
     arms={name: VARIANTS[name] for name in ("scratch", "avc", "doa_wise", "recording_wise")},

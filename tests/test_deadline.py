@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import corpus_writers as writers
 import pytest
 from rich.console import Console
 
@@ -24,6 +23,7 @@ from search_spaces.studies import Study, variants
 from seld.clips import SHARD_SUFFIX
 from seld.scenes.settings import PartSettings
 from seld.shards import ProcessExecutor
+from tests import corpus_writers as writers
 from trainables.cells import DEFAULT_DATA
 from trainables.prepare import CorpusSource, PreparedData
 from trainables.resources import plan_placement

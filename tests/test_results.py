@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import ray
 from rich.console import Console
-from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
 from ablations.deadline import Deadline
@@ -47,6 +46,7 @@ from seld.records import (
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
+from tests.simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 from trainables import stages, trial
 from trainables.cells import DEFAULT_DATA
 from trainables.stages import StageKey, StageStore

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import corpus_writers as writers
 import numpy as np
 import pytest
 from scipy.signal import lfilter
 
 from seld.corpora import Recording
 from seld.decoding import ShardSettings, decode_recording
+from tests import corpus_writers as writers
 
 RATE_HZ = 48_000
 #: Not white: of noise without any pitch, AAC keeps the level alone.

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from simulated_study import failed, simulated_counts, write_trial
 
 from ablations import grid
 from ablations.console import StudyProgress
@@ -47,6 +46,7 @@ from seld.records import (
     write_study,
 )
 from seld.shards import rejected_table
+from tests.simulated_study import failed, simulated_counts, write_trial
 from trainables.cells import DEFAULT_DATA, Cell, stages_of
 from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData

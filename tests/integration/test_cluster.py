@@ -20,15 +20,6 @@ import boto3
 import pytest
 import s3fs
 import yaml
-from loopback_machines import (
-    ROOT,
-    LoopbackMachines,
-    Machine,
-    end_ray_processes,
-    listens,
-    local_config,
-    loopback_machines,
-)
 from moto import mock_aws
 from packaging.requirements import Requirement
 from ray._private.runtime_env.packaging import create_package
@@ -46,6 +37,15 @@ from ablations.detached import SHIPPED, detached_command, submit
 from seld.records import read_record
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
+from tests.integration.loopback_machines import (
+    ROOT,
+    LoopbackMachines,
+    Machine,
+    end_ray_processes,
+    listens,
+    local_config,
+    loopback_machines,
+)
 
 AWS_FILE = ROOT / "cluster.yaml"
 LOCAL_FILE = ROOT / "cluster-local.yaml"
