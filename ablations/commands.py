@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from ablations import detached, results
-from ablations.options import cluster_options, data_options, run_options
+from ablations.options import RunOptions, cluster_options, data_options, run_options
 
 
 def carry_out(
@@ -15,7 +15,7 @@ def carry_out(
     program: str,
     study: str,
     plan: Callable[..., int],
-    run: Callable[..., int],
+    run: Callable[[RunOptions], int],
 ) -> int:
     """Do the one thing that is asked for; returns the exit code.
 
@@ -23,7 +23,7 @@ def carry_out(
         program: the command, from the checkout's root.
         study: name of the folder in the results.
         plan: takes the further arguments of :func:`ablations.plan.plan_study`.
-        run: takes :class:`ablations.options.RunOptions`.
+        run: what is done where nothing else is asked for.
     """
     if detached.is_asked_for(arguments):
         return detached.run_detached(arguments, program)
@@ -37,4 +37,4 @@ def carry_out(
             storage=arguments.storage,
             calibrate=arguments.calibrate,
         )
-    return run(**run_options(arguments))
+    return run(run_options(arguments))

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class OutOfTimeError(Exception):
-    """The hours given are over before the data are ready."""
+    """The time limit was reached before the data were ready."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
-from typing import Unpack
 
 from ray import tune
 from rich.console import Console
@@ -32,6 +31,7 @@ from ablations.runs import (
     say_lost,
     write_tables,
 )
+from ablations.wording import counted
 from search_spaces.studies import Study
 from seld.errors import InputError
 from seld.locks import one_at_a_time
@@ -51,11 +51,8 @@ from trainables.cells import DEFAULT_DATA, Cell, stages_of, with_batches
 from trainables.trial import StudyRun, run_trial
 
 
-def run_study(study: Study, **options: Unpack[RunOptions]) -> int:
+def run_study(study: Study, options: RunOptions) -> int:
     """Run what is missing of a study and report on all of it.
-
-    Args:
-        options: which data, where; see :class:`RunOptions`.
 
     Returns:
         The exit code: 0, or 1 where trials failed.
@@ -63,15 +60,15 @@ def run_study(study: Study, **options: Unpack[RunOptions]) -> int:
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
-    folder = options["results"] / study.name
+    folder = options.results / study.name
     if (folder / JOURNAL_FILE).exists():
         raise InputError(folder, "study", study.name, "another --name: this is a sweep's folder")
     return run_and_report(
         study,
+        options,
         trials=len(study.cells()),
         run_trials=partial(run_missing_trials, study),
         report=report_on,
-        **options,
     )
 
 
@@ -91,10 +88,11 @@ def run_missing_trials(
     cells = study.cells()
     missing = plan_what_is_missing(study, cells, run, console)
     if not missing:
-        console.print(f"all {len(cells)} trials are finished already")
+        console.print(f"all {counted(len(cells), 'trial')} finished already")
         return
     if len(missing) < len(cells):
-        console.print(f"{len(cells) - len(missing)} of {len(cells)} trials are finished already")
+        of_all = counted(len(cells), "trial")
+        console.print(f"{len(cells) - len(missing)} of {of_all} finished already")
     progress = StudyProgress(console, planned=len(cells), already_done=len(cells) - len(missing))
     with progress:
         for _ in range(ROUNDS):
@@ -239,7 +237,7 @@ def sharing(records: Sequence[TrialRecord]) -> str:
         name: len({s.key for record in records for s in record.stages if s.name == name})
         for name in uses
     }
-    parts = [f"{unique[name]} {name} for {uses[name]} trials" for name in uses]
+    parts = [f"{unique[name]} {name} for {counted(uses[name], 'trial')}" for name in uses]
     return "stages: " + ", ".join(parts)
 
 

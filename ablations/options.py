@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
@@ -15,21 +16,22 @@ from seld.errors import InputError
 from trainables.prepare import CorpusSource
 
 
-class RunOptions(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
     """What a command says about a run beside what is run.
 
     Attributes:
-        storage: folder or URI of finished stages; by default beside the results.
-        budget_hours: when to stop.
-        track: a tracker beside TensorBoard.
+        storage: folder or URI of finished stages; None for beside the results.
+        budget_hours: when to stop; None for never.
+        track: a tracker beside TensorBoard; None for no other.
     """
 
     data: DataOptions
     cluster: ClusterOptions
     results: Path
-    storage: NotRequired[str | None]
-    budget_hours: NotRequired[float | None]
-    track: NotRequired[str | None]
+    storage: str | None = None
+    budget_hours: float | None = None
+    track: str | None = None
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +80,9 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--gpus-per-worker", type=number, help="fractions allowed (1 where there are GPUs)"
     )
-    where.add_argument("--trials-at-once", type=int, help="at most so many (as many as fit)")
+    where.add_argument(
+        "--trials-at-once", type=int, help="maximum number of concurrent trials (as many as fit)"
+    )
     where.add_argument(
         "--track", choices=["mlflow"], help="curves and scores to MLflow as well as to TensorBoard"
     )
@@ -111,8 +115,8 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
     cost.add_argument(
         "--budget-hours",
         type=positive_hours,
-        help="stop after this long, rendering and decoding included; the same command goes on\n"
-        "from all that is finished, and in trainings from their last checkpoint",
+        help="stop after this long, rendering and decoding included; run the same command to\n"
+        "continue: what is finished is kept, trainings resume from their last checkpoint",
     )
 
 
@@ -200,7 +204,7 @@ def comma_separated(text: str) -> tuple[str, ...]:
     """Comma-separated names, at least one."""
     found = tuple(part for part in text.split(",") if part)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected names as a,b")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected names such as a,b")
     return found
 
 
@@ -233,7 +237,7 @@ def folder_or_uri(text: str) -> str:
     protocol, separator, rest = text.partition("://")
     if not text or (separator and not (protocol and rest.strip("/"))):
         raise argparse.ArgumentTypeError(
-            f"{text!r}, expected a folder, or a URI as s3://BUCKET/RUN"
+            f"{text!r}, expected a folder, or a URI such as s3://BUCKET/RUN"
         )
     return text
 
@@ -254,7 +258,7 @@ def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
             return tuple(kind(part) for part in text.split(","))
         except ValueError:
             wanted = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} as 1,2,3") from None
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {wanted} such as 1,2,3") from None
 
     return read
 
@@ -265,7 +269,8 @@ def worker_counts(text: str) -> tuple[int, int]:
     try:
         return int(fewest), int(most) if dash else int(fewest)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a number, or two as 2-4") from None
+        expected = "a number, or two such as 2-4"
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}") from None
 
 
 def positive_hours(text: str) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ablations.wording import counted
 from seld.errors import InputError
 from seld.records import (
     RECORD_FILE,
@@ -193,7 +194,7 @@ def fetch_trials(study_folder: Path, kept: str | None, console: Console) -> None
     ]
     fetch_files(kept, wanted, study_folder)
     if others:
-        said = f"{len(others)} trials of other machines are taken from {kept}"
+        said = f"{counted(len(others), 'trial')} of other machines taken from {kept}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 

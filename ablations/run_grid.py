@@ -20,7 +20,6 @@ import argparse
 import itertools
 from dataclasses import replace
 from functools import partial
-from typing import Unpack
 
 from ablations.commands import carry_out
 from ablations.options import (
@@ -49,11 +48,11 @@ def main() -> int:
     arguments = parse_arguments()
     study = study_of(arguments)
 
-    def run(**options: Unpack[RunOptions]) -> int:
+    def run(options: RunOptions) -> int:
         # Ray Tune takes a second to import, and plans run nothing.
         from ablations.grid import run_study
 
-        return run_study(study, **options)
+        return run_study(study, options)
 
     return carry_out(
         arguments,
@@ -76,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"one of {', '.join(SCALES)} (demo; the study evidence: evidence)",
     )
     parser.add_argument(
-        "--name", type=folder_name, help="of its folder in the results (the study's)"
+        "--name", type=folder_name, help="name of the results folder (default: the study's name)"
     )
     what = parser.add_argument_group("what to run")
     what.add_argument("--arms", type=comma_separated, help="only these arms, comma-separated")
@@ -92,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="STAGE.KEY=VALUE",
-        help="a setting of every arm, as pretrain.steps=500 or finetune.learning_rate=3e-4",
+        help="a setting of every arm, such as pretrain.steps=500 or finetune.learning_rate=3e-4",
     )
     add_place_options(parser)
     add_cost_options(parser)

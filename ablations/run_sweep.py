@@ -36,6 +36,7 @@ from ablations.options import (
 from ablations.plan import plan_study
 from ablations.searcher import REDUCTION
 from ablations.sweep import GOALS, Sweep, as_study, expected_trials, run_sweep
+from ablations.wording import counted
 from search_spaces.scales import SCALES, find_scale
 from search_spaces.spaces import LEARN_TEMPERATURE, OBJECTIVE, OBJECTIVES, TEMPERATURE
 from search_spaces.studies import STUDIES
@@ -51,7 +52,7 @@ def main() -> int:
     def plan(**options: Any) -> int:
         trials = expected_trials(sweep)
         trainings = f", about {sum(map(len, trials))} trainings of {sweep.rungs} lengths"
-        heading = f"{sweep.trials} trials" + (trainings if sweep.rungs > 1 else "")
+        heading = counted(sweep.trials, "trial") + (trainings if sweep.rungs > 1 else "")
         return plan_study(as_study(sweep), trials=trials, heading=heading, **options)
 
     return carry_out(
@@ -74,11 +75,13 @@ def parse_arguments() -> argparse.Namespace:
         prog="run_sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--name", type=own_folder, default="sweep", help="of its folder in the results (sweep)"
+        "--name", type=own_folder, default="sweep", help="name of the results folder (sweep)"
     )
     parser.add_argument("--scale", default="demo", help=f"one of {', '.join(SCALES)}")
     what = parser.add_argument_group("what to search")
-    what.add_argument("--trials", type=int, default=30, help="in all, earlier runs' included (30)")
+    what.add_argument(
+        "--trials", type=int, default=30, help="total number of trials, including earlier runs (30)"
+    )
     what.add_argument(
         "--objectives", type=comma_separated, default=OBJECTIVES, help="of pretraining (all)"
     )
@@ -93,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
         type=numbers(number),
         help="annotated minutes (the scale's);\n--plan says how long each is fine-tuned",
     )
-    what.add_argument("--seed", type=int, default=0, help="of proposals and trials (0)")
+    what.add_argument("--seed", type=int, default=0, help="seed for proposals and trainings (0)")
     what.add_argument(
         "--minimise",
         type=comma_separated,
@@ -112,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="STAGE.KEY=VALUE",
-        help="a setting of every trial, which is not searched then, as pretrain.steps=500",
+        help="a setting of every trial, which is not searched then, such as pretrain.steps=500",
     )
     what.add_argument(
         "--mix-code",

@@ -14,18 +14,19 @@ from rich.console import Console
 from rich.text import Text
 
 from ablations.cluster import (
-    ClusterOptions,
     connected_machines,
     driver_resource,
     placement_of,
     ray_cluster,
 )
 from ablations.console import quiet_output
-from ablations.data import DataOptions, make_writable, prepare_data
+from ablations.data import make_writable, prepare_data
 from ablations.deadline import Deadline, OutOfTimeError
+from ablations.options import RunOptions
 from ablations.places import keep_results, results_uri, stages_root
 from ablations.tracking import trackers
 from ablations.watchdog import Watchdog
+from ablations.wording import counted
 from search_spaces.studies import Study
 from seld.records import TrialRecord, trials_table
 from trainables.provenance import current_provenance
@@ -52,51 +53,45 @@ class RunsTrials(Protocol):
 
 def run_and_report(
     study: Study,
+    options: RunOptions,
     *,
     trials: int,
     run_trials: RunsTrials,
     report: Callable[[Path, Console], int],
-    data: DataOptions,
-    cluster: ClusterOptions,
-    results: Path,
-    storage: str | None = None,
-    budget_hours: float | None = None,
-    track: str | None = None,
 ) -> int:
     """Prepare the study's data on its cluster, run its trials, report on its folder.
 
     Args:
         trials: how many there are, finished ones included.
-        data, cluster, results, storage, budget_hours, track: see
-            :class:`ablations.options.RunOptions`.
 
     Returns:
-        The exit code, as ``report`` gives it; 0 where the hours were over before any trial.
+        The exit code, as ``report`` gives it; 0 where the time limit came before any trial.
 
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
-    deadline = Deadline.after(budget_hours)
-    study_folder = results / study.name
+    cluster, storage = options.cluster, options.storage
+    deadline = Deadline.after(options.budget_hours)
+    study_folder = options.results / study.name
     make_writable(study_folder, "--results")
-    data.check(study)
+    options.data.check(study)
     with quiet_output(study_folder / "logs" / "ray.log") as console:
-        tracking = trackers(study.name, study_folder, also=track)
+        tracking = trackers(study.name, study_folder, also=options.track)
         console.print(Text(study.question, "bold"))
         with ray_cluster(cluster):
             placement = placement_of(study, connected_machines(cluster), cluster, trials=trials)
             console.print(placement.describe(), highlight=False)
             try:
-                prepared = prepare_data(data, study, placement, console, deadline)
+                prepared = prepare_data(options.data, study, placement, console, deadline)
             except OutOfTimeError:
                 console.print(
-                    "the hours given are over before the data are ready; what is rendered and "
-                    "decoded stays, the same command goes on from here"
+                    "time limit reached before the data were ready; rendered and decoded data "
+                    "are kept, run the same command to continue"
                 )
                 return 0
             run = StudyRun(
                 study_folder=study_folder.resolve(),
-                store=StageStore(stages_root(storage, results)),
+                store=StageStore(stages_root(storage, options.results)),
                 placement=placement,
                 data=prepared,
                 provenance=current_provenance(),
@@ -104,7 +99,7 @@ def run_and_report(
             )
             run_trials(run, console, deadline=deadline, callbacks=tracking)
             if deadline.is_over:
-                console.print("the hours given are over; the same command goes on from here")
+                console.print("time limit reached; run the same command to continue")
         exit_code = report(study_folder, console)
         keep_results(study_folder, storage, console)
         return exit_code
@@ -173,8 +168,9 @@ def let_tune_run(
 
 def say_lost(console: Console, count: int, *, memory_was_short: bool) -> None:
     """Say that trials have ended without a record."""
-    reason = " for want of memory" if memory_was_short else ""
-    console.print(f"Ray has lost {count} trials{reason}; they are run again")
+    reason = " (out of memory)" if memory_was_short else ""
+    again = "it is" if count == 1 else "they are"
+    console.print(f"Ray lost {counted(count, 'trial')}{reason}; {again} run again")
 
 
 def write_tables(records: list[TrialRecord], study_folder: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -54,6 +54,7 @@ from ablations.searcher import (
     propose_again,
     require_same,
 )
+from ablations.wording import counted
 from search_spaces.scales import ScaleSettings
 from search_spaces.spaces import (
     BUDGET,
@@ -256,10 +257,10 @@ def recipe_settings(sweep: Sweep) -> dict[str, Any]:
 
 def run_sweep(
     sweep: Sweep,
+    options: RunOptions,
     *,
     grid_options: Sequence[str] = (),
     mix_code: bool = False,
-    **options: Unpack[RunOptions],
 ) -> int:
     """Run the trials that are missing of a sweep and report on all of them.
 
@@ -267,7 +268,6 @@ def run_sweep(
         grid_options: scale, settings and places as the sweep was given them, for the command that
             scores what was found on the test.
         mix_code: go on where earlier trials were trained with other code.
-        options: which data, where; see :class:`RunOptions`.
 
     Returns:
         The exit code: 0, or 1 where no trial finished.
@@ -275,17 +275,17 @@ def run_sweep(
     Raises:
         InputError: for everything that can be known to be wrong before the work starts.
     """
-    folder, storage, console = options["results"] / sweep.name, options.get("storage"), Console()
+    folder, storage, console = options.results / sweep.name, options.storage, Console()
     make_writable(folder, "--results")
     with only_run(folder), only_head(storage, sweep.name, console):
         fetch_kept(folder, results_uri(storage, sweep.name), console)
         refuse_what_cannot_go_on(sweep, folder, mix_code=mix_code)
         return run_and_report(
             as_study(sweep),
+            options,
             trials=sweep.trials,
             run_trials=partial(run_missing_trials, sweep),
             report=partial(report_on, sweep, grid_options=grid_options),
-            **options,
         )
 
 
@@ -306,7 +306,7 @@ def refuse_what_cannot_go_on(sweep: Sweep, folder: Path, *, mix_code: bool) -> N
         commits = sorted({record.commit for record in others} - {""})
         raise InputError(
             folder,
-            f"the code of {len(others)} of {len(ranked)} trials",
+            f"the code of {len(others)} of {counted(len(ranked), 'trial')}",
             f"other than now (commit {', '.join(commits) or 'unknown'})",
             "the same: check that commit out to go on with it, begin anew with another --name, "
             "or rank the scores of both together with --mix-code",
@@ -368,10 +368,10 @@ def run_missing_trials(
     keep_plan(run.study_folder, run.kept_in)
     done = len(done_trials(study))
     if done >= sweep.trials:
-        console.print(f"all {sweep.trials} trials are done already")
+        console.print(f"all {counted(sweep.trials, 'trial')} done already")
         return
     if done:
-        console.print(f"{done} of {sweep.trials} trials are done already")
+        console.print(f"{done} of {counted(sweep.trials, 'trial')} done already")
 
     progress = StudyProgress(console, planned=sweep.trials, already_done=done)
     put_off: dict[int, str] = {}
@@ -432,10 +432,10 @@ def searcher_for(
 def say_put_off(console: Console, put_off: Mapping[int, str], *, missing: int) -> None:
     """Say that trials ended for what is not of theirs, and what becomes of them."""
     reasons = {FAILURE_KINDS.get(kind, "the trial's process died") for kind in put_off.values()}
-    trials = "1 trial has" if len(put_off) == 1 else f"{len(put_off)} trials have"
+    trials = counted(len(put_off), "trial has", "trials have")
     console.print(
         f"[bold]{trials} ended by no fault of the settings[/bold]: {'; '.join(sorted(reasons))}. "
-        f"Once that is mended, the same command runs the {missing} that are missing.",
+        f"Once that is mended, run the same command for the {counted(missing, 'trial')} missing.",
         highlight=False,
     )
 
@@ -486,7 +486,8 @@ def report_on(
     under_way = (TrialState.RUNNING, TrialState.WAITING)
     if unfinished := len(study.get_trials(deepcopy=False, states=under_way)):
         counts["begun, and not ended"] = unfinished
-    console.print(", ".join(f"{count} trials {state}" for state, count in sorted(counts.items())))
+    states = (f"{counted(count, 'trial')} {state}" for state, count in sorted(counts.items()))
+    console.print(", ".join(states))
     best = study.best_trials if counts["complete"] else []
     best = list({str(trial.params): trial for trial in best}.values())  # each settings once
     for trial in best:

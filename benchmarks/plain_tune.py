@@ -31,7 +31,7 @@ from ablations.cluster import ClusterOptions, connected_machines, driver_resourc
 from ablations.console import quiet_output
 from ablations.data import DataOptions, prepare_data
 from ablations.grid import run_study
-from ablations.options import numbers
+from ablations.options import RunOptions, numbers
 from search_spaces.studies import Study, find_study
 from seld.records import HISTORY_FILE
 from trainables.cells import Cell, stages_of
@@ -175,7 +175,7 @@ def main() -> None:
             data = prepare_data(options, study, placement, Console(quiet=True))
 
         started = time.perf_counter()
-        run_study(study, data=options, cluster=cluster, results=folder / "results")
+        run_study(study, RunOptions(data=options, cluster=cluster, results=folder / "results"))
         ours_s = time.perf_counter() - started
         table = pd.read_parquet(folder / "results" / study.name / "trials.parquet")
         ours = dict(zip(table["trial_id"], table["seld_error"], strict=True))

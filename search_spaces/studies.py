@@ -332,7 +332,7 @@ def crowding(scale: ScaleSettings) -> Study:
 
 
 def misalignment(scale: ScaleSettings) -> Study:
-    """How many sounds without a visible source does each variant bear?
+    """How many sounds without a visible source does each variant tolerate?
 
     Command: ``python ablations/run_grid.py misalignment``
     Cost: at ``demo`` about 1.5 times ``variants``, and three renderings.
@@ -355,7 +355,7 @@ def misalignment(scale: ScaleSettings) -> Study:
     recipes = {"doa_wise": scale.doa_wise, "recording_wise": scale.recording_wise}
     return Study(
         name="misalignment",
-        question="How much unseen sound and background music does pretraining bear?",
+        question="How much unseen sound and background music does pretraining tolerate?",
         scale=scale,
         arms=tuple(
             with_share(name, recipe, share) for name, recipe in recipes.items() for share in shares

@@ -14,11 +14,11 @@ A file has as many columns as most of its rows, and one layout; other rows are e
 columns the evaluators know by their year what they mean: that of 2022 takes them for a vector,
 that of 2023 for angles and a distance. Here the content tells. A row can be Cartesian if its vector
 is longer than 0 and at most 2 (an ACCDOA network's tanh reaches √3), and polar if azimuth and
-elevation are whole degrees in range and the distance is not negative. A file is what more of its
-rows can be. What can be both, vectors of whole numbers such as 0,0,1, is Cartesian if all the
-file's rows are so: read as polar, every source would be within 2 cm of the microphone. Six columns
-with fractions of degrees are neither and are refused: without the distance, or as x, y, z and
-distance, nothing about them is open.
+elevation are whole degrees in range and the distance is not negative. A file takes the layout that
+more of its rows fit. If all rows fit both (whole-number vectors such as 0,0,1), or as many fit
+either, it is Cartesian: read as polar, every such source would be within 2 cm of the microphone.
+Six columns with fractional degrees fit neither and are refused; write them without the distance, or
+as x, y, z and distance, which is unambiguous.
 
 Only numpy and pandas are imported, so that the scorer starts quickly.
 """

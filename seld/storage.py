@@ -14,7 +14,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from seld.errors import InputError
-from seld.scratch import scratch_folder
+from seld.temporary import temporary_folder
 
 #: A file that nobody has written to for so long belongs to a process that is no more; clocks of
 #: file servers differ by less.
@@ -193,7 +193,7 @@ def local_copy(path: str) -> Iterator[Path]:
         yield local
         return
     files, inner = file_system(path)
-    with scratch_folder() as folder:
+    with temporary_folder() as folder:
         local = folder / inner.rsplit("/", 1)[-1]
         files.get_file(inner, str(local))
         yield local
@@ -216,7 +216,7 @@ def written_whole(path: str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         return
     files, inner = file_system(path)
-    with scratch_folder() as folder:
+    with temporary_folder() as folder:
         temporary = folder / "file"
         yield temporary
         files.put_file(str(temporary), inner)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_study import ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 from analysis.compare import (
     Comparison,
@@ -25,6 +24,7 @@ from analysis.compare import (
 from analysis.load import load_studies
 from analysis.tables import differences_table
 from seld.records import TrialRecord
+from tests.simulated_study import ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 SMALL = SimulatedStudy(
     arms={"scratch": ArmTruth(), "better": ArmTruth(found=0.75, near=0.85)},

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from analysis.events import match_events
 from analysis.load import load_studies
 from seld.annotations import POLAR_COLUMNS, write_annotations
+from tests.simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 
 def table(*events: tuple[int, int]) -> pd.DataFrame:

@@ -19,7 +19,6 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.typing import NDArray
-from simulated_study import VARIANTS, ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 from analysis import figures
 from analysis.compare import Comparison
@@ -31,6 +30,7 @@ from analysis.tables import classes_table
 from seld.annotations import read_annotations, write_annotations
 from seld.classes import STARSS_CLASSES
 from seld.records import TrialRecord
+from tests.simulated_study import VARIANTS, ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 STUDY = SimulatedStudy(
     arms={name: VARIANTS[name] for name in ("scratch", "avc", "doa_wise", "recording_wise")},

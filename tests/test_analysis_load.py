@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulated_study import ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 from analysis.load import load_studies
 from seld.errors import InputError
 from seld.records import TrialRecord
+from tests.simulated_study import ArmTruth, SimulatedStudy, failed, write_simulated_study
 
 STUDY = SimulatedStudy(
     arms={"scratch": ArmTruth(), "avc": ArmTruth()},

@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
 from analysis import Analysis, probes
 from analysis.figures import Picture, draw
 from analysis.load import Results, load_studies
 from analysis.probes import pretrainings, probe_figures, probes_table
 from seld.records import TrialRecord
+from tests.simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
 STUDY = SimulatedStudy(
     arms={"scratch": ArmTruth(), "doa_wise": ArmTruth(probes=HEALTHY_PROBES)},

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 from analysis import Analysis
 from analysis.__main__ import main
 from seld.classes import STARSS_CLASSES
 from seld.errors import InputError
 from seld.records import TrialRecord, read_record, write_record
+from tests.simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 STUDY = SimulatedStudy(
     arms={name: VARIANTS[name] for name in ("scratch", "doa_wise", "recording_wise")},

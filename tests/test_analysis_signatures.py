@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
 from analysis.compare import Comparison
 from analysis.load import load_studies
@@ -29,6 +28,7 @@ from analysis.signatures import (
 )
 from seld.classes import STARSS_CLASSES
 from seld.records import TrialRecord
+from tests.simulated_study import HEALTHY_PROBES, ArmTruth, SimulatedStudy, write_simulated_study
 
 HEALTHY = ArmTruth(found=0.65, near=0.8, probes=HEALTHY_PROBES)
 UNSEEN = ("bell", "knock")

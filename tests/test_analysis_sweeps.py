@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_study import VARIANTS, SimulatedStudy, write_simulated_study
 
 from analysis import Analysis
 from analysis.load import load_studies
 from analysis.sweeps import Points, importances, points, responses
 from seld.records import TrialRecord, read_study
+from tests.simulated_study import VARIANTS, SimulatedStudy, write_simulated_study
 
 TEMPERATURE = "pretrain.temperature"
 SAMPLING = "pretrain.directions.sampling"

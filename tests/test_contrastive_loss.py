@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seld.geometry import angular_distance_deg
 from seld.losses import avc_loss, doa_wise_loss, own_window_loss, recording_wise_loss
-from tests.test_pretrain import OBJECTIVES, TINY, random_batches
+from tests.tiny_training import OBJECTIVES, TINY, pretrain_batches
 from trainables import contrast as contrast_module
 from trainables.contrast import EarlierPairs, PretrainNetworks, contrastive_loss, picture_loss
 from trainables.directions import Directions
@@ -72,7 +72,7 @@ def plant_directions(monkeypatch: pytest.MonkeyPatch) -> Directions:
 def loss_of(settings: PretrainSettings) -> tuple[float, Planted]:
     """The loss of one batch, and the networks that were asked."""
     networks = Planted(settings)
-    batch = next(random_batches(settings))
+    batch = next(pretrain_batches(settings))
     loss = contrastive_loss(networks, batch, settings, seed_step(0, 0), "cpu")
     return loss.item(), networks
 
@@ -180,7 +180,7 @@ def test_embeddings_of_the_last_steps_are_negatives(
     settings = dataclasses.replace(TINY, objective=objective, memory_steps=2)
     _, weights, excluded = plant_directions(monkeypatch)
     earlier = EarlierPairs(settings.memory_steps)
-    batch = next(random_batches(settings))
+    batch = next(pretrain_batches(settings))
     rows: list[tuple[Tensor, Tensor]] = []
     for step in range(4):
         networks = Planted(settings, seed=10 * step)
@@ -213,7 +213,7 @@ def test_pictures_are_compared_with_other_views_of_theirs(
     _, weights, excluded = plant_directions(monkeypatch)
     settings = dataclasses.replace(TINY, temperature=0.3, segment_s=TINY.window_s / segments)
     networks = Planted(settings)
-    batch = next(random_batches(settings))
+    batch = next(pretrain_batches(settings))
     loss = picture_loss(networks, batch, settings, seed_step(0, 0), "cpu")
     first, second = networks.pictures.split(3, dim=1)
     expected = doa_wise_loss(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import botocore.exceptions
-import corpus_writers as writers
 import fsspec
 import pytest
 
 from seld import storage
 from seld.corpora import CORPORA, Recording, read_classes
 from seld.errors import InputError
+from tests import corpus_writers as writers
 
 STARSS_NAMES = (
     "dev-train-sony/fold3_room21_mix001",

@@ -13,7 +13,7 @@ from seld.ambisonics import FoaFeatures
 from seld.geometry import DoaGrid, angular_distance_deg, unit_vectors
 from seld.spatial_spectra import spatial_spectra
 from tests.sound_fields import encode
-from tests.test_pretrain import TINY
+from tests.tiny_training import TINY
 from trainables.directions import DirectionSettings, choose_directions
 
 GRID = DoaGrid(kind="fibonacci", count=16)

@@ -26,8 +26,7 @@ from s3fs.errors import translate_boto_error
 from seld.errors import InputError
 from seld.records import FAILURE_KINDS, read_record, trials_table
 from seld.settings import to_mapping
-from tests.test_finetune import SETTINGS, random_batches
-from tests.test_pretrain import TINY
+from tests.tiny_training import TINY, TINY_FINETUNE, finetune_batches
 from trainables import trial as trial_module
 from trainables.cells import Cell
 from trainables.clips import Batch
@@ -57,14 +56,14 @@ def run_out_of_host_memory() -> None:
 
 def diverge() -> None:
     def poisoned() -> Any:
-        for step, batch in enumerate(random_batches(SETTINGS)):
+        for step, batch in enumerate(finetune_batches(TINY_FINETUNE)):
             yield batch if step < 1 else poison(batch)
 
     def poison(batch: Batch) -> Batch:
         return batch | {"target": torch.full_like(batch["target"], math.inf)}
 
     finetune(
-        SETTINGS,
+        TINY_FINETUNE,
         poisoned(),
         class_count=5,
         encoder_state=None,
@@ -332,7 +331,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyRun:
 
 
 CELL = Cell(
-    study="s", arm="scratch", seed=0, annotation_minutes=1, pretrain=None, finetune=SETTINGS
+    study="s", arm="scratch", seed=0, annotation_minutes=1, pretrain=None, finetune=TINY_FINETUNE
 )
 
 
@@ -495,7 +494,7 @@ def finetune_key(run: StudyRun, batch_size: int) -> StageKey:
 def test_what_does_not_fit_the_gpu_is_trained_in_smaller_batches_and_says_so(
     run: StudyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = replace(CELL, finetune=replace(SETTINGS, batch_size=16))
+    cell = replace(CELL, finetune=replace(TINY_FINETUNE, batch_size=16))
     fits = 4
     batches = []
 

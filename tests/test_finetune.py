@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,47 +15,25 @@ from seld.models.resnet_conformer import AudioEncoder
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.spatial_spectra import turned_features
 from tests.sound_fields import encode, rotate
-from tests.test_pretrain import TINY, Reports
+from tests.tiny_training import CLASSES, TINY_FINETUNE, Reports, finetune_batches
 from trainables import finetune as finetune_module
-from trainables.clips import Batch
-from trainables.finetune import FinetuneSettings, finetune, masked, seld_loss, turned_vectors
+from trainables.finetune import finetune, masked, seld_loss, turned_vectors
 from trainables.steps import NonFiniteLossError
-
-SETTINGS = FinetuneSettings(
-    steps=4,
-    batch_size=3,
-    window_s=0.4,
-    audio=TINY.audio,
-    mask_bands=8,
-    mask_frames=4,
-    precision="float32",
-    report_every=1,
-    state_every=2,
-)
-CLASSES = 5
-
-
-def random_batches(settings: FinetuneSettings, start_step: int = 0) -> Iterator[Batch]:
-    for step in range(start_step, settings.steps):
-        generator = torch.Generator().manual_seed(step)
-        foa = torch.randint(-3000, 3000, (3, 4, 9600), generator=generator, dtype=torch.int16)
-        shape = (3, 4, CLASSES, 3) if settings.output_format == "accdoa" else (3, 4, 6, 4, CLASSES)
-        yield {"foa": foa, "target": torch.rand(shape, generator=generator)}
 
 
 @pytest.mark.parametrize("output_format", ["accdoa", "multi_accdoa"])
 def test_resumed_run_equals_uninterrupted_one_bit_for_bit(output_format: str, tmp_path) -> None:
     settings = dataclasses.replace(
-        SETTINGS, output_format=output_format, validate_every=1, select_best=True
+        TINY_FINETUNE, output_format=output_format, validate_every=1, select_best=True
     )
     common = {"class_count": CLASSES, "encoder_state": None, "validate": drifting_validation}
     whole = Reports()
-    expected = finetune(settings, random_batches(settings), report=whole, **common)
+    expected = finetune(settings, finetune_batches(settings), report=whole, **common)
     torch.save(whole.states[2], tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.rand(3)
     rest = Reports()
-    resumed = finetune(settings, random_batches(settings, 2), report=rest, start=state, **common)
+    resumed = finetune(settings, finetune_batches(settings, 2), report=rest, start=state, **common)
     assert rest.metrics == {step: whole.metrics[step] for step in (3, 4)}
     for key, tensor in expected.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[key], tensor), key
@@ -70,7 +47,7 @@ def drifting_validation(network: SeldNetwork) -> dict[str, float]:
 def test_best_state_is_kept_and_patience_stops() -> None:
     errors = iter([0.5, 0.3, 0.4, 0.6, 0.7, 0.8])
     settings = dataclasses.replace(
-        SETTINGS, steps=6, validate_every=1, select_best=True, patience=2, state_every=1
+        TINY_FINETUNE, steps=6, validate_every=1, select_best=True, patience=2, state_every=1
     )
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -81,7 +58,7 @@ def test_best_state_is_kept_and_patience_stops() -> None:
     reports = Reports()
     result = finetune(
         settings,
-        random_batches(settings),
+        finetune_batches(settings),
         class_count=CLASSES,
         encoder_state=None,
         report=reports,
@@ -97,11 +74,11 @@ def test_best_state_is_kept_and_patience_stops() -> None:
 
 def test_starts_from_the_pretrained_encoder() -> None:
     torch.manual_seed(9)
-    encoder = AudioEncoder(SETTINGS.audio)
-    settings = dataclasses.replace(SETTINGS, steps=1, encoder_rate=0.0, weight_decay=0.0)
+    encoder = AudioEncoder(TINY_FINETUNE.audio)
+    settings = dataclasses.replace(TINY_FINETUNE, steps=1, encoder_rate=0.0, weight_decay=0.0)
     result = finetune(
         settings,
-        random_batches(settings),
+        finetune_batches(settings),
         class_count=CLASSES,
         encoder_state=encoder.state_dict(),
         report=Reports(),
@@ -127,7 +104,7 @@ def test_sound_and_target_undergo_the_same_rotation(
     rotations: str, swaps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the network is shown and what it is asked for are turned alike, by a new turn a step."""
-    settings = dataclasses.replace(SETTINGS, swaps=swaps, rotations=rotations)
+    settings = dataclasses.replace(TINY_FINETUNE, swaps=swaps, rotations=rotations)
     turned: dict[str, torch.Tensor] = {}
 
     def note_features(spectra: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
@@ -140,8 +117,8 @@ def test_sound_and_target_undergo_the_same_rotation(
 
     monkeypatch.setattr(finetune_module, "turned_features", note_features)
     monkeypatch.setattr(finetune_module, "turned_vectors", note_vectors)
-    network = SeldNetwork(SeldNetworkSettings(encoder=SETTINGS.audio, class_count=CLASSES))
-    batch = next(random_batches(settings))
+    network = SeldNetwork(SeldNetworkSettings(encoder=TINY_FINETUNE.audio, class_count=CLASSES))
+    batch = next(finetune_batches(settings))
     drawn = []
     for seed in (0, 1):
         seld_loss(network, batch, settings, torch.Generator().manual_seed(seed), "cpu")
@@ -168,13 +145,13 @@ def test_multi_accdoa_targets_turn_in_their_xyz_only(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(finetune_module, "turned_features", note_features)
     monkeypatch.setattr(finetune_module, "adpit_loss", note_target)
-    settings = dataclasses.replace(SETTINGS, output_format="multi_accdoa", rotations="any")
+    settings = dataclasses.replace(TINY_FINETUNE, output_format="multi_accdoa", rotations="any")
     network = SeldNetwork(
         SeldNetworkSettings(
-            encoder=SETTINGS.audio, class_count=CLASSES, output_format="multi_accdoa"
+            encoder=TINY_FINETUNE.audio, class_count=CLASSES, output_format="multi_accdoa"
         )
     )
-    batch = next(random_batches(settings))
+    batch = next(finetune_batches(settings))
     seld_loss(network, batch, settings, torch.Generator().manual_seed(0), "cpu")
     activity, xyz = batch["target"].split([1, 3], dim=3)
     expected = torch.einsum("bij,bftjc->bftic", given["matrices"], xyz)
@@ -185,7 +162,7 @@ def test_multi_accdoa_targets_turn_in_their_xyz_only(monkeypatch: pytest.MonkeyP
 
 def test_masks_blank_one_stretch_of_bands_and_frames() -> None:
     features = torch.ones(6, 7, 20, 64)
-    blanked = masked(features, SETTINGS, torch.Generator().manual_seed(1)) == 0
+    blanked = masked(features, TINY_FINETUNE, torch.Generator().manual_seed(1)) == 0
     for window in blanked:
         bands = window[0].all(dim=0).nonzero().flatten()
         frames = window[0].all(dim=1).nonzero().flatten()
@@ -200,7 +177,7 @@ def test_masks_blank_one_stretch_of_bands_and_frames() -> None:
 @pytest.mark.parametrize(("name", "axis"), [("mask_bands", 3), ("mask_frames", 2)])
 def test_each_axis_is_masked_by_itself(name: str, axis: int) -> None:
     """At each width up to the widest, anywhere, and in each window at another place."""
-    settings = dataclasses.replace(SETTINGS, **{"mask_bands": 0, "mask_frames": 0, name: 5})
+    settings = dataclasses.replace(TINY_FINETUNE, **{"mask_bands": 0, "mask_frames": 0, name: 5})
     features = torch.ones(300, 7, 20, 64)
     blank = masked(features, settings, torch.Generator().manual_seed(1)) == 0
     stretches = blank.any(dim=5 - axis).all(dim=1)  # (window, band or frame)
@@ -213,11 +190,11 @@ def test_each_axis_is_masked_by_itself(name: str, axis: int) -> None:
 
 @pytest.mark.parametrize(("bands", "frames"), [(8, 4), (0, 0)])
 def test_the_network_is_shown_masked_features(bands: int, frames: int) -> None:
-    settings = dataclasses.replace(SETTINGS, mask_bands=bands, mask_frames=frames)
-    network = SeldNetwork(SeldNetworkSettings(encoder=SETTINGS.audio, class_count=CLASSES))
+    settings = dataclasses.replace(TINY_FINETUNE, mask_bands=bands, mask_frames=frames)
+    network = SeldNetwork(SeldNetworkSettings(encoder=TINY_FINETUNE.audio, class_count=CLASSES))
     shown: list[torch.Tensor] = []
     network.encoder.network.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
-    batch = next(random_batches(settings))
+    batch = next(finetune_batches(settings))
     for seed in range(5):
         seld_loss(network, batch, settings, torch.Generator().manual_seed(seed), "cpu")
     blank = torch.cat(shown) == 0  # (window, channel, frame, band)
@@ -226,24 +203,24 @@ def test_the_network_is_shown_masked_features(bands: int, frames: int) -> None:
 
 
 def test_non_finite_loss_stops_before_the_step() -> None:
-    batches = list(random_batches(SETTINGS))
+    batches = list(finetune_batches(TINY_FINETUNE))
     batches[1]["target"][0, 0, 0] = torch.inf
     with pytest.raises(NonFiniteLossError, match="step 1"):
-        finetune(SETTINGS, batches, class_count=CLASSES, encoder_state=None, report=Reports())
+        finetune(TINY_FINETUNE, batches, class_count=CLASSES, encoder_state=None, report=Reports())
 
 
 def test_selecting_without_validation_is_refused() -> None:
     with pytest.raises(InputError, match="validate_every"):
-        dataclasses.replace(SETTINGS, select_best=True)
+        dataclasses.replace(TINY_FINETUNE, select_best=True)
 
 
 @pytest.mark.parametrize("window_s", [2.07, 2.05, 0.07, 1e-9, 0.0, -0.4, math.inf, math.nan])
 def test_windows_off_the_label_clock_are_refused(window_s: float) -> None:
     with pytest.raises(InputError, match=r"window_s is .*, expected a positive multiple of 0\.1 s"):
-        dataclasses.replace(SETTINGS, window_s=window_s)
+        dataclasses.replace(TINY_FINETUNE, window_s=window_s)
 
 
 def test_windows_of_any_whole_number_of_label_frames_are_accepted() -> None:
     for frames in range(1, 200):
-        dataclasses.replace(SETTINGS, window_s=frames / 10)
-        dataclasses.replace(SETTINGS, window_s=frames * 0.1)
+        dataclasses.replace(TINY_FINETUNE, window_s=frames / 10)
+        dataclasses.replace(TINY_FINETUNE, window_s=frames * 0.1)

@@ -34,7 +34,7 @@ from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
 from seld.predict import events_of
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
-from tests.test_finetune import SETTINGS
+from tests.tiny_training import TINY_FINETUNE
 from trainables.clips import AnnotatedReader, WindowSchedule
 from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss, scored_clips
 from trainables.finetune_job import FinetuneJob, Unfinished
@@ -43,7 +43,7 @@ from trainables.stages import WorkClock, seconds_worked
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 TEST_NAME = "dev-test-sony/fold4_room4_mix001"
-TRAINING = replace(SETTINGS, steps=6, report_every=1, state_every=2)
+TRAINING = replace(TINY_FINETUNE, steps=6, report_every=1, state_every=2)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import torch._dynamo  # optimisers import it: once for all forks, not in each
 from safetensors.torch import load_file
 
 from seld.classes import STARSS_CLASSES
@@ -28,8 +27,8 @@ from seld.records import LOG_FILE, read_record, trial_folder, trials_table
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
 from tests.integration.tiny_study import OF_ONE_RUN
-from tests.test_finetune import SETTINGS
 from tests.test_stages import FILE_EVENTS, JOIN_S, PROCESSES
+from tests.tiny_training import TINY_FINETUNE
 from trainables import stages
 from trainables import trial as trial_module
 from trainables.cells import STAGE_CODE, Cell, stages_of
@@ -48,7 +47,7 @@ CELL = Cell(
     seed=0,
     annotation_minutes=0.15,
     pretrain=None,
-    finetune=replace(SETTINGS, steps=100, report_every=1, state_every=1),
+    finetune=replace(TINY_FINETUNE, steps=100, report_every=1, state_every=1),
 )
 #: Touches of the disk that a process gets: a whole trial takes some hundred.
 LIVES = (4, 30)

@@ -6,13 +6,13 @@ import struct
 from fractions import Fraction
 from pathlib import Path
 
-import corpus_writers as writers
 import numpy as np
 import pytest
 import soxr
 
 from seld import mp4
 from seld.media import MediaError, PictureReader, read_foa
+from tests import corpus_writers as writers
 
 RATE_HZ = 24_000
 FREQUENCIES_HZ = (300, 600, 1200, 2400)

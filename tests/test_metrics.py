@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference_seld import ReferenceSeld, Row, jackknife_interval
 from scipy.optimize import linear_sum_assignment
 
 from seld.annotations import read_annotations, write_annotations
@@ -29,6 +28,7 @@ from seld.metrics import (
     score,
     scores_from_counts,
 )
+from tests.reference_seld import ReferenceSeld, Row, jackknife_interval
 
 CLASSES = ("a", "b", "c")
 #: A class and frame that no prediction meets: with it the first ten frames are one scored block.

@@ -36,8 +36,8 @@ from search_spaces.scales import find_scale
 from search_spaces.studies import Study, find_study, variants
 from seld.clips import ShardIndex
 from seld.errors import InputError
-from tests.test_finetune import SETTINGS as FINETUNE
-from tests.test_pretrain import TINY
+from tests.tiny_training import TINY
+from tests.tiny_training import TINY_FINETUNE as FINETUNE
 from trainables.cells import Cell, stages_of
 from trainables.clips import Batch
 from trainables.pretrain import PretrainSettings, pretrain

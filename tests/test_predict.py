@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import corpus_writers as writers
 import numpy as np
 import pytest
 import soundfile
@@ -24,6 +23,7 @@ from seld.predict import (
     predict_waveform,
     sound_blocks,
 )
+from tests import corpus_writers as writers
 
 LABEL_SAMPLES = 2400
 NAMES = ("bell", "knock")

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import corpus_writers as writers
 import fsspec
 import pandas as pd
 import pytest
@@ -37,7 +36,8 @@ from seld.errors import InputError
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, SceneSettings
 from seld.shards import ProcessExecutor, build_shards
-from tests.test_pretrain import TINY
+from tests import corpus_writers as writers
+from tests.tiny_training import TINY
 from trainables import pretrain_job
 from trainables.cells import DEFAULT_DATA, Cell, stages_of
 from trainables.contrast import PretrainNetworks

@@ -18,14 +18,13 @@ import torch
 from seld.ambisonics import FoaFeatures
 from seld.clips import ShardIndex
 from seld.errors import InputError
-from seld.geometry import DoaGrid, azimuth_elevation, unit_vectors
+from seld.geometry import azimuth_elevation, unit_vectors
 from seld.models.heads import ProjectionSettings
-from seld.models.r2plus1d import VisualEncoderSettings
-from seld.models.resnet_conformer import AudioEncoderSettings, ResNetConformerSettings
 from seld.panorama import camera_matrices
 from seld.spatial_spectra import spatial_spectra
 from tests.sound_fields import encode
 from tests.test_panorama import pixel_directions
+from tests.tiny_training import GRID, OBJECTIVES, TINY, Reports, pretrain_batches
 from trainables import contrast as contrast_module
 from trainables import pretrain as pretrain_module
 from trainables import steps
@@ -44,91 +43,20 @@ from trainables.pretrain import (
     pretrain,
     refuse_broken_convolution,
 )
-from trainables.steps import NonFiniteLossError, TrainState, computes_bf16, seed_step
-
-torch.set_num_threads(1)  # several threads are slower than one on networks of this size
-
-GRID = DirectionSettings(sampling="grid", grid=DoaGrid(kind="fibonacci", count=6))
-TINY = PretrainSettings(
-    steps=4,
-    batch_size=4,
-    window_s=0.4,
-    frame_count=2,
-    crop_px=8,
-    projection=ProjectionSettings(embedding_dim=16, hidden_dim=16),
-    audio=AudioEncoderSettings(
-        network=ResNetConformerSettings(
-            stage_channels=(8,),
-            stage_blocks=(1,),
-            time_pooling=(5,),
-            frequency_pooling=(16,),
-            dim=16,
-            conformer_blocks=1,
-            attention_heads=2,
-        )
-    ),
-    visual=VisualEncoderSettings(
-        stem_channels=8,
-        stage_channels=(8,),
-        stage_blocks=(1,),
-        stem_stride=1,
-        stage_strides=(1,),
-        time_stride=False,
-        embedding_dim=16,
-    ),
-    precision="float32",
-    report_every=1,
-    state_every=2,
-)
-OBJECTIVES = {
-    "doa_wise": TINY,
-    "doa_wise_grid": dataclasses.replace(TINY, directions=GRID, head="grid"),
-    "recording_wise": dataclasses.replace(TINY, objective="recording_wise", directions=GRID),
-    "recording_wise_without_rotation": dataclasses.replace(
-        TINY, objective="recording_wise", directions=GRID, rotated_negatives=0, segment_s=0.2
-    ),
-    "doa_wise_own_window": dataclasses.replace(TINY, own_window_share=0.5, listening_directions=3),
-    "doa_wise_with_memory": dataclasses.replace(TINY, memory_steps=3),
-    "doa_wise_after_pictures": dataclasses.replace(TINY, visual_warmup_share=0.75),
-    "avc": dataclasses.replace(TINY, objective="avc"),
-    "avc_with_memory": dataclasses.replace(TINY, objective="avc", memory_steps=1),
-}
-
-
-def random_batches(settings: PretrainSettings, start_step: int = 0) -> Iterator[Batch]:
-    samples = round(settings.window_s * 24_000)
-    for step in range(start_step, settings.steps):
-        generator = torch.Generator().manual_seed(1000 + step)
-        shape = (settings.batch_size, 4, samples)
-        pictures = (settings.batch_size, settings.frame_count, 3, 16, 32)
-        yield {
-            "foa": torch.randint(-3000, 3000, shape, generator=generator, dtype=torch.int16),
-            "frames": torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
-        }
-
-
-class Reports:
-    def __init__(self) -> None:
-        self.metrics: dict[int, dict[str, float]] = {}
-        self.states: dict[int, TrainState] = {}
-
-    def __call__(self, step: int, metrics: dict[str, float], state: TrainState | None) -> None:
-        self.metrics[step] = metrics
-        if state is not None:
-            self.states[step] = state
+from trainables.steps import NonFiniteLossError, computes_bf16, seed_step
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_resumed_run_equals_uninterrupted_one_bit_for_bit(name: str, tmp_path) -> None:
     settings = OBJECTIVES[name]
     whole = Reports()
-    expected = pretrain(settings, random_batches(settings), report=whole)
+    expected = pretrain(settings, pretrain_batches(settings), report=whole)
 
     torch.save(whole.states[2], tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.rand(7)  # a resumed process has another global random state
     rest = Reports()
-    resumed = pretrain(settings, random_batches(settings, 2), report=rest, start=state)
+    resumed = pretrain(settings, pretrain_batches(settings, 2), report=rest, start=state)
 
     assert rest.metrics == {step: whole.metrics[step] for step in (3, 4)}
     for key, tensor in expected.state["networks"].items():
@@ -139,7 +67,7 @@ def test_probes_are_kept_apart_from_the_training_metrics(tmp_path) -> None:
     reports = Reports()
     probed = pretrain(
         TINY,
-        random_batches(TINY),
+        pretrain_batches(TINY),
         report=reports,
         probe=lambda networks: {"retrieval_top1": float(networks.training)},
     )
@@ -150,7 +78,7 @@ def test_probes_are_kept_apart_from_the_training_metrics(tmp_path) -> None:
     torch.save(reports.states[4], tmp_path / "state.pt")
     assert torch.load(tmp_path / "state.pt", weights_only=True)["probes"] == probed.probes
     # Without annotated pictures nothing is probed, and nothing says that it was.
-    assert pretrain(TINY, random_batches(TINY), report=Reports()).probes == {}
+    assert pretrain(TINY, pretrain_batches(TINY), report=Reports()).probes == {}
 
 
 def test_a_learnt_temperature_at_its_bound_can_rise_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +97,7 @@ def test_a_learnt_temperature_at_its_bound_can_rise_again(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(pretrain_module, "contrastive_loss", pushing)
     reports = Reports()
-    pretrain(settings, random_batches(settings), report=reports)
+    pretrain(settings, pretrain_batches(settings), report=reports)
     assert all(gradients), gradients
     temperatures = [reports.metrics[step]["temperature"] for step in range(1, 11)]
     assert min(temperatures) == pytest.approx(pretrain_module.LOWEST_TEMPERATURE, rel=1e-6)
@@ -179,7 +107,7 @@ def test_every_trainable_parameter_receives_a_gradient() -> None:
     for name, settings in OBJECTIVES.items():
         torch.manual_seed(0)
         networks = PretrainNetworks(settings)
-        batch = next(random_batches(settings))
+        batch = next(pretrain_batches(settings))
         generator = torch.Generator().manual_seed(0)
         contrastive_loss(networks, batch, settings, generator, "cpu").backward()
         without = [
@@ -192,7 +120,7 @@ def test_every_trainable_parameter_receives_a_gradient() -> None:
 
 def test_non_finite_loss_stops_before_the_step() -> None:
     reports = Reports()
-    batches = list(random_batches(TINY))
+    batches = list(pretrain_batches(TINY))
     batches[2] = {"spectra": torch.full((4, 11, 20, 64), torch.nan), "frames": batches[2]["frames"]}
     with pytest.raises(NonFiniteLossError) as raised:
         pretrain(TINY, batches, report=reports)
@@ -209,13 +137,13 @@ def test_report_may_stop_the_run() -> None:
             raise StopNowError
 
     with pytest.raises(StopNowError):
-        pretrain(TINY, random_batches(TINY), report=report)
+        pretrain(TINY, pretrain_batches(TINY), report=report)
 
 
 def test_bf16_loss_is_near_the_float32_one() -> None:
     torch.manual_seed(0)
     networks = PretrainNetworks(TINY)
-    batch = next(random_batches(TINY))
+    batch = next(pretrain_batches(TINY))
     losses = {}
     for precision in ("float32", "bf16"):
         settings = dataclasses.replace(TINY, precision=precision)
@@ -233,7 +161,7 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
     computes_bf16.cache_clear()
     torch.manual_seed(0)
     networks = PretrainNetworks(TINY)
-    batch = next(random_batches(TINY))
+    batch = next(pretrain_batches(TINY))
     losses = {}
     for precision in ("auto", "bf16" if instructions else "float32"):
         settings = dataclasses.replace(TINY, precision=precision)
@@ -381,7 +309,7 @@ def test_pictures_alone_leave_the_audio_encoder_and_the_temperature_alone() -> N
     """For as many of the steps as the settings say."""
     settings = dataclasses.replace(TINY, visual_warmup_share=0.5, state_every=1, warmup_steps=0)
     reports = Reports()
-    pretrain(settings, random_batches(settings), report=reports)
+    pretrain(settings, pretrain_batches(settings), report=reports)
     states = [reports.states[step]["networks"] for step in range(1, 5)]
     for key in states[0]:
         in_warm_up = not torch.equal(states[0][key], states[1][key])
@@ -521,7 +449,7 @@ def test_recording_wise_refuses_sampled_directions() -> None:
 def test_two_frames_in_bf16_on_a_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = dataclasses.replace(TINY, precision="bf16", frame_count=2)
     with pytest.raises(InputError, match="two frames"):
-        pretrain(settings, random_batches(settings), report=Reports())
+        pretrain(settings, pretrain_batches(settings), report=Reports())
     # The first stage halves five frames to three, the second to two.
     visual = dataclasses.replace(
         TINY.visual,
@@ -622,7 +550,7 @@ def test_embedding_sizes_must_agree() -> None:
 def test_spectra_and_waveform_batches_give_the_same_loss() -> None:
     torch.manual_seed(0)
     networks = PretrainNetworks(TINY)
-    batch = next(random_batches(TINY))
+    batch = next(pretrain_batches(TINY))
     spectra = spatial_spectra(batch["foa"].float() / 32768.0, networks.audio_encoder.features)
     kept = {"spectra": spectra.half(), "frames": batch["frames"]}
     losses = [
@@ -637,7 +565,7 @@ def test_axes_of_negatives_and_of_the_augmentation_are_two_settings() -> None:
 
     def first_loss(**changes: Any) -> float:
         settings = dataclasses.replace(OBJECTIVES["recording_wise"], steps=1, **changes)
-        return pretrain(settings, random_batches(settings), report=Reports()).metrics["loss"]
+        return pretrain(settings, pretrain_batches(settings), report=Reports()).metrics["loss"]
 
     for augmentation in ("swaps", "rotations"):
         both = {"augmentation": augmentation}

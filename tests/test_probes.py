@@ -9,11 +9,15 @@ import torch
 
 from seld.geometry import unit_vectors
 from seld.models.heads import GridProjectionHead
+from seld.spatial_spectra import turned_features
+from tests.slow_losses import slow_doa_wise
 from tests.test_panorama import pixel_directions
-from tests.test_pretrain import OBJECTIVES, TINY
+from tests.tiny_training import OBJECTIVES, TINY
 from trainables.contrast import PretrainNetworks
+from trainables.directions import choose_directions
 from trainables.probes import (
     ProbeWindows,
+    empty_direction_metrics,
     has_learnt_classes,
     linear_probe_metrics,
     probe_pretraining,
@@ -208,6 +212,64 @@ def test_empty_directions_are_those_without_an_event() -> None:
     metrics = probe_pretraining(networks, on_grid, settings)
     assert metrics["empty_direction_share"] == pytest.approx(1 - 1 / len(grid))
     assert 0.0 < metrics["loss_share_empty_directions"] < 1.0
+
+
+class PlantedEmbeddings(PretrainNetworks):
+    """Sounds and pictures are what it is told, (window, K, embedding), whatever is asked."""
+
+    sound: torch.Tensor
+    picture: torch.Tensor
+
+    def project_sound(self, latents: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        return self.sound
+
+    def embed_pictures(self, crops: torch.Tensor, segments: int = 1) -> torch.Tensor:
+        return self.picture
+
+
+def test_loss_share_of_empty_directions_is_that_counted_pair_by_pair() -> None:
+    """Two windows, in one of which two directions sound, in the other one."""
+    # Wide enough that neighbours on the grid are no negatives of each other.
+    directions = dataclasses.replace(OBJECTIVES["doa_wise_grid"].directions, exclusion_deg=80.0)
+    settings = dataclasses.replace(OBJECTIVES["doa_wise_grid"], directions=directions)
+    grid = torch.from_numpy(directions.grid.vectors())
+    rows = probe_windows()
+    windows = dataclasses.replace(
+        rows,
+        spectra=rows.spectra[:2],
+        pictures=rows.pictures[:2],
+        row_window=torch.tensor([0, 0, 1]),
+        row_frame=torch.tensor([0, 2, 3]),
+        row_direction=grid[[1, 4, 2]],
+    )
+    features = turned_features(windows.spectra.float(), torch.eye(3).expand(2, 3, 3))
+    generator = torch.Generator().manual_seed(1)
+    networks = PlantedEmbeddings(settings).eval()
+    networks.sound = torch.randn(2, len(grid), 5, generator=generator)
+    networks.picture = networks.sound + torch.randn(2, len(grid), 5, generator=generator)
+    metrics = empty_direction_metrics(networks, features, torch.zeros(2, 1, 1), windows, settings)
+
+    chosen = choose_directions(
+        features[:, 4:], windows.spectra[:, 0].float(), directions, torch.Generator()
+    )
+    near = torch.rad2deg(torch.arccos((grid @ grid.T).clamp(-1.0, 1.0))) < 80.0
+    assert near.sum() > len(near)
+    assert len(chosen.weights.unique()) > 2
+    empty = torch.ones(2, len(grid))
+    empty[0, [1, 4]] = empty[1, 2] = 0.0
+    sound, picture = (
+        (planted - planted.mean(dim=(0, 1))) / planted.std(dim=(0, 1), correction=0)
+        for planted in (networks.sound, networks.picture)
+    )
+    temperature = networks.log_temperature.exp().item()
+    losses = [
+        slow_doa_wise(sound, picture, temperature, weights, near.expand(2, -1, -1)) * weights.sum()
+        for weights in (chosen.weights * empty, chosen.weights * (1.0 - empty))
+    ]
+    assert metrics["empty_direction_share"] == pytest.approx(9 / 12)
+    expected = float(losses[0] / sum(losses))
+    assert metrics["loss_share_empty_directions"] == pytest.approx(expected, rel=1e-4)
+    assert not 0.74 < expected < 0.76  # or it might be the share of the directions
 
 
 def test_whatever_sounds_in_a_window_leaves_no_direction_empty() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import av
 import av.filter
-import corpus_writers as writers
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from seld.decoding import Rejected, ShardSettings, decode_recording
 from seld.media import PictureReader
 from seld.projection import common_layout, frame_layout
 from seld.scenes.pictures import draw_background
+from tests import corpus_writers as writers
 
 SETTINGS = ShardSettings(clip_s=2.0, frame_height_px=64, frame_width_px=128)
 FRAME_RATE_HZ = 5

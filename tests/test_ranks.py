@@ -12,8 +12,8 @@ from torch import nn
 
 from seld.losses import distributed
 from tests.ranks import RANKS, run_in_ranks
-from tests.test_pretrain import GRID, TINY, Reports, random_batches
 from tests.test_probes import probe_windows
+from tests.tiny_training import GRID, TINY, Reports, pretrain_batches
 from trainables.clips import Batch
 from trainables.contrast import PretrainNetworks
 from trainables.joined_norm import JoinedBatchNorm, join_batch_norms
@@ -56,7 +56,7 @@ def share_of(rank: int, settings: PretrainSettings) -> Iterator[Batch]:
     """This rank's part of the joined batches."""
     size = settings.batch_size
     joined = dataclasses.replace(settings, batch_size=size * RANKS)
-    for batch in random_batches(joined):
+    for batch in pretrain_batches(joined):
         yield {name: values[rank * size : (rank + 1) * size] for name, values in batch.items()}
 
 
@@ -105,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_pretrain_like_one_on_the_joined_batch(name: str, folder: Path) -> None:
     joined = dataclasses.replace(SETTINGS[name], batch_size=SETTINGS[name].batch_size * RANKS)
     reports = Reports()
-    expected = pretrain(joined, random_batches(joined), report=reports)
+    expected = pretrain(joined, pretrain_batches(joined), report=reports)
     ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(RANKS)]
     for outcome in ranks:
         for step, metrics in reports.metrics.items():

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
-from simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 from analysis import Analysis
+from tests.simulated_study import VARIANTS, SimulatedStudy, failed, write_simulated_study
 
 PHONE_PX, DESK_PX = 390, 1280
 #: Taller than any page here, so that a screenshot shows it whole.

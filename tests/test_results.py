@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import ray
 from rich.console import Console
-from simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 
 from ablations import detached, grid, places, run_grid, run_sweep, sweep
 from ablations.deadline import Deadline
@@ -47,6 +46,7 @@ from seld.records import (
     write_study,
 )
 from seld.storage import fetch_folder, files_below, upload_folder
+from tests.simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 from trainables import stages, trial
 from trainables.cells import DEFAULT_DATA
 from trainables.stages import StageKey, StageStore
@@ -387,7 +387,7 @@ def test_a_sweep_outlives_its_head(
         with pytest.raises(KeyboardInterrupt):
             sweep.run_missing_trials(searched, run, console, deadline=Deadline(), callbacks=[])
     assert isinstance(console.file, io.StringIO)
-    assert "2 of 6 trials are done already" in console.file.getvalue()
+    assert "2 of 6 trials done already" in console.file.getvalue()
     assert proposed[1][0] == proposed[0][2]
     assert not set(proposed[1]) & set(proposed[0][:2])
     # What is on the disk is newer than what could be kept.
@@ -448,7 +448,7 @@ def test_a_sweep_that_has_gone_on_elsewhere_loses_nothing_where_it_began(
     go_on(one, "0")
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
-    assert "5 of 9 trials are done already" in printed
+    assert "5 of 9 trials done already" in printed
     assert proposed[2][0] == proposed[1][3]  # the one that was under way
     trials = [*proposed[0][:2], *proposed[1][:3], proposed[2][0]]
     assert len(set(trials)) == 6

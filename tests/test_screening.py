@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import corpus_writers as writers
 import fsspec
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from scipy.signal import lfilter
 
 from seld.corpora import Recording
 from seld.decoding import ShardSettings, decode_recording
+from tests import corpus_writers as writers
 
 RATE_HZ = 48_000
 #: Not white: of noise without any pitch, AAC keeps the level alone.

@@ -20,7 +20,6 @@ from typing import Any
 import av
 import av.error
 import botocore.exceptions
-import corpus_writers as writers
 import fsspec
 import numpy as np
 import pandas as pd
@@ -64,6 +63,7 @@ from seld.shards import (
     plan,
     rejected_table,
 )
+from tests import corpus_writers as writers
 from trainables.pretrain_job import unannotated_clips
 
 SMALL = ShardSettings(clip_s=2.0, frame_rate_hz=4.0, frame_height_px=16, frame_width_px=32)

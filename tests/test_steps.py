@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from seld.models.seld_network import SeldNetwork, SeldNetworkSettings
-from tests import test_finetune, test_pretrain
-from tests.test_pretrain import Reports
+from tests.tiny_training import (
+    CLASSES,
+    TINY,
+    TINY_FINETUNE,
+    Reports,
+    finetune_batches,
+    pretrain_batches,
+)
 from trainables.contrast import PretrainNetworks
 from trainables.finetune import finetune
 from trainables.pretrain import pretrain
@@ -52,11 +58,11 @@ def gradient_norm(state: TrainState) -> float:
 
 
 def test_pretraining_steps_by_the_schedule_along_clipped_gradients() -> None:
-    settings = dataclasses.replace(test_pretrain.TINY, **FIRST_STEP)
+    settings = dataclasses.replace(TINY, **FIRST_STEP)
     torch.manual_seed(settings.seed)
     before = PretrainNetworks(settings)
     reports = Reports()
-    state = pretrain(settings, test_pretrain.random_batches(settings), report=reports).state
+    state = pretrain(settings, pretrain_batches(settings), report=reports).state
     assert reports.metrics[1]["gradient_norm"] > 0.01
     assert gradient_norm(state) == pytest.approx(1e-3, rel=1e-3)
     for part in ("audio_encoder", "audio_head", "visual_encoder"):
@@ -64,13 +70,13 @@ def test_pretraining_steps_by_the_schedule_along_clipped_gradients() -> None:
 
 
 def test_finetuning_steps_by_the_schedule_along_clipped_gradients() -> None:
-    settings = dataclasses.replace(test_finetune.SETTINGS, encoder_rate=0.25, **FIRST_STEP)
-    classes = test_finetune.CLASSES
+    settings = dataclasses.replace(TINY_FINETUNE, encoder_rate=0.25, **FIRST_STEP)
+    classes = CLASSES
     torch.manual_seed(settings.seed)
     before = SeldNetwork(SeldNetworkSettings(encoder=settings.audio, class_count=classes))
     state = finetune(
         settings,
-        test_finetune.random_batches(settings),
+        finetune_batches(settings),
         class_count=classes,
         encoder_state=None,
         report=Reports(),

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from simulated_study import failed, simulated_counts, write_trial
 
 from ablations import grid
 from ablations.console import StudyProgress
@@ -47,6 +46,7 @@ from seld.records import (
     write_study,
 )
 from seld.shards import rejected_table
+from tests.simulated_study import failed, simulated_counts, write_trial
 from trainables.cells import DEFAULT_DATA, Cell, stages_of
 from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData
@@ -358,8 +358,8 @@ def test_results_of_other_pretraining_recordings_are_not_replaced(tmp_path: Path
         )
         write_record(record, tmp_path / "variants")
     # What is not pretrained is the same.
-    assert "all 2 trials are finished" in go_on(only(VARIANTS, "scratch"), many)
-    assert "all 4 trials are finished" in go_on(only(VARIANTS, "scratch", "doa_wise"), few)
+    assert "all 2 trials finished" in go_on(only(VARIANTS, "scratch"), many)
+    assert "all 4 trials finished" in go_on(only(VARIANTS, "scratch", "doa_wise"), few)
     for arms in (["scratch", "doa_wise"], ["avc"]):
         with pytest.raises(InputError, match=r"other recordings to train on \((doa|scratch)"):
             go_on(only(VARIANTS, *arms), many)

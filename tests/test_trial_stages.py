@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.test_finetune import SETTINGS
-from tests.test_pretrain import TINY
+from tests.tiny_training import TINY, TINY_FINETUNE
 from trainables import trial as trial_module
 from trainables.cells import Cell, stages_of
 from trainables.jobs import ShardFolder
@@ -30,7 +29,7 @@ DATA = PreparedData(
     trainable_minutes=10.0,
 )
 CELL = Cell(
-    study="s", arm="doa_wise", seed=3, annotation_minutes=7.5, pretrain=TINY, finetune=SETTINGS
+    study="s", arm="doa_wise", seed=3, annotation_minutes=7.5, pretrain=TINY, finetune=TINY_FINETUNE
 )
 
 
@@ -73,7 +72,7 @@ def test_stages_get_their_rooms_and_what_the_stage_before_has_made(
     assert pretraining.validation_rooms == ("room1", "room5")
 
     finetuning = jobs.pop("FinetuneJob")
-    assert finetuning.settings == SETTINGS
+    assert finetuning.settings == TINY_FINETUNE
     assert finetuning.shards == DATA.annotated
     assert finetuning.annotation_minutes == 7.5
     assert finetuning.class_names == ("a", "b")

@@ -22,7 +22,7 @@ from seld.errors import InputError
 from seld.records import HISTORY_FILE
 from seld.shards import ProcessExecutor, build_shards
 from tests import corpus_writers as writers
-from tests.test_pretrain import TINY
+from tests.tiny_training import TINY
 from trainables import workers
 from trainables.clips import local_batches
 from trainables.jobs import ENCODER_FILE, ShardFolder

@@ -39,7 +39,6 @@ from typing import Any
 
 from seld.errors import InputError
 from seld.locks import one_at_a_time
-from seld.scratch import scratch_folder
 from seld.storage import (
     absolute,
     file_system,
@@ -49,6 +48,7 @@ from seld.storage import (
     stamps,
     written_whole,
 )
+from seld.temporary import temporary_folder
 from trainables.provenance import SOURCE_PACKAGES
 
 #: A lease whose heartbeat has stood still for this long belongs to nobody any more.
@@ -393,7 +393,7 @@ class StageStore:
         self, key: StageKey, compute: Callable[[Path], Mapping[str, Any]]
     ) -> StageResult:
         started = time.monotonic()
-        with scratch_folder() as folder:
+        with temporary_folder() as folder:
             summary = dict(compute(folder))
             waited_too_s = time.monotonic() - started
             worked_s = seconds_worked(folder)

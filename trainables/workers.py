@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from seld.checkpoints import save_audio_encoder
 from seld.records import HISTORY_FILE
-from seld.scratch import scratch_folder
+from seld.temporary import temporary_folder
 from trainables.evaluate_job import EvaluateJob
 from trainables.finetune_job import FinetuneJob
 from trainables.in_trial import InTrialTrainer, TrialReports
@@ -153,7 +153,7 @@ def pretrain_worker(config: dict[str, Any]) -> None:
         if state is None or rank != 0:
             ray.train.report(progress)
             return
-        with scratch_folder() as folder:
+        with temporary_folder() as folder:
             torch.save(state, folder / STATE_FILE)
             save_audio_encoder(folder / ENCODER_FILE, audio_encoder_of(state), settings.audio)
             history.write(folder / HISTORY_FILE)
@@ -253,7 +253,7 @@ def _run_job(
     device = "cuda" if ray.get_gpu_ids() else "cpu"
 
     def work(report: Callable[[Progress | _Finished], None]) -> None:
-        with scratch_folder() as folder:
+        with temporary_folder() as folder:
             summary = job.run(folder, device=device, report=report)
             paths = [path for path in folder.rglob("*") if path.is_file()]
             files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}

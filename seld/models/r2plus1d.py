@@ -1,7 +1,7 @@
 """The visual encoder: one embedding per perspective clip, by R(2+1)D (Tran et al., CVPR 2018).
 
 Torchvision has the paper's size and its weights, and takes longer to import than a small network to
-build; only who asks for that size imports it.
+build; it is imported only for that size.
 """
 
 from __future__ import annotations

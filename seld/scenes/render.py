@@ -13,13 +13,13 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
@@ -45,6 +45,7 @@ from seld.scenes.settings import PART_NAMES, PartName, PictureSettings, SceneSet
 from seld.scenes.sounds import Side, SoundBank, active_frames, open_bank
 from seld.scenes.synthesis import SYNTHESISERS
 from seld.settings import to_mapping
+from seld.shards import Executor
 from seld.storage import (
     absolute,
     check_writable,
@@ -74,20 +75,6 @@ _MUSIC_DB = -6.0
 _ROOM_STREAM, _SCRIPT_STREAM, _SOUND_STREAM, _PICTURE_STREAM = range(4)
 
 _ENCODER_OPTIONS = {"preset": "veryfast", "crf": "18", "threads": "1"}
-
-
-class Executor(Protocol):
-    """Something that renders recordings in parallel, as :class:`seld.shards.Executor`."""
-
-    def map(
-        self,
-        function: Callable[[PlannedRecording], None],
-        items: Sequence[PlannedRecording],
-        *,
-        workers: int,
-    ) -> Iterator[None]:
-        """One item for each recording that is done."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from loopback_machines import ENVIRONMENT, ROOT, end_ray_processes, free_port
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
     FAKE_HEAD_NODE_TYPE,
     FakeMultiNodeProvider,
 )
 from ray.util import get_node_ip_address
+
+from tests.integration.loopback_machines import ENVIRONMENT, ROOT, end_ray_processes, free_port
 
 IDLE_S = 3
 

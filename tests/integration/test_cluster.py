@@ -20,15 +20,6 @@ import boto3
 import pytest
 import s3fs
 import yaml
-from loopback_machines import (
-    ROOT,
-    LoopbackMachines,
-    Machine,
-    end_ray_processes,
-    listens,
-    local_config,
-    loopback_machines,
-)
 from moto import mock_aws
 from packaging.requirements import Requirement
 from ray._private.runtime_env.packaging import create_package
@@ -46,6 +37,15 @@ from ablations.detached import SHIPPED, detached_command, submit
 from seld.records import read_record
 from seld.scenes.render import render_corpus
 from seld.scenes.settings import PartSettings, PictureSettings, SceneSettings
+from tests.integration.loopback_machines import (
+    ROOT,
+    LoopbackMachines,
+    Machine,
+    end_ray_processes,
+    listens,
+    local_config,
+    loopback_machines,
+)
 
 AWS_FILE = ROOT / "cluster.yaml"
 LOCAL_FILE = ROOT / "cluster-local.yaml"
@@ -537,7 +537,7 @@ def test_a_detached_run_is_followed_and_its_results_fetched_from_another_machine
     assert codes == (0, 0, 0, 2, 0, 0, 2, 0), texts
     _, followed, listed, unknown, shown, failed, missing, fetched = texts
     # What the run of the test before has finished is not computed again.
-    assert "all 2 trials are finished already" in followed
+    assert "all 2 trials finished already" in followed
     (row,) = [line for line in listed.splitlines() if job in line]
     assert "succeeded" in row
     assert "--attach is 'nothing'" in unknown

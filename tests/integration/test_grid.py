@@ -84,7 +84,7 @@ def test_four_cpus_interrupted_and_extended_give_the_same_table(
     longer = [*arguments, "--budgets", "0.2,0.3"]
     with Command(longer, tmp_path / "rest.log") as command:
         output = command.finish()
-    assert f"{len(history)} of 8 trials are finished already" in output
+    assert f"{len(history)} of 8 trials finished already" in output
     assert finished_trials(results).items() >= history.items()
     assert len(finished_trials(results)) == 8
     # P × S pretrainings for P × S × B trials; scratch has none.

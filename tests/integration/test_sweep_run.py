@@ -30,7 +30,7 @@ def test_a_sweep_out_of_time_goes_on_and_counts_its_trials_once(
     with Command([*arguments, "--budget-hours", "1e-5"], tmp_path / "first.log", PROGRAM) as first:
         first.process.wait()
     output = (tmp_path / "first.log").read_text()
-    assert "the hours given are over; the same command goes on from here" in output
+    assert "time limit reached; run the same command to continue" in output
     assert "report:" in output
 
     with Command(arguments, tmp_path / "second.log", PROGRAM) as second:
@@ -52,4 +52,4 @@ def test_a_sweep_out_of_time_goes_on_and_counts_its_trials_once(
     assert scored <= {f"fold3_room{room}_mix001" for room in (1, 2, 3)}
 
     with Command(arguments, tmp_path / "third.log", PROGRAM) as third:
-        assert "all 3 trials are done already" in third.finish()
+        assert "all 3 trials done already" in third.finish()

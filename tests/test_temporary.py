@@ -1,4 +1,4 @@
-"""Scratch folders: gone with the block, and with the process where it is killed."""
+"""Temporary folders: gone with the block, and with the process where it is killed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from seld.scratch import scratch_folder
+from seld.temporary import temporary_folder
 
 HOLDER = """
 import sys
-from seld.scratch import scratch_folder
-with scratch_folder() as folder:
+from seld.temporary import temporary_folder
+with temporary_folder() as folder:
     (folder / "half.written").write_text("x")
     print(folder, flush=True)
     sys.stdin.read()
@@ -32,7 +32,7 @@ def temporary_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def holder() -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A process with a scratch folder of its own, and that folder."""
+    """A process with a temporary folder of its own, and that folder."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -43,12 +43,12 @@ def holder() -> Iterator[tuple[subprocess.Popen[str], Path]]:
 def test_a_folder_is_empty_and_gone_after_the_block_and_after_an_error(
     temporary_disk: Path,
 ) -> None:
-    with scratch_folder() as one, scratch_folder() as other:
+    with temporary_folder() as one, temporary_folder() as other:
         assert one != other
         assert list(one.iterdir()) == []
         (one / "file").write_text("x")
         assert one.is_relative_to(temporary_disk)
-    with pytest.raises(ValueError, match="planned"), scratch_folder():
+    with pytest.raises(ValueError, match="planned"), temporary_folder():
         raise ValueError("planned")
     assert [path for path in temporary_disk.rglob("*") if path.parent != temporary_disk] == []
 
@@ -58,7 +58,7 @@ def test_the_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays() ->
         killed.kill()
         killed.wait()
         assert (left / "half.written").exists()
-        with scratch_folder():
+        with temporary_folder():
             assert not left.exists()
             assert (kept / "half.written").exists()
         living.communicate("")

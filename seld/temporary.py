@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     """An empty folder on this machine's temporary disk, removed at the end of the block.
 
     A process that is killed cannot remove its own. Each folder has a lock beside it that is let go
     with its process, and whoever makes a folder removes those whose lock nobody holds.
     """
-    shared = Path(tempfile.gettempdir()) / f"seld-scratch-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"seld-temporary-{os.getuid()}"
     shared.mkdir(mode=0o700, exist_ok=True)
     for left in shared.glob("*.lock"):
         _remove_if_left_behind(left)
