@@ -477,7 +477,7 @@ def ingredients(scale: ScaleSettings) -> Study:
         "no_empty_directions": replace(
             recipe, directions=replace(own, peak_count=own.count, random_count=0)
         ),
-        "unrefined_peaks": replace(recipe, directions=replace(own, refinements=0)),
+        "refined_peaks": replace(recipe, directions=replace(own, refinements=2)),
         "uniform_weights": replace(recipe, directions=replace(own, weighting="uniform")),
         "half_the_batch": replace(recipe, batch_size=recipe.batch_size // 2),
         "negatives_of_four_earlier_steps": replace(recipe, memory_steps=4),

@@ -84,10 +84,12 @@ def test_peaks_err_by_the_jitter_and_random_directions_do_not() -> None:
     assert error_deg[:, :2].max() < 5 * 6.0
 
 
-def peaks_of(waveform: Tensor, **settings: int) -> Tensor:
+def peaks_of(waveform: Tensor, refinements: int = 2) -> Tensor:
     """Two peaks of each window (window, 2, 3), without jitter."""
     spectra = spatial_spectra(waveform, FoaFeatures(TINY.audio.features))
-    chosen = DirectionSettings(peak_count=2, random_count=0, jitter_deg=0.0, **settings)
+    chosen = DirectionSettings(
+        peak_count=2, random_count=0, jitter_deg=0.0, refinements=refinements
+    )
     generator = torch.Generator().manual_seed(0)
     return choose_directions(spectra[:, 8:], spectra[:, 0], chosen, generator).vectors
 
@@ -119,7 +121,7 @@ def test_sounds_that_take_turns_are_both_found() -> None:
     sound[1, :, :4800] = 0.0
     peaks = peaks_of(encode(sound[0], first) + encode(0.5 * sound[1], second))
     for place, peak in ((first, peaks[:, 0]), (second, peaks[:, 1])):
-        assert angular_distance_deg(peak, place).max() < 5.0
+        assert angular_distance_deg(peak, place).max() < 10.0
 
 
 def test_the_second_peak_of_one_sound_is_not_drawn_to_the_first() -> None:
