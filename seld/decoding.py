@@ -474,7 +474,7 @@ class _PictureScreening:
     """
 
     def __init__(self, origin: Origin, settings: ScreeningSettings) -> None:
-        self._origin = origin
+        self._origin: Origin = origin
         self._settings = settings
         self._size_px: tuple[int, int] | None = None
         self._seen: NDArray[np.float32] | None = None
