@@ -1,4 +1,4 @@
-"""What makes a readable recording unusable: lengths that differ, sound that is not ambisonic."""
+"""What makes a readable recording from the web unusable."""
 
 from __future__ import annotations
 
