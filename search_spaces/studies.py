@@ -177,7 +177,7 @@ def variants(scale: ScaleSettings) -> Study:
     """Does pretraining help, and which kind?
 
     Command: ``python ablations/run_grid.py variants``
-    Cost: at ``demo`` a quarter of an hour on 2 cores with AMX, rendering included; two to three
+    Cost: at ``demo`` a quarter of an hour on 2 cores, rendering included; two to three
     times that on CPUs without.
     Reading: scratch is the bar. AVC shows what pictures give without directions; DOA-wise and
     recording-wise what directions add; recording-wise without rotated negatives can be solved
@@ -211,9 +211,9 @@ def evidence(scale: ScaleSettings) -> Study:
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
-    Cost: just under five hours on 2 cores with AMX (20 pretrainings of ten minutes of a core, 25
-    fine-tunings of three and 50 of six; rendering), twice as long with AVX-512 BF16 alone, two and
-    a half times as long on CPUs without either; 13 GB of disk.
+    Cost: about five hours on 2 cores that compute in bfloat16 (20 pretrainings of a quarter of an
+    hour of a core, 25 fine-tunings of four minutes and 25 of eight; rendering), half as long again
+    without; 13 GB of disk. The README's table, with ``--budgets 2,6,18``: about seven.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
@@ -446,7 +446,7 @@ def ingredients(scale: ScaleSettings) -> Study:
 
     Command: ``python ablations/run_grid.py ingredients --scale evidence``
     Cost: at ``demo`` about three times ``variants``; at ``evidence`` two to three hours per seed on
-    2 cores with AMX. ``--set pretrain.steps=1000`` shortens the pretrainings to a third; the
+    2 cores. ``--set pretrain.steps=1000`` shortens the pretrainings to a third; the
     probes tell most differences by then.
     Reading: first the probes of each arm (what it has learnt before any label), then whether the
     SELD error follows them. An arm no worse than ``recipe`` names an ingredient that does nothing.
