@@ -188,8 +188,7 @@ def test_fewer_trials_than_lanes_have_more_of_the_machines_each(
 
 
 def test_fewer_trials_keep_the_workers_asked_for() -> None:
-    machines = [{"CPU": 4}, *[{"CPU": 8, "GPU": 1}] * 8]
-    placement = plan_placement(*machines, train_workers=2, fewest_workers=1)
+    placement = plan_placement({"CPU": 32, "GPU": 8}, train_workers=2, fewest_workers=1)
     fewer = placement.for_trials(1)
     assert (placement.lanes, fewer.lanes) == (4, 1)
     assert (fewer.train_workers, fewer.fewest_workers, fewer.worker_gpus) == (2, 1, 1.0)
