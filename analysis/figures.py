@@ -73,7 +73,7 @@ _LEGEND_BORDER_IN = 0.15
 #: Labels of more characters than these, side by side, would touch: they are turned upright.
 _LABEL_CHARACTERS = 55
 #: What an upright label takes; rooms that need more than a figure's width make it wider.
-_ROOM_WIDTH_IN = 0.18
+_ROOM_WIDTH_IN = 0.21
 #: Of all figures that a report may have.
 NAMES = (
     *("budget", "localisation_detection", "classes", "rooms", "confusion", "azimuth_error"),
