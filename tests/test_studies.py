@@ -68,7 +68,7 @@ def test_the_evidence_is_gathered_at_its_own_scale_unless_another_is_asked_for()
 
 
 def test_every_arm_is_fine_tuned_for_the_steps_of_its_budget_or_of_the_command() -> None:
-    study = find_study("evidence")
+    study = replace(find_study("evidence"), budgets_minutes=(2.0, 6.0, 18.0))
 
     def steps(study: Study) -> dict[float, set[int]]:
         found: dict[float, set[int]] = {}

@@ -16,6 +16,7 @@ from ablations.cluster import ClusterOptions
 from ablations.data import DataOptions
 from ablations.detached import forwarded_environment
 from ablations.grid import run_study
+from ablations.options import RunOptions
 from ablations.sweep import Sweep, run_sweep
 from ablations.tracking import Mlflow, TensorBoard, Tracker, Tracking, trackers
 from search_spaces.scales import find_scale
@@ -124,6 +125,11 @@ def test_a_tracker_that_is_not_installed_is_missed_before_any_work(
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(runs, "ray_cluster", work)
-    places = {"data": DataOptions(folder=tmp_path / "data"), "results": tmp_path / "results"}
+    options = RunOptions(
+        data=DataOptions(folder=tmp_path / "data"),
+        results=tmp_path / "results",
+        cluster=ClusterOptions(),
+        track="mlflow",
+    )
     with pytest.raises(InputError, match="pip install mlflow"):
-        run(what, **places, cluster=ClusterOptions(), track="mlflow")
+        run(what, options)
