@@ -218,7 +218,7 @@ def test_checkpoints_that_cannot_be_removed_do_not_undo_the_commit(
     store: StageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compute(folder: Path) -> Mapping[str, Any]:
-        assert Path(store.partial_uri(KEY)).is_dir()
+        Path(store.partial_uri(KEY)).mkdir(parents=True)
         return _write_result(folder)
 
     def busy(path: str, recursive: bool = False) -> None:
