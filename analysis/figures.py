@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -812,7 +812,11 @@ def _style(number: int) -> tuple[str, str, str]:
 
 
 def add_legend(
-    figure: Figure, axes: Axes, place: str = "outside upper left", *, least: int = 2
+    figure: Figure,
+    axes: Axes,
+    place: Literal["outside upper left", "outside lower center"] = "outside upper left",
+    *,
+    least: int = 2,
 ) -> None:
     """A legend of the panel's labels, where they are at least so many.
 
@@ -824,9 +828,9 @@ def add_legend(
         return
     for columns in range(_LEGEND_COLUMNS, 0, -1):
         legend = figure.legend(handles, labels, loc=place, ncols=columns)
-        size_in = legend.get_window_extent().size / figure.dpi
-        if size_in[0] <= figure.get_figwidth() - _LEGEND_BORDER_IN or columns == 1:
-            figure.set_figheight(figure.get_figheight() + size_in[1])
+        size_px = legend.get_window_extent()
+        if size_px.width / figure.dpi <= figure.get_figwidth() - _LEGEND_BORDER_IN or columns == 1:
+            figure.set_figheight(figure.get_figheight() + size_px.height / figure.dpi)
             return
         legend.remove()
 
