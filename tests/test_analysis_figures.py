@@ -370,7 +370,7 @@ def test_the_front_is_filled_and_responses_are_in_points(
 )
 @pytest.mark.parametrize("place", ["outside upper left", "outside lower center"])
 def test_legends_are_shown_in_full_and_cost_the_panel_nothing(
-    names: list[str], place: str, rendered: list[Figure]
+    names: list[str], place: Any, rendered: list[Figure]
 ) -> None:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
