@@ -1,8 +1,9 @@
 """Clip shards: the one form in which training reads sound, pictures and annotations.
 
 A shard is an uncompressed Parquet file with one clip per row group, so that any clip is read at
-random, straight from the memory-mapped file. What a clip is, without its payload, stands in the
-shard's footer; ``index.parquet`` beside the shards gathers the footers and can be rebuilt.
+random, straight from the memory-mapped file (:mod:`seld.clip_reader`). What a clip is, without its
+payload, stands in the shard's footer; ``index.parquet`` beside the shards gathers the footers and
+can be rebuilt.
 """
 
 from __future__ import annotations
@@ -10,16 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
-import tempfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -74,10 +71,7 @@ CLIP_SCHEMA = pa.schema(
 
 _PAYLOAD_COLUMNS = ("foa", "frames", "events")
 _FOOTER_KEY = b"seld.shard"
-_OPEN_SHARDS = 256
 _FOOTERS_AT_ONCE = 16
-#: Share of a disk that copies of remote shards leave free.
-_FREE_DISK_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +159,7 @@ def read_footer(path: str) -> dict[str, Any]:
         InputError: not a shard, or not a whole one.
     """
     with _damage_named(path, "a clip shard"):
-        metadata = _open_parquet(path).metadata.metadata or {}
+        metadata = open_parquet(path).metadata.metadata or {}
         return json.loads(metadata[_FOOTER_KEY])
 
 
@@ -234,7 +228,7 @@ class ShardIndex:
             return cls(folder, _clips_from_footers(folder, sizes))
         path, remedy = join(folder, INDEX_NAME), f"(delete {INDEX_NAME} to rebuild it)"
         with _damage_named(path, f"an index of clips {remedy}"):
-            table = _open_parquet(path).read()
+            table = open_parquet(path).read()
             stored = json.loads((table.schema.metadata or {}).get(b"seld.shards", b"null"))
             clips = table.to_pandas()
             clips["class_frames"] = [
@@ -346,166 +340,6 @@ def select_budget(index: ShardIndex, minutes: float, seed: int) -> ShardIndex:
     return ShardIndex(index.folder, clips.iloc[taken])
 
 
-class _StoredClip(NamedTuple):
-    """What the reader must know of a clip: columns of the index."""
-
-    clip_id: str
-    shard: str
-    row_group: int
-    duration_s: float
-    frame_count: int
-    frame_encoding: FrameEncoding
-    frame_rate_hz: float
-    frame_height_px: int
-    frame_width_px: int
-
-
-class ClipReader:
-    """Reads windows of clips at random; keeps the shards it used last open.
-
-    Local shards are memory-mapped, those of URIs copied to this machine when first asked for, as
-    training reads each again and again; where the disk has no room they are read by ranges. An
-    instance may be pickled to another process, where it opens its own files; it is not for sharing
-    between threads.
-
-    Args:
-        clips: those to read, or the folder (path or URI) of all of them.
-    """
-
-    def __init__(self, clips: ShardIndex | str) -> None:
-        self.index = ShardIndex.open(clips) if isinstance(clips, str) else clips
-        table = self.index.clips
-        self._position_of_row = {row: position for position, row in enumerate(table.index)}
-        self._position_of_id = {name: position for position, name in enumerate(table["clip_id"])}
-        # Lists, because looking one value up in a table takes longer than reading the clip.
-        self._columns = {name: table[name].tolist() for name in _StoredClip._fields}
-        self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self._latest: tuple[tuple[str, int, tuple[str, ...]], pa.Table] | None = None
-
-    def __reduce__(self) -> tuple[type[ClipReader], tuple[ShardIndex]]:
-        return ClipReader, (self.index,)
-
-    def read(
-        self,
-        clips: Sequence[int | str],
-        *,
-        window_start_s: float | Sequence[float] | NDArray[np.float64] = 0.0,
-        window_s: float,
-        frame_count: int = 0,
-    ) -> dict[str, NDArray[Any]]:
-        """One window of each clip.
-
-        Args:
-            clips: row numbers of the index, or clip ids.
-            window_start_s: from each clip's start; one number for all or one per clip.
-            window_s: length; the window must end within the clip.
-            frame_count: pictures per window, those nearest to the middles of as many equal
-                parts of it.
-
-        Returns:
-            ``foa`` int16 (clip, 4, time) and, with ``frame_count``, ``frames`` uint8
-            (clip, time, 3, height, width).
-
-        Raises:
-            InputError: a window that leaves its clip, or frames wanted where there are none.
-        """
-        starts_s = np.broadcast_to(np.asarray(window_start_s, np.float64), (len(clips),))
-        sample_count = round(window_s * SAMPLE_RATE_HZ)
-        foa = np.empty((len(clips), 4, sample_count), np.int16)
-        frames: list[NDArray[np.uint8]] = []
-        columns = ["foa", "frames"] if frame_count else ["foa"]
-        for position, (clip, start_s) in enumerate(zip(clips, starts_s.tolist(), strict=True)):
-            stored = self._stored_clip(clip)
-            first = round(start_s * SAMPLE_RATE_HZ)
-            row_group = self._row_group(stored, columns)
-            whole = np.frombuffer(row_group.column("foa")[0].as_buffer(), "<i2").reshape(4, -1)
-            if not 0 <= first <= whole.shape[1] - sample_count:
-                expected = f"a window within its {stored.duration_s:.2f} s"
-                window = (start_s, start_s + window_s)
-                raise InputError(f"clip {stored.clip_id}", "window (s)", window, expected)
-            foa[position] = whole[:, first : first + sample_count]
-            if frame_count:
-                frames.append(self._frames(stored, row_group, start_s, window_s, frame_count))
-        return {"foa": foa, "frames": np.stack(frames)} if frames else {"foa": foa}
-
-    def read_frames(
-        self,
-        clips: Sequence[int | str],
-        *,
-        window_start_s: float | Sequence[float] | NDArray[np.float64] = 0.0,
-        window_s: float,
-        frame_count: int,
-    ) -> NDArray[np.uint8]:
-        """The ``frames`` of :meth:`read` alone, where the sound is read as spectra."""
-        starts_s = np.broadcast_to(np.asarray(window_start_s, np.float64), (len(clips),))
-        frames = []
-        for clip, start_s in zip(clips, starts_s.tolist(), strict=True):
-            stored = self._stored_clip(clip)
-            row_group = self._row_group(stored, ["frames"])
-            frames.append(self._frames(stored, row_group, start_s, window_s, frame_count))
-        return np.stack(frames)
-
-    def events(
-        self, clip: int | str, *, window_start_s: float = 0.0, window_s: float | None = None
-    ) -> pd.DataFrame:
-        """Annotations of a window (None: all that follow), frames counted from its start.
-
-        ``window_start_s`` must be a multiple of the 100 ms label frame.
-        """
-        row_group = self._row_group(self._stored_clip(clip), ["events"])
-        events = pd.DataFrame(row_group.column("events")[0].as_py(), columns=list(POLAR_COLUMNS))
-        first = round(window_start_s / LABEL_FRAME_S)
-        assert abs(first * LABEL_FRAME_S - window_start_s) < 1e-6, window_start_s
-        events["frame"] -= first
-        end = np.inf if window_s is None else round(window_s / LABEL_FRAME_S)
-        inside = events["frame"].between(0, end, inclusive="left")
-        return events.loc[inside].reset_index(drop=True)
-
-    def _frames(
-        self,
-        stored: _StoredClip,
-        row_group: pa.Table,
-        start_s: float,
-        window_s: float,
-        frame_count: int,
-    ) -> NDArray[np.uint8]:
-        if not stored.frame_count:
-            raise InputError(f"clip {stored.clip_id}", "frames", 0, "a clip with video")
-        middles_s = start_s + (np.arange(frame_count) + 0.5) * (window_s / frame_count)
-        numbers = np.rint(middles_s * stored.frame_rate_hz).astype(int)
-        numbers = np.minimum(numbers, stored.frame_count - 1)
-        frames = row_group.column("frames").chunk(0).flatten()
-        return decode_frames(
-            [frames[int(number)].as_buffer() for number in numbers],
-            stored.frame_encoding,
-            height_px=stored.frame_height_px,
-            width_px=stored.frame_width_px,
-        )
-
-    def _stored_clip(self, clip: int | str) -> _StoredClip:
-        positions = self._position_of_id if isinstance(clip, str) else self._position_of_row
-        position = positions[clip]
-        return _StoredClip(*(column[position] for column in self._columns.values()))
-
-    def _row_group(self, stored: _StoredClip, columns: list[str]) -> pa.Table:
-        # A batch's windows of one clip follow each other.
-        asked = (stored.shard, stored.row_group, tuple(columns))
-        if self._latest is None or self._latest[0] != asked:
-            self._latest = (asked, self._read_row_group(stored, columns))
-        return self._latest[1]
-
-    def _read_row_group(self, stored: _StoredClip, columns: list[str]) -> pa.Table:
-        name = stored.shard
-        shard = self._shards.pop(name, None)
-        if shard is None:
-            shard = _open_parquet(_copy_here(join(self.index.folder, name)))
-        self._shards[name] = shard
-        if len(self._shards) > _OPEN_SHARDS:
-            _, oldest = self._shards.popitem(last=False)
-            oldest.close()
-        return shard.read_row_group(stored.row_group, columns=columns, use_threads=False)
-
-
 @contextmanager
 def _damage_named(path: str, expected: str) -> Iterator[None]:
     """Whatever reading a damaged Parquet file raises, as an :class:`InputError` that names it."""
@@ -519,31 +353,13 @@ def _damage_named(path: str, expected: str) -> Iterator[None]:
         raise InputError(path, "content", str(error).strip(), expected) from error
 
 
-def _open_parquet(path: str) -> pq.ParquetFile:
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file, mapped into memory if it is local."""
     if is_local(path):
         # What is mapped needs no reading ahead, and threads that do so take a third of the time.
         return pq.ParquetFile(path.removeprefix("file://"), memory_map=True, pre_buffer=False)
     files, inner = file_system(path)
     return pq.ParquetFile(files.open(inner, "rb", cache_type="none"), pre_buffer=True)
-
-
-def _copy_here(path: str) -> str:
-    """Path of a copy of a remote shard on this machine's disk; ``path`` itself without room."""
-    if is_local(path):
-        return path
-    files, inner = file_system(path)
-    info = files.info(inner)
-    version = info.get("ETag") or info.get("mtime") or info.get("created")
-    digest = hashlib.sha256(f"{path} {info['size']} {version}".encode()).hexdigest()[:32]
-    temporary_files = Path(tempfile.gettempdir())
-    copy = temporary_files / f"seld-shards-{os.getuid()}" / f"{digest}{SHARD_SUFFIX}"
-    if not copy.exists():
-        disk = shutil.disk_usage(temporary_files)
-        if disk.free - info["size"] < _FREE_DISK_SHARE * disk.total:
-            return path
-        with written_whole(str(copy)) as half_made:
-            files.get_file(inner, str(half_made))
-    return str(copy)
 
 
 def _clips_from_footers(folder: str, shards: Iterable[str]) -> pd.DataFrame:

@@ -33,7 +33,7 @@ from seld.ambisonics import (
     FeatureSettings,
     FoaFeatures,
 )
-from seld.clips import ClipReader
+from seld.clip_reader import ClipReader
 from seld.locks import one_at_a_time
 from seld.storage import written_whole
 

@@ -24,7 +24,8 @@ from seld.annotations import (
 )
 from seld.checkpoints import load_checkpoint, save_audio_encoder, save_checkpoint
 from seld.classes import STARSS_CLASSES
-from seld.clips import ClipReader, select_budget
+from seld.clip_reader import ClipReader
+from seld.clips import select_budget
 from seld.corpora import CORPORA
 from seld.decoding import ShardSettings
 from seld.errors import InputError

@@ -30,12 +30,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from seld import clip_reader
 from seld import clips as clips_module
 from seld import shards as shards_module
+from seld.clip_reader import ClipReader
 from seld.clips import (
     SAMPLE_RATE_HZ,
     Clip,
-    ClipReader,
     FrameEncoding,
     ShardIndex,
     decode_frames,
@@ -1078,7 +1079,7 @@ def test_a_disk_or_bucket_that_fails_is_no_damage(
     def fail(path: str) -> Any:
         raise error
 
-    monkeypatch.setattr(clips_module, "_open_parquet", fail)
+    monkeypatch.setattr(clips_module, "open_parquet", fail)
     with pytest.raises(type(error), match=r"Input/output error|Read timeout"):
         ShardIndex.open(str(shards))
 
@@ -1218,12 +1219,12 @@ def test_a_reader_travels_to_other_processes(shards: Path) -> None:
 
 
 def test_few_shards_stay_open(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clips_module, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(clip_reader, "_OPEN_FILES", 2)
     reader = ClipReader(str(shards))
     whole = ClipReader(str(shards)).read(range(18), window_s=1.0)
     one_by_one = [reader.read([row], window_s=1.0)["foa"][0] for row in range(18)]
     assert np.array_equal(whole["foa"], np.stack(one_by_one))
-    assert len(reader._shards) == 2
+    assert len(reader._shards) == len(reader._files) == 2
 
 
 # URIs

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
-from seld.clips import Clip, ClipReader, write_index, write_shard
+from seld.clip_reader import ClipReader
+from seld.clips import Clip, write_index, write_shard
 from seld.geometry import channel_swaps, random_rotations
 from seld.spatial_spectra import SpectraStore, bytes_per_s, spatial_spectra, turned_features
 from tests.sound_fields import rotate

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seld.annotations import accdoa_targets, multi_accdoa_targets
-from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.clip_reader import ClipReader
+from seld.clips import LABEL_FRAME_S, ShardIndex
 from seld.errors import InputError
 from seld.models.heads import OutputFormat
 from seld.models.resnet_conformer import AudioEncoder

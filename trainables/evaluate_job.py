@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from seld.annotations import accdoa_targets, multi_accdoa_targets, write_annotations
 from seld.checkpoints import load_checkpoint
-from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.clip_reader import ClipReader
+from seld.clips import LABEL_FRAME_S, ShardIndex
 from seld.elevation import elevation_correlation
 from seld.errors import InputError
 from seld.losses import accdoa_loss, adpit_loss

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from seld.ambisonics import FeatureSettings, FoaFeatures
 from seld.checkpoints import load_audio_encoder, save_checkpoint
-from seld.clips import ClipReader, ShardIndex, select_budget
+from seld.clip_reader import ClipReader
+from seld.clips import ShardIndex, select_budget
 from seld.errors import InputError
 from seld.metrics import recording_counts, scores_from_counts
 from seld.models.seld_network import SeldNetwork

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from seld.ambisonics import FeatureSettings
-from seld.clips import ClipReader, ShardIndex
+from seld.clip_reader import ClipReader
+from seld.clips import ShardIndex
 from seld.errors import InputError
 from seld.spatial_spectra import SpectraStore
 from trainables.stages import code_fingerprint

@@ -10,7 +10,8 @@ import torch
 
 from seld.ambisonics import FoaFeatures
 from seld.annotations import accdoa_targets
-from seld.clips import LABEL_FRAME_S, ClipReader, ShardIndex
+from seld.clip_reader import ClipReader
+from seld.clips import LABEL_FRAME_S, ShardIndex
 from seld.geometry import unit_vectors
 from seld.spatial_spectra import spatial_spectra
 from trainables.clips import PairReader, WindowSchedule
