@@ -38,7 +38,8 @@ from seld.storage import (
     upload_folder,
     written_whole,
 )
-from trainables.stages import StageKey, StageStore
+from trainables.stage_keys import StageKey
+from trainables.stages import StageStore
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,7 +25,8 @@ from trainables.cells import Cell, stages_of
 from trainables.evaluate_job import scored_clips
 from trainables.prepare import PreparedData
 from trainables.resources import Placement
-from trainables.stages import StageKey, StageStore
+from trainables.stage_keys import StageKey
+from trainables.stages import StageStore
 
 STAGE_NAMES = ("pretrain", "finetune", "evaluate")
 

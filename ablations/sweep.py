@@ -80,7 +80,7 @@ from seld.records import (
 )
 from seld.settings import flat_mapping, to_mapping
 from trainables.cells import DEFAULT_DATA, STAGE_CODE, Cell
-from trainables.stages import code_fingerprint
+from trainables.stage_keys import code_fingerprint
 from trainables.trial import StudyRun, keep_record, report_outcome, run_cell
 
 #: Among the terms that a study keeps: the settings of its space that it does not search.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -138,6 +139,7 @@ def random_rotations(
     return rotations.float()
 
 
+@cache
 def channel_swaps() -> Tensor:
     """The eight transforms (8, 3, 3) that only swap FOA channels and flip their signs.
 

@@ -42,7 +42,8 @@ from trainables.jobs import ShardFolder
 from trainables.prepare import PreparedData
 from trainables.provenance import Provenance
 from trainables.resources import plan_placement
-from trainables.stages import STATE_FILE, StageKey, StageStore
+from trainables.stage_keys import StageKey
+from trainables.stages import STATE_FILE, StageStore
 from trainables.trial import StudyRun
 
 

@@ -40,7 +40,7 @@ from trainables.clips import AnnotatedReader, WindowSchedule
 from trainables.evaluate_job import EvaluateJob, RecordingClips, regression_loss, scored_clips
 from trainables.finetune_job import FinetuneJob, Unfinished
 from trainables.jobs import ENCODER_FILE, NETWORK_FILE, ShardFolder
-from trainables.stages import WorkClock, seconds_worked
+from trainables.work_clock import WorkClock, seconds_worked
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]
 TEST_NAME = "dev-test-sony/fold4_room4_mix001"

@@ -36,7 +36,8 @@ from trainables.jobs import NETWORK_FILE, ShardFolder
 from trainables.prepare import PreparedData, describe_data
 from trainables.provenance import Provenance
 from trainables.resources import plan_placement
-from trainables.stages import StageStore, code_fingerprint
+from trainables.stage_keys import code_fingerprint
+from trainables.stages import StageStore
 from trainables.trial import StudyRun
 
 NAMES = [f"dev-train-sony/fold3_room{room}_mix001" for room in (1, 2, 3)]

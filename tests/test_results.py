@@ -49,7 +49,8 @@ from seld.storage import fetch_folder, files_below, upload_folder
 from tests.simulated_study import ArmTruth, SimulatedStudy, write_simulated_study
 from trainables import stages, trial
 from trainables.cells import DEFAULT_DATA
-from trainables.stages import StageKey, StageStore
+from trainables.stage_keys import StageKey
+from trainables.stages import StageStore
 from trainables.trial import keep_record
 
 Run = Callable[..., tuple[int, str]]

@@ -24,15 +24,9 @@ import pytest
 
 from seld.errors import InputError
 from trainables import stages
-from trainables.stages import (
-    StageKey,
-    StageStore,
-    WorkClock,
-    _code_of,
-    code_fingerprint,
-    seconds_worked,
-    stage_key,
-)
+from trainables.stage_keys import StageKey, _code_of, code_fingerprint, stage_key
+from trainables.stages import StageStore
+from trainables.work_clock import WorkClock, seconds_worked
 
 #: Audit events of everything that the store does to files.
 FILE_EVENTS = {

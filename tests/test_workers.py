@@ -29,7 +29,7 @@ from trainables.jobs import ENCODER_FILE, ShardFolder
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import current_provenance
 from trainables.resources import plan_placement
-from trainables.stages import SECONDS_FILE
+from trainables.work_clock import SECONDS_FILE
 from trainables.workers import reports_of
 
 SETTINGS = replace(TINY, steps=6, batch_size=4, report_every=1, state_every=2)

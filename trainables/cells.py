@@ -13,7 +13,7 @@ from seld.settings import to_mapping
 from trainables.finetune import FinetuneSettings
 from trainables.prepare import PreparedData
 from trainables.pretrain import PretrainSettings
-from trainables.stages import StageKey, stage_key
+from trainables.stage_keys import StageKey, stage_key
 
 #: The data set of arms that do not bring their own.
 DEFAULT_DATA = "default"

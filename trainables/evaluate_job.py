@@ -24,7 +24,8 @@ from seld.models.heads import OutputFormat
 from seld.predict import PredictionSettings, events_of, predict_vectors
 from seld.records import COUNTS_FILE, PREDICTIONS_FOLDER, REFERENCE_FOLDER
 from trainables.jobs import NETWORK_FILE, Progress, ShardFolder
-from trainables.stages import StageFiles, WorkClock
+from trainables.stages import StageFiles
+from trainables.work_clock import WorkClock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,9 @@ from seld.storage import join, local_copy, written_whole
 from trainables.clips import AnnotatedReader, WindowSchedule, local_batches
 from trainables.finetune import FinetuneSettings, finetune
 from trainables.jobs import ENCODER_FILE, NETWORK_FILE, History, Progress, ShardFolder
-from trainables.stages import STATE_FILE, StageFiles, WorkClock
+from trainables.stages import STATE_FILE, StageFiles
 from trainables.steps import Metrics, TrainState
+from trainables.work_clock import WorkClock
 
 
 @dataclass(frozen=True, kw_only=True)

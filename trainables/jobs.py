@@ -20,7 +20,7 @@ from seld.clip_reader import ClipReader
 from seld.clips import ShardIndex
 from seld.errors import InputError
 from seld.spatial_spectra import SpectraStore
-from trainables.stages import code_fingerprint
+from trainables.stage_keys import code_fingerprint
 
 #: What a computation says while it runs: ``stage``, ``step``, ``steps`` and metrics.
 Progress = dict[str, Any]

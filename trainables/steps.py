@@ -68,7 +68,12 @@ def seed_step(seed: int, step: int) -> torch.Generator:
     rank = torch.distributed.get_rank() if distributed() else 0
     mixed = ((seed * 1_000_003 + step) * 4099 + rank) % (2**62)
     # Not what is drawn by name once more: a CPU's generator looks at the lower 32 bits alone.
-    torch.manual_seed(mixed ^ 2**31)
+    different = mixed ^ 2**31
+    # Not torch.manual_seed: until CUDA starts, on a CPU for ever, it keeps the seed for it together
+    # with a stack trace, which is a twelfth of a small step.
+    torch.default_generator.manual_seed(different)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(different)
     return torch.Generator().manual_seed(mixed)
 
 

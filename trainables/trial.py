@@ -54,13 +54,8 @@ from trainables.pretrain_job import PretrainJob
 from trainables.probes import has_learnt_classes
 from trainables.provenance import Provenance
 from trainables.resources import Placement
-from trainables.stages import (
-    StageFiles,
-    StageKey,
-    StageResult,
-    StageStore,
-    code_fingerprint,
-)
+from trainables.stage_keys import StageKey, code_fingerprint
+from trainables.stages import StageFiles, StageResult, StageStore
 from trainables.workers import pretrain_on_workers, run_as_task
 
 Result = TypeVar("Result")

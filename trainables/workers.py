@@ -35,9 +35,10 @@ from trainables.pretrain import audio_encoder_of, pretrain
 from trainables.pretrain_job import PretrainJob
 from trainables.provenance import Provenance, require_same_source
 from trainables.resources import Placement
-from trainables.stages import SECONDS_FILE, STATE_FILE, WorkClock
+from trainables.stages import STATE_FILE
 from trainables.steps import Metrics, TrainState
 from trainables.successors import IMPORTS_AHEAD, start_successor
+from trainables.work_clock import SECONDS_FILE, WorkClock
 
 PROBES_FILE = "probes.json"
 Message = TypeVar("Message")

@@ -17,7 +17,8 @@ import s3fs
 from s3_server import environment_of, open_server
 
 from trainables import stages
-from trainables.stages import StageKey, StageStore
+from trainables.stage_keys import StageKey
+from trainables.stages import StageStore
 
 KEY = StageKey(name="pretrain", digest="a" * 20, alike="b" * 20)
 #: More than s3fs uploads in one request (100 MiB): an upload can be interrupted between parts.
