@@ -18,7 +18,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 
 from trainables import ingest
-from trainables.ingest import stream_batches
+from trainables.ingest import steps_per_task, stream_batches
 
 Machine = dict[str, float]
 #: Of a machine of the cluster.
@@ -95,3 +95,12 @@ def test_a_stream_reads_beside_others_that_leave_it_no_whole_cpu(
 
 def test_a_share_of_a_cpu_reads_a_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked_for(monkeypatch, cpus=0.5)["compute"].size == 1
+
+
+@pytest.mark.parametrize(("step_bytes", "steps"), [(1_000, 8), (10_600_000, 6), (100_000_000, 1)])
+def test_large_steps_are_read_one_to_a_task(step_bytes: int, steps: int) -> None:
+    halves = {
+        "spectra": np.empty(step_bytes // 4, np.float16),
+        "frames": np.empty(step_bytes // 2, np.uint8),
+    }
+    assert steps_per_task(halves) == steps

@@ -9,7 +9,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import ray.data
 import torch
 from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seld.errors import InputError
@@ -34,9 +35,15 @@ STEPS_PER_STREAM = 1000
 PREFETCHED_STEPS = 2
 #: Most bytes of the object store one stream's steps may take.
 OBJECT_STORE_SHARE_BYTES = 1.5e9
-#: Pause between two looks of Ray Data at its queues. One takes the training process a millisecond,
-#: which with a pause of 10 ms was a tenth of its CPU time. Steps read ahead outlast several.
+#: Small steps are read several to a task: with a task each, Ray takes as long for them as reading.
+#: Half of what Ray Data makes a block of, and so few steps that the first batch does not wait.
+TASK_BYTES = 64e6
+MOST_STEPS_PER_TASK = 8
+#: Pause between two looks of Ray Data at its queues, for each step that a task reads. A look takes
+#: the training process a millisecond, which with a pause of 10 ms was a tenth of its CPU time.
+#: Steps read ahead outlast several.
 SCHEDULING_PAUSE_S = 0.05
+_PAUSE_KEY = "seld.scheduling_pause_s"
 
 
 class _Unhurried(ExecutionCallback):
@@ -47,8 +54,14 @@ class _Unhurried(ExecutionCallback):
     holding Python's lock, slows each step to less than half its speed.
     """
 
-    def on_execution_step(self, executor: object) -> None:
-        time.sleep(SCHEDULING_PAUSE_S)
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        time.sleep(executor._data_context.get_config(_PAUSE_KEY))
+
+
+def steps_per_task(arrays: Mapping[str, np.ndarray]) -> int:
+    """How many steps one task reads, each as large as this one."""
+    step_bytes = sum(values.nbytes for values in arrays.values())
+    return max(1, min(MOST_STEPS_PER_TASK, int(TASK_BYTES / max(step_bytes, 1))))
 
 
 def stream_batches(
@@ -87,18 +100,24 @@ def stream_batches(
     # Else every task would receive the reader, whose index may take megabytes, and open its shards.
     reader = ray.put(read_step)
 
-    def read_block(block: Any) -> Any:
-        step = int(block["step"][0])
-        return _kept(reader)(step) | {"step": np.full(batch_size, step)}
+    def read_block(block: Any) -> Iterator[Any]:
+        for step in block["step"].tolist():
+            yield _kept(reader)(step) | {"step": np.full(batch_size, step)}
+
+    background = ThreadPoolExecutor(max_workers=1)
+    together = background.submit(lambda: steps_per_task(read_step(start_step)))
 
     # Where its batches are used and its shards are kept.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
     def prepared(stretch: range) -> ray.data.Dataset:
-        blocks = [pd.DataFrame({"step": [step]}) for step in stretch]
+        count = together.result()
+        firsts = range(0, len(stretch), count)
+        blocks = [pd.DataFrame({"step": stretch[first : first + count]}) for first in firsts]
+        ray.data.DataContext.get_current().set_config(_PAUSE_KEY, count * SCHEDULING_PAUSE_S)
         return ray.data.from_blocks(blocks).map_batches(
             read_block,
-            batch_size=1,
+            batch_size=None,
             num_cpus=0,
             compute=most_tasks,
             scheduling_strategy=here,
@@ -118,7 +137,6 @@ def stream_batches(
         range(first, min(first + STEPS_PER_STREAM, steps))
         for first in range(start_step, steps, STEPS_PER_STREAM)
     ]
-    background = ThreadPoolExecutor(max_workers=1)
     # A stream takes a second to give its first batch; networks are built meanwhile.
     waiting = background.submit(lambda: begun(prepared(stretches[0])))
 

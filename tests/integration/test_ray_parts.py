@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import ray.train
+import torch
 from ray import cloudpickle
 
 from seld.corpora import CORPORA
@@ -82,6 +83,22 @@ def test_batches_come_in_order_through_all_streams(monkeypatch: pytest.MonkeyPat
 
     batches = stream_batches(read, start_step=2, steps=10, batch_size=4, cpus=1.0)
     assert [batch["value"].unique().tolist() for batch in batches] == [[n] for n in range(2, 10)]
+
+
+@pytest.mark.parametrize(("task_bytes", "tasks"), [(1e6, 1), (2.5 * 4 * 2 * 8, 3), (1.0, 5)])
+def test_small_steps_are_read_several_to_a_task(
+    task_bytes: float, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "TASK_BYTES", task_bytes)
+
+    def read(step: int) -> dict[str, np.ndarray]:
+        task = ray.get_runtime_context().get_task_id() or ""
+        return {"value": np.array([[step, int(task[:12] or "0", 16)]] * 4)}
+
+    batches = list(stream_batches(read, start_step=0, steps=5, batch_size=4, cpus=1.0))
+    values = torch.stack([batch["value"] for batch in batches])
+    assert torch.equal(values[..., 0], torch.arange(5)[:, None].expand(5, 4))
+    assert len(values[..., 1].unique()) == tasks
 
 
 def one_that_is_followed(config: dict[str, Any]) -> dict[str, Any]:
