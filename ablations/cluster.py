@@ -185,7 +185,12 @@ def _start_ray_here(cpus: int | None) -> None:
                 # By default Ray ends a worker that is idle for a second while there are more
                 # workers than CPUs; with the actors of a few trials there always are, and every
                 # batch would wait for a process to start and import again.
-                _system_config={"idle_worker_killing_time_threshold_ms": 60_000},
+                # Nobody reads the metrics and task events of a cluster without a dashboard.
+                _system_config={
+                    "idle_worker_killing_time_threshold_ms": 60_000,
+                    "enable_metrics_collection": False,
+                    "task_events_report_interval_ms": 0,
+                },
             )
             return
         except Exception as error:

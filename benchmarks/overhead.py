@@ -78,7 +78,7 @@ def run_trial(config: dict[str, Any]) -> None:
     variant = config["turns"][config["turn"]]
     # Variants take turns in one process: each has its own settings, not those of the one before.
     os.environ[WATCHER] = "1" if variant == "bare" else "0"
-    for name, value in train_environment(elastic=False).items():
+    for name, value in train_environment(config["steps"], elastic=False).items():
         os.environ.pop(name, None)
         if variant != "bare":
             os.environ[name] = value
@@ -187,6 +187,7 @@ def main() -> None:
                 "turns": turns,
                 "cells": cells,
                 "run": run,
+                "steps": arguments.steps,
             },
             tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
             run_config=tune.RunConfig(storage_path=str(Path(folder) / "tune"), verbose=0),
