@@ -18,6 +18,7 @@ from ablations.calibrate import calibrated_durations_s
 from ablations.cluster import ClusterOptions, machines_of, placement_of
 from ablations.data import DataOptions, check_budgets, data_for_plan
 from ablations.places import stages_root
+from ablations.wording import counted
 from search_spaces.scales import ScaleSettings
 from search_spaces.studies import Study
 from seld.errors import InputError
@@ -110,7 +111,7 @@ def plan_study(
 
     cells = list(itertools.chain.from_iterable(trials))
     plans = plan_stages(cells, prepared, committed, measure if calibrate else None)
-    heading = heading or f"{len(trials)} trials"
+    heading = heading or counted(len(trials), "trial")
     if len(machines) > 1 and cluster.address is None:
         heading += f", on {len(machines)} machines like this one"
     console.print(f"{study.name}: {heading}; {placement.describe()}", highlight=False)
@@ -288,9 +289,9 @@ def print_plan(
     # Fine-tuning and evaluation are a single task each.
     gpu_workers = {"pretrain": placement.train_workers}
     gpu_hours = sum(known[name] * gpu_workers.get(name, 1) for name in known) / 3600
-    trials = "1 trial" if placement.lanes == 1 else f"{placement.lanes} trials"
+    at_once = counted(placement.lanes, "trial")
     console.print(
-        f"about {max(shared_out, longest):.2f} h{why}, {trials} at a time: "
+        f"about {max(shared_out, longest):.2f} h{why}, {at_once} at a time: "
         f"{gpu_hours * placement.worker_gpus:.2f} GPU hours, "
         f"{lane_hours * placement.cluster_cpus / placement.lanes:.2f} CPU hours",
         highlight=False,
