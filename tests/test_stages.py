@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from seld.errors import InputError
-from trainables import stages
+from trainables import stage_keys, stages
 from trainables.stage_keys import StageKey, _code_of, code_fingerprint, stage_key
 from trainables.stages import StageStore
 from trainables.work_clock import WorkClock, seconds_worked
@@ -101,7 +101,7 @@ def test_code_fingerprint_follows_meaning_and_imports(
     (package / "loop.py").write_text("from pretend.loss import loss\nstep = loss(1)\n")
     (package / "loss.py").write_text("def loss(value):\n    return value + 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(stages, "SOURCE_PACKAGES", ("pretend",))
+    monkeypatch.setattr(stage_keys, "SOURCE_PACKAGES", ("pretend",))
 
     def fingerprint() -> str:
         code_fingerprint.cache_clear()
@@ -115,7 +115,7 @@ def test_code_fingerprint_follows_meaning_and_imports(
     assert fingerprint() == original
     (package / "loss.py").write_text("def loss(value):\n    return value + 2\n")
     assert fingerprint() != original
-    monkeypatch.setattr(stages, "CARRIERS", ("pretend.loss",))
+    monkeypatch.setattr(stage_keys, "CARRIERS", ("pretend.loss",))
     carried = fingerprint()
     (package / "loss.py").write_text("def loss(value):\n    return value + 3\n")
     assert fingerprint() == carried
