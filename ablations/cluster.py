@@ -31,8 +31,10 @@ TRIAL_ENVIRONMENT = {
     # function has not ended after 2 s, as on a busy machine.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     # Tensors in large pages: to map fresh memory for every one of them in pieces of 4 KiB takes a
-    # tenth to a quarter of a step on a CPU. Glibc reads this from 2.35 on.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    # tenth to a quarter of a step on a CPU. One arena for all threads: the others', which training
+    # threads would use, give memory back and take it anew at every step, another tenth. Glibc reads
+    # this from 2.35 on.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
 }
 
 #: How long a cluster may take to take a connection.
