@@ -1,9 +1,10 @@
 """Training steps in bfloat16 beside float32, on one core or a GPU.
 
     python -m benchmarks.steps [--scale evidence] [--device cpu] [--steps 10]
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.steps     as trials run it
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1 python -m benchmarks.steps
 
-Whole optimiser steps of DOA-wise pretraining and of fine-tuning at a scale, on random batches.
+The second as trials run it. Whole optimiser steps of DOA-wise pretraining and of fine-tuning at a
+scale, on random batches, in a thread as in trials (glibc gives threads heaps of their own).
 Precisions take turns in one run. ``auto``, the default of every recipe, is whichever of the two
 :func:`trainables.steps.computes_bf16` expects to be the faster; this says whether it is.
 """
@@ -14,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import repeat
 
@@ -120,9 +122,11 @@ def main() -> None:
         "fine-tuning": finetuning_ms,
     }
     for name, loop in loops.items():
-        wide, narrow = (
-            loop(scale, precision, arguments.device, arguments.steps) for precision in PRECISIONS
-        )
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            wide, narrow = (
+                pool.submit(loop, scale, precision, arguments.device, arguments.steps).result()
+                for precision in PRECISIONS
+            )
         print(f"{name:12s} float32 {wide:7.1f}   bf16 {narrow:7.1f}   {wide / narrow:5.2f} ×")
 
 
