@@ -211,15 +211,15 @@ def evidence(scale: ScaleSettings) -> Study:
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
-    Cost: five hours on 2 cores that compute in bfloat16 and have nothing else to do, seven where
-    other machines share their memory (20 pretrainings of 16 to 22 minutes of a core, 25
-    fine-tunings of four to six and 25 of eight to twelve; a quarter of an hour for rendering), half
-    as long again without; 13 GB of disk. The README's table, with ``--budgets 2,6,18``: two more.
+    Cost: five hours on 2 cores that compute in bfloat16 and have nothing else to do, five and a
+    half where other machines share their memory (20 pretrainings of 13 to 20 minutes of a core, 25
+    fine-tunings of three and 25 of nine; a quarter of an hour for rendering), half as long again
+    without; 13 GB of disk.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
-    until its validation score stops improving (2500 steps with 2 minutes, 5500 with 6 and with
-    18). The probes in the report say what each encoder had learnt before it saw a label.
+    until its validation score stops improving (1500 steps with 2 minutes, 4000 with 18). The probes
+    in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)
     return replace(

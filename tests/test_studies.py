@@ -36,8 +36,8 @@ def test_no_pretraining_hears_the_embedded_benchmark_often_enough_to_learn_it_by
     settings = find_scale(scale)
     recipe = settings.doa_wise
     heard_s = recipe.steps * recipe.batch_size * recipe.window_s
-    # Fifty times were too many and eighteen were not (LOG.md, 2026-11-27).
-    assert heard_s / (60.0 * settings.scenes.unannotated.minutes) < 20.0
+    # Fifty times were too many (LOG.md, 2026-11-27); thirty were better than fifteen (2026-11-28).
+    assert heard_s / (60.0 * settings.scenes.unannotated.minutes) < 30.0
 
 
 def test_the_default_study_is_the_one_asked_for() -> None:
@@ -77,8 +77,8 @@ def test_every_arm_is_fine_tuned_for_the_steps_of_its_budget_or_of_the_command()
         return found
 
     usual = study.scale.finetune.steps
-    assert steps(study) == {2.0: {3000}, 6.0: {usual}, 18.0: {usual}}
-    assert usual > 3000
+    assert steps(study) == {2.0: {1500}, 6.0: {usual}, 18.0: {usual}}
+    assert usual > 1500
     other = replace(study, scale=replace(study.scale, finetune_steps={6.0: 7}))
     assert steps(other) == {2.0: {usual}, 6.0: {7}, 18.0: {usual}}
     # What the command says holds everywhere, the recipe's own number too.
