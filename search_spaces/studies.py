@@ -211,14 +211,14 @@ def evidence(scale: ScaleSettings) -> Study:
     Command: ``python ablations/run_grid.py evidence`` (at scale ``evidence`` unless another is
     asked for); on a GPU ``--scale small``; with real sounds
     ``--sound-bank ../shared/data/esc10 --results results-esc10``.
-    Cost: five hours on 2 cores that compute in bfloat16 and have nothing else to do, five and a
-    half where other machines share their memory (20 pretrainings of 13 to 20 minutes of a core, 25
-    fine-tunings of three and 25 of nine; a quarter of an hour for rendering), half as long again
+    Cost: four and a half hours on 2 cores that compute in bfloat16 and have nothing else to do,
+    five where other machines share their memory (20 pretrainings of 13 to 20 minutes of a core, 25
+    fine-tunings of three and 25 of five; a quarter of an hour for rendering), half as long again
     without; 13 GB of disk.
     Reading: the arms of ``variants``, at budgets from two minutes to all, over five seeds of
     pretraining, fine-tuning and choice of annotations. The fine-tuning recipe was tuned on
     validation rooms for scratch and is the same for every arm; its length is what scratch needs
-    until its validation score stops improving (1500 steps with 2 minutes, 4000 with 18). The probes
+    until its validation score stops improving (1500 steps with 2 minutes, 2500 with 6). The probes
     in the report say what each encoder had learnt before it saw a label.
     """
     study = variants(scale)

@@ -95,7 +95,7 @@ def test_a_plan_says_how_long_each_budget_is_fine_tuned() -> None:
     """A budget that the scale has no number of steps for gets the recipe's."""
     study = replace(find_study("evidence"), budgets_minutes=(1.0, 2.0, 6.0))
     assert finetuning_lengths(study) == (
-        "fine-tuning: 4500 steps with 1, 1500 steps with 2, 4500 steps with 6 annotated minutes"
+        "fine-tuning: 2500 steps with 1, 1500 steps with 2, 2500 steps with 6 annotated minutes"
     )
 
 

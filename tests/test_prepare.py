@@ -452,8 +452,8 @@ def test_every_study_has_budgets_that_its_scenes_can_fill(scale: str, tmp_path: 
 
 
 def test_what_scenes_have_for_budgets_is_known_before_they_are_rendered(tmp_path: Path) -> None:
-    """Of 24 minutes in 15 rooms, those of three rooms validate."""
-    assert trainable_minutes_of_scenes(find_scale("evidence").scenes) == pytest.approx(19)
+    """Of 8 minutes in 15 rooms, those of three rooms validate."""
+    assert trainable_minutes_of_scenes(find_scale("evidence").scenes) == pytest.approx(19 / 3)
     # And is what is found once they are: recordings of 2 s, as rendering them takes no less.
     scenes = SceneSettings(
         recording_s=2.0,

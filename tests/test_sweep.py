@@ -577,7 +577,7 @@ def test_the_finding_can_be_typed_into_a_grid(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("typed", "steps", "kept"),
     [
-        ((), {2.0: 1500, 6.0: 4500}, [1500, 4500]),
+        ((), {2.0: 1500, 6.0: 2500}, [1500, 2500]),
         (("--set", "finetune.steps=900"), {2.0: 900, 6.0: 900}, 900),
     ],
 )
